@@ -1,0 +1,103 @@
+"""Questions about arrays whose answers differ from library to library."""
+
+import numpy as np
+import numpy.typing as npt
+from array_api_compat import array_namespace, device, is_numpy_array, is_numpy_namespace, is_torch_array, is_writeable_array
+
+from cqs.errors import BackendError
+from cqs.types import Array, DType, Namespace
+
+__all__ = ["dtype_of", "is_numpy", "is_writeable", "may_overlap", "namespace_of", "refuse_gradients"]
+
+
+def namespace_of(**arrays: Array) -> Namespace:
+    """Return the array-API namespace that all the arrays belong to.
+
+    Raises
+    ------
+    BackendError
+        Naming the argument that is no array, or of another library or on another device than the first.
+    """
+    (first, reference), *_ = arrays.items()
+    for name, array in arrays.items():
+        try:
+            xp = array_namespace(array)
+        except TypeError:
+            rule = "be an array of a library with an array-API namespace (NumPy, CuPy, torch, ...)"
+            raise BackendError.of(name, rule, type(array).__name__, "convert it, as in `np.asarray(x)`") from None
+        if name == first:
+            namespace = xp
+        elif xp is not namespace:
+            rule = f"be of the same library as `{first}`, {_library(reference)}"
+            raise BackendError.of(name, rule, _library(array), "convert one of them; nothing is moved silently")
+        elif device(array) != device(reference):
+            rule = f"be on the device of `{first}`, {device(reference)}"
+            raise BackendError.of(name, rule, device(array), "move one of them; nothing is moved silently")
+    return namespace
+
+
+def is_numpy(xp: Namespace) -> bool:
+    """Whether a namespace is NumPy's."""
+    return bool(is_numpy_namespace(xp))
+
+
+def dtype_of(xp: Namespace, name: str) -> DType:
+    """Return a namespace's data type by name, as in `dtype_of(xp, "float32")`.
+
+    bfloat16 under NumPy is the type that `ml_dtypes` adds.
+    """
+    if name == "bfloat16" and is_numpy(xp):
+        try:
+            import ml_dtypes
+        except ImportError:
+            remedy = "pip install 'cqs-attention[bfloat16]'"
+            raise BackendError.of("dtype", "be available in NumPy", "bfloat16 without ml_dtypes", remedy) from None
+        return np.dtype(ml_dtypes.bfloat16)
+    return getattr(xp, name)
+
+
+def _to_numpy(array: Array) -> npt.NDArray[np.generic]:
+    """View an array of any CPU library as NumPy without a copy, where its library allows that."""
+    if is_torch_array(array):
+        return array.detach().view(_torch_bits(array)).numpy()  # type: ignore[no-any-return]
+    return array if is_numpy_array(array) else np.from_dlpack(array)
+
+
+def is_writeable(array: Array) -> bool:
+    """Whether an array can be written to: not if it is read-only, or of a library whose arrays never change."""
+    return bool(is_writeable_array(array))
+
+
+def refuse_gradients(**arrays: Array) -> None:
+    """Refuse arrays that record gradients, since none would be recorded through attention.
+
+    Raises
+    ------
+    BackendError
+        Naming the argument.
+    """
+    for name, array in arrays.items():
+        if getattr(array, "requires_grad", False):
+            rule = "not require gradients, which cqs does not compute yet"
+            raise BackendError.of(name, rule, "requires_grad=True", f"give `{name}.detach()`")
+
+
+def may_overlap(a: Array, b: Array) -> bool:
+    """Whether two arrays may share memory; True when in doubt. Libraries without a view of theirs: identity."""
+    try:
+        return bool(np.shares_memory(_to_numpy(a), _to_numpy(b), max_work=10_000))
+    except np.exceptions.TooHardError:
+        return True
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
+        return a is b
+
+
+def _torch_bits(array: Array) -> DType:
+    """Return an integer type of the same width: NumPy cannot view torch's bfloat16 as it is."""
+    import torch
+
+    return {2: torch.int16, 4: torch.int32, 8: torch.int64}[array.element_size()]
+
+
+def _library(array: Array) -> str:
+    return type(array).__module__.partition(".")[0]

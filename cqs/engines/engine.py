@@ -1,0 +1,107 @@
+"""Running a plan: on this machine's threads, or on any `concurrent.futures.Executor`."""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cqs.backend import available_cpus
+from cqs.errors import OptionError
+from cqs.schedule import Plan
+from cqs.worker import TaskResult, Worker
+
+__all__ = ["Engine", "ExecutorEngine", "LocalEngine", "as_engine"]
+
+
+class Engine(Protocol):
+    """Anything that runs the tasks of a plan."""
+
+    @property
+    def threads(self) -> int:
+        """How many threads a kernel may use inside a task."""
+
+    def run(self, plan: Plan, worker: Worker) -> Iterator[TaskResult]:
+        """Run every task once and yield its result; any order will do."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalEngine:
+    """Threads of this process: as many tasks in flight as threads, and kernels that share the same threads.
+
+    Parameters
+    ----------
+    threads : int
+        By default the number of CPUs this process may run on.
+    """
+
+    threads: int = field(default_factory=available_cpus)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.threads, int) or self.threads < 1:
+            remedy = "leave it out for one a CPU"
+            raise OptionError.of("threads", "be a whole number of at least 1", repr(self.threads), remedy)
+
+    def run(self, plan: Plan, worker: Worker) -> Iterator[TaskResult]:
+        """Yield results in the plan's order, holding at most one task a thread."""
+        in_flight = min(self.threads, len(plan))
+        if in_flight == 1:
+            yield from map(worker.run, plan.tasks())
+            return
+        with ThreadPoolExecutor(in_flight, thread_name_prefix="cqs-task") as pool:
+            yield from _in_order(pool, in_flight, plan, worker)
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorEngine:
+    """Any `concurrent.futures.Executor`: processes, Dask's `Client.get_executor()`, MPI.
+
+    The worker is pickled with each task when the executor's workers are other processes, arrays included.
+
+    Parameters
+    ----------
+    executor : Executor
+        It is used, not closed.
+    in_flight : int
+        Most tasks submitted and not yet merged; it bounds the memory that waiting results hold.
+    """
+
+    executor: Executor
+    in_flight: int = field(default_factory=lambda: 2 * available_cpus())
+    threads: int = 1
+
+    def run(self, plan: Plan, worker: Worker) -> Iterator[TaskResult]:
+        """Yield results in the plan's order."""
+        return _in_order(self.executor, self.in_flight, plan, worker)
+
+
+def as_engine(engine: "Engine | Executor | None") -> Engine:
+    """Return the engine that an `engine=` argument means: None is `LocalEngine()`.
+
+    Raises
+    ------
+    OptionError
+        If it is neither an engine nor an executor.
+    """
+    if engine is None:
+        return LocalEngine()
+    if isinstance(engine, Executor):
+        return ExecutorEngine(engine)
+    if not callable(getattr(engine, "run", None)):
+        rule = "be an engine from `cqs.engines` or a `concurrent.futures.Executor`"
+        raise OptionError.of("engine", rule, repr(engine), "leave it out to use this machine's threads")
+    return engine
+
+
+def _in_order(executor: Executor, in_flight: int, plan: Plan, worker: Worker) -> Iterator[TaskResult]:
+    pending: deque[Future[TaskResult]] = deque()
+    try:
+        for task in plan.tasks():
+            pending.append(executor.submit(worker.run, task))
+            if len(pending) == in_flight:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()

@@ -1,0 +1,81 @@
+"""The errors this library raises, all of them a `CQSError`.
+
+Every message says four things: which argument, what rule it broke, the value it had, and the way out.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+__all__ = [
+    "BackendError",
+    "CQSError",
+    "DTypeError",
+    "OptionError",
+    "QuorumError",
+    "ShapeError",
+    "TileError",
+    "refuse_unknown",
+]
+
+
+class CQSError(Exception):
+    """Base of every error that cqs raises on purpose."""
+
+    @classmethod
+    def of(cls, argument: str, rule: str, got: object, remedy: str) -> Self:
+        """Compose the message: argument, rule, value, remedy.
+
+        >>> str(CQSError.of("workers", "be at least 1", 0, "leave it out to let cqs choose"))
+        '`workers` must be at least 1, got 0; leave it out to let cqs choose'
+        """
+        return cls(f"`{argument}` must {rule}, got {got}; {remedy}")
+
+
+class ShapeError(CQSError, ValueError):
+    """An array has the wrong number of axes, or axes that do not fit the others."""
+
+
+class DTypeError(CQSError, TypeError):
+    """An array has a data type that attention is not defined for, or that differs from the others'."""
+
+
+class OptionError(CQSError, ValueError):
+    """An option has a value, or a name, that does not exist or does not fit the others."""
+
+
+class QuorumError(CQSError, ValueError):
+    """A set of residues is not a difference cover, or no cover is known for the modulus."""
+
+
+class BackendError(CQSError, RuntimeError):
+    """Arrays of different libraries or devices, or a library that is missing."""
+
+
+class TileError(CQSError, RuntimeError):
+    """A tile of the score matrix reached the Tiler twice, or never, or belongs to another plan."""
+
+
+# What other libraries call the same thing, or what has no meaning here
+_ELSEWHERE = {
+    "attn_mask": "`mask`",
+    "causal": "`is_causal`",
+    "dropout_p": "nothing: attention here is exact",
+    "enable_gqa": "nothing: grouped heads follow from the shapes",
+    "num_workers": "`workers`",
+    "sm_scale": "`scale`",
+    "softmax_scale": "`scale`",
+}
+
+
+def refuse_unknown(function: Callable[..., Any], unknown: Mapping[str, object]) -> None:
+    """Refuse options that a function does not have, and name the one that was probably meant."""
+    for name in unknown:
+        known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        near = difflib.get_close_matches(name, known, n=1)
+        meant = _ELSEWHERE.get(name) or (f"`{near[0]}`" if near else "none of them")
+        raise OptionError(
+            f"`{name}` must be an option of `{function.__name__}`, which has {', '.join(known)}; "
+            f"got {name}={unknown[name]!r}, perhaps for {meant}"
+        )

@@ -1,0 +1,43 @@
+"""Attention as its formula says it, for reading and for checking the others. Any array-API library."""
+
+from collections.abc import Sequence
+
+from cqs.backend import dtype_of, namespace_of
+from cqs.kernels.chunk import KeyChunk
+from cqs.masks import Mask
+from cqs.partial import Partial
+from cqs.problem import DTYPES, dtype_name
+from cqs.types import Array
+
+__all__ = ["attend"]
+
+
+def attend(
+    q: Array, chunks: Sequence[KeyChunk], *, scale: float, mask: Mask, q_start: int = 0, threads: int = 1
+) -> Partial:
+    r"""Compute :math:`o = \mathrm{softmax}(\mathrm{scale} \cdot q k^\top)\, v` and its log-sum-exp in one piece.
+
+    Holds the whole T x S array of scores: O(H T S) memory. See `cqs.kernels.Attend` for the arguments.
+    """
+    xp = namespace_of(q=q)
+    dtype = dtype_of(xp, DTYPES[dtype_name(q)][1])
+    q = xp.astype(q, dtype)
+    k = xp.astype(xp.concat([chunk.k for chunk in chunks], axis=-2), dtype)
+    v = xp.astype(xp.concat([chunk.v for chunk in chunks], axis=-2), dtype)
+    *batch, H, T, D = q.shape
+    *_, G, S, E = v.shape
+
+    q = xp.reshape(q, (*batch, G, H // G, T, D))  # H // G query heads share a key head
+    scores = scale * (q @ xp.matrix_transpose(k)[..., None, :, :])  # (*B, G, H/G, T, S)
+    q_idx = xp.arange(q_start, q_start + T, device=q.device)
+    k_idx = xp.concat([xp.arange(c.tokens.start, c.tokens.stop, device=q.device) for c in chunks])
+    scores = xp.where(mask.visible(q_idx[:, None], k_idx[None, :]), scores, -xp.inf)
+
+    none = xp.full((*scores.shape[:-1], 1), -xp.inf, dtype=dtype, device=q.device)
+    top = xp.max(xp.concat([scores, none], axis=-1), axis=-1, keepdims=True)  # -inf where no key is seen
+    shift = xp.where(top == -xp.inf, xp.zeros_like(top), top)
+    weights = xp.exp(scores - shift)
+    total = xp.sum(weights, axis=-1, keepdims=True)
+    out = (weights @ v[..., None, :, :]) / xp.where(total == 0, xp.ones_like(total), total)
+    lse = xp.where(total == 0, top, shift + xp.log(xp.where(total == 0, xp.ones_like(total), total)))
+    return Partial(xp.reshape(out, (*batch, H, T, E)), xp.reshape(lse, (*batch, H, T)))

@@ -1,0 +1,130 @@
+"""The plan: a problem and how it is cut into tasks. Made before anything is allocated, and small for any W."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+from typing import Any, Self
+
+from cqs.errors import OptionError
+from cqs.masks import Coverage, NoMask
+from cqs.problem import DTYPES, AttentionProblem
+from cqs.quorum import CyclicQuorumSet
+from cqs.schedule.layout import GridLayout, Layout, QuorumLayout
+from cqs.schedule.task import Strip, Task
+from cqs.units import format_bytes, format_count
+
+__all__ = ["Plan"]
+
+_FORMAT = "cqs.plan/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which task computes which tiles. Tasks are made when asked for, never all at once.
+
+    Parameters
+    ----------
+    problem : AttentionProblem
+        What is to be computed.
+    strategy : {"cqs", "tiles"}
+        How the score matrix is cut: by a cyclic quorum set (self-attention), or by a grid of rectangles.
+    workers : int
+        W, the number of tasks.
+    base : tuple of int or None
+        The difference cover, for "cqs".
+
+    Notes
+    -----
+    A plan fixes every tile, block and order of merging, so that running it gives bitwise the same output on any
+    number of threads and in whatever order its tasks finish.
+    """
+
+    problem: AttentionProblem
+    strategy: str
+    workers: int
+    base: tuple[int, ...] | None = None
+
+    def __len__(self) -> int:
+        return self.workers
+
+    def task(self, i: int) -> Task:
+        """Return task i, with the tiles that the mask leaves empty dropped. O(W log W)."""
+        if not 0 <= i < self.workers:
+            raise OptionError.of("i", f"be a task in 0..{self.workers - 1}", i, "`len(plan)` is the number of tasks")
+        return _task(self, i)
+
+    def tasks(self) -> Iterator[Task]:
+        """Return the tasks in order, each made when it is reached."""
+        return (self.task(i) for i in range(self.workers))
+
+    def load(self, task: Task) -> int:
+        """Return the visible (query, key) pairs of one head that a task computes."""
+        count = self.problem.mask.count
+        return sum(count(tile.query.tokens, tile.key.tokens) for tile in task.tiles)
+
+    def loads(self) -> list[int]:
+        """Return `load` of every task; they add up to `problem.n_pairs`."""
+        return [self.load(task) for task in self.tasks()]
+
+    def held_bytes(self, task: Task) -> int:
+        """Return the bytes of queries, keys and values that a task reads."""
+        p = self.problem
+        n_queries = sum(len(group) for group in task.query_groups)
+        n_keys = sum(len(group) for group in task.key_groups)
+        per_query, per_key = p.n_heads * p.width, p.n_kv_heads * (p.width + p.value_width)
+        return (p.n_batch_heads // p.n_heads) * p.itemsize * (n_queries * per_query + n_keys * per_key)
+
+    def partial_bytes(self, task: Task) -> int:
+        """Return the bytes of a task's result: output and lse, in the accumulator's type, for each of its strips."""
+        p = self.problem
+        n_rows = sum(len(strip.query) for strip in task.strips)
+        return n_rows * p.n_batch_heads * (p.value_width + 1) * DTYPES[p.accumulator_dtype][0]
+
+    def to_json(self) -> str:
+        """Write the plan as JSON; it holds what the tasks follow from, not the tasks."""
+        values = {"format": _FORMAT, "strategy": self.strategy, "workers": self.workers, "base": self.base}
+        return json.dumps(values | {"problem": self.problem.to_dict()})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote; the cover is verified again."""
+        values: dict[str, Any] = json.loads(text)
+        if values.get("format") != _FORMAT:
+            rule = f"be a plan in the format {_FORMAT}"
+            raise OptionError.of("text", rule, repr(values.get("format")), "was it written by another cqs?")
+        base = None if values["base"] is None else CyclicQuorumSet(values["workers"], values["base"]).base
+        return cls(AttentionProblem.from_dict(values["problem"]), values["strategy"], values["workers"], base)
+
+    def __str__(self) -> str:
+        p, first = self.problem, self.task(0)
+        cut = f"cyclic quorum set with base {self.base}" if self.base else "grid of equal rectangles"
+        return "\n".join(
+            [
+                f"Plan: {self.workers} tasks, {cut}",
+                f"  problem   q {(*p.batch, p.n_heads, p.n_queries, p.width)}, "
+                f"k {(*p.batch, p.n_kv_heads, p.n_keys, p.width)}, E = {p.value_width}, {p.dtype}, {p.mask}",
+                f"  work      {format_count(p.flops(p.n_pairs))}FLOP over {format_count(p.n_pairs)} pairs a head",
+                f"  task 0    reads {format_bytes(self.held_bytes(first))}, "
+                f"returns {format_bytes(self.partial_bytes(first))}, {format_count(self.load(first))} pairs a head",
+            ]
+        )
+
+
+@lru_cache(maxsize=64)
+def _layout(plan: Plan) -> Layout:
+    p = plan.problem
+    if plan.base is None:
+        return GridLayout(p.n_queries, p.n_keys, plan.workers)
+    return QuorumLayout(p.n_queries, CyclicQuorumSet(plan.workers, plan.base))
+
+
+@lru_cache(maxsize=64)
+def _task(plan: Plan, i: int) -> Task:
+    mask = plan.problem.mask
+    tiles = (tile for tile in _layout(plan).tiles(i) if tile.query and tile.key)
+    if mask != NoMask():
+        tiles = (t for t in tiles if mask.classify(t.query.tokens, t.key.tokens) is not Coverage.EMPTY)
+    strips = groupby(tiles, key=lambda tile: tile.query)
+    return Task(i, tuple(Strip(query, tuple(tile.key for tile in of_query)) for query, of_query in strips))

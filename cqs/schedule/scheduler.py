@@ -1,0 +1,81 @@
+"""The Scheduler: a problem and the machine's wishes become a Plan."""
+
+import operator
+from dataclasses import dataclass
+
+from cqs.errors import OptionError
+from cqs.problem import AttentionProblem
+from cqs.quorum import CyclicQuorumSet, difference_cover, known_moduli
+from cqs.schedule.plan import Plan
+
+__all__ = ["STRATEGIES", "Scheduler", "default_workers"]
+
+STRATEGIES = ("auto", "cqs", "tiles")
+_LEAST_GROUP = 256  # tokens; in smaller groups a kernel call costs more than it computes
+
+
+def default_workers(n_tokens: int, n_cpus: int | None = None) -> int:
+    """Return the number of workers used when none is given.
+
+    The smallest W >= `n_cpus` with a perfect cover (1, 3, 7, 13, 21, 31, ...: those waste nothing), so
+    that every CPU has a task of its own; less if groups would fall under 256 tokens.
+
+    >>> default_workers(100_000, n_cpus=2), default_workers(100_000, n_cpus=16), default_workers(128, n_cpus=16)
+    (3, 21, 1)
+    """
+    n_cpus = available_cpus() if n_cpus is None else n_cpus
+    perfect = [W for W in known_moduli() if difference_cover(W).is_perfect]
+    wanted = next((W for W in perfect if n_cpus <= W), perfect[-1])
+    return max(W for W in perfect if W <= max(min(wanted, n_tokens // _LEAST_GROUP), 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduler:
+    """Makes plans. Everything it refuses, it refuses before anything is allocated.
+
+    Parameters
+    ----------
+    workers : int, optional
+        W, the number of tasks; by default `default_workers(T)`. More workers than tokens are allowed: the groups that
+        are then empty cost nothing.
+    strategy : {"auto", "cqs", "tiles"}
+        "cqs" cuts by a cyclic quorum set, and wants as many queries as keys. "tiles" cuts by a ragged grid.
+        "auto" takes "cqs" where it can.
+    """
+
+    workers: int | None = None
+    strategy: str = "auto"
+
+    def plan(self, problem: AttentionProblem) -> Plan:
+        """Return the plan for a problem.
+
+        Raises
+        ------
+        OptionError
+            If `workers` is not a whole number of at least 1, or the strategy is unknown or does not fit.
+        QuorumError
+            If no difference cover is known for W.
+        """
+        strategy = self._strategy(problem)
+        W = default_workers(problem.n_queries) if self.workers is None else self._workers()
+        base = CyclicQuorumSet(W).base if strategy == "cqs" else None
+        return Plan(problem, strategy, W, base)
+
+    def _strategy(self, problem: AttentionProblem) -> str:
+        T, S = problem.n_queries, problem.n_keys
+        if self.strategy not in STRATEGIES:
+            raise OptionError.of("strategy", f"be one of {', '.join(STRATEGIES)}", repr(self.strategy), "see the docs")
+        if self.strategy == "cqs" and T != S:
+            remedy = "for cross-attention use strategy='tiles', which reads least there"
+            raise OptionError.of("strategy", "not be 'cqs' when q and k differ in tokens", f"{T} and {S}", remedy)
+        return ("cqs" if T == S else "tiles") if self.strategy == "auto" else self.strategy
+
+    def _workers(self) -> int:
+        try:
+            W = operator.index(self.workers)  # type: ignore[arg-type]
+        except TypeError:
+            W = 0
+        if W < 1 or isinstance(self.workers, bool):
+            remedy = "leave it out to let cqs choose"
+            raise OptionError.of("workers", "be a whole number of at least 1", repr(self.workers), remedy)
+        return W

@@ -1,0 +1,112 @@
+"""The Tiler: partial results become the output, each tile exactly once."""
+
+from cqs.backend import dtype_of, namespace_of
+from cqs.errors import TileError
+from cqs.partial import Partial, merge
+from cqs.schedule import Plan, Strip, Task
+from cqs.types import Array
+from cqs.worker import TaskResult
+
+__all__ = ["Tiler"]
+
+
+class Tiler:
+    """Merges the results of a plan's tasks into the output, and refuses anything that would make it wrong.
+
+    Parameters
+    ----------
+    plan : Plan
+        Whose tasks are to come.
+    out : array, `(*B, H, T, E)`
+        Where the output is written. While it has the accumulators' type it is itself the accumulator.
+
+    Notes
+    -----
+    Results are merged in the order of their tasks, whatever order they come in: one that is early waits. So the output is
+    bitwise the same for any engine. Beyond the output the Tiler holds the log-sum-exp, what waits, and for
+    float16 and bfloat16 output an accumulator in float32.
+    """
+
+    def __init__(self, plan: Plan, out: Array) -> None:
+        problem = plan.problem
+        xp = namespace_of(out=out)
+        dtype = dtype_of(xp, problem.accumulator_dtype)
+        self._plan = plan
+        self._out = out
+        accumulator = out if out.dtype == dtype else xp.empty(out.shape, dtype=dtype, device=out.device)
+        accumulator[...] = 0
+        self._sum = Partial(accumulator, xp.full(problem.lse_shape, -xp.inf, dtype=dtype, device=out.device))
+        self._waiting: dict[int, TaskResult] = {}
+        self._next = 0  # the task whose result is merged next
+        self._begun: set[int] = set()  # first queries of the groups that hold something already
+
+    def add(self, result: TaskResult) -> None:
+        """Take the result of one task. O(T E / sqrt(W)) a head.
+
+        Raises
+        ------
+        TileError
+            If the task is not of this plan, has tiles that the plan does not give it or lacks some, or came before.
+        """
+        self._check(result)
+        self._waiting[result.task.index] = result
+        while self._next in self._waiting:
+            ready = self._waiting.pop(self._next)
+            for strip, partial in zip(ready.task.strips, ready.partials, strict=True):
+                self._merge(strip, partial)
+            self._next += 1
+
+    def result(self) -> Partial:
+        """Return the output and its log-sum-exp, once every task has come.
+
+        Raises
+        ------
+        TileError
+            Naming a tile that never came.
+        """
+        if self._next < len(self._plan):
+            n_missing = len(self._plan) - self._next - len(self._waiting)
+            what = _first_tile(self._plan.task(self._next))
+            raise TileError(f"{n_missing} of {len(self._plan)} tasks never came, the first of them task {self._next} with {what}")
+        if self._out is not self._sum.out:
+            xp = namespace_of(out=self._out)
+            self._out[...] = xp.astype(self._sum.out, self._out.dtype)
+        return Partial(self._out, self._sum.lse)
+
+    def _merge(self, strip: Strip, partial: Partial) -> None:
+        rows = slice(strip.query.start, strip.query.stop)
+        out, lse = self._sum.out[..., rows, :], self._sum.lse[..., rows]
+        if rows.start in self._begun:
+            partial = merge(Partial(out, lse), partial)
+        self._begun.add(rows.start)
+        out[...] = partial.out
+        lse[...] = partial.lse
+
+    def _check(self, result: TaskResult) -> None:
+        index, n_tasks = result.task.index, len(self._plan)
+        if not 0 <= index < n_tasks:
+            raise TileError(f"task {index} with {_first_tile(result.task)} is foreign: the plan has {n_tasks} tasks")
+        planned = self._plan.task(index)
+        if result.task != planned:
+            came, due = set(result.task.tiles), set(planned.tiles)
+            for tile in result.task.tiles:
+                if tile not in due:
+                    raise TileError(f"{tile} is foreign: the plan does not give it to task {index}")
+            missing = next((tile for tile in planned.tiles if tile not in came), None)
+            raise TileError(f"{missing or 'a tile'} of task {index} is missing or doubled: the task is not the plan's")
+        if index < self._next or index in self._waiting:
+            raise TileError(f"task {index} with {_first_tile(planned)} came twice; each task is added once")
+        for strip, partial in zip(planned.strips, result.partials, strict=False):
+            expected = (*self._out.shape[:-2], len(strip.query), self._out.shape[-1])
+            if tuple(partial.out.shape) != expected or tuple(partial.lse.shape) != expected[:-1]:
+                tile = next(strip.tiles)
+                raise TileError(f"the result for {tile} must have shape {expected}, got {tuple(partial.out.shape)}")
+        if len(result.partials) < len(planned.strips):
+            tile = next(planned.strips[len(result.partials)].tiles)
+            raise TileError(f"{tile} is missing from the result of task {index}")
+        if len(result.partials) > len(planned.strips):
+            raise TileError(f"task {index} has {len(planned.strips)} strips, but {len(result.partials)} results came")
+
+
+def _first_tile(task: Task) -> str:
+    return str(next(task.tiles, "no tile"))

@@ -1,0 +1,41 @@
+"""Numbers for people: bytes, counts and seconds."""
+
+__all__ = ["format_bytes", "format_count", "format_seconds"]
+
+
+def format_bytes(n_bytes: float) -> str:
+    """Write a byte count in binary units.
+
+    >>> format_bytes(1536), format_bytes(16 * 2**20)
+    ('1.5 KiB', '16.0 MiB')
+    """
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(n_bytes) < 1024 or unit == "TiB":
+            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1024
+    raise AssertionError("unreachable")
+
+
+def format_count(n: float) -> str:
+    """Write a large count in powers of a thousand.
+
+    >>> format_count(12), format_count(4.2e9)
+    ('12', '4.20 G')
+    """
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if abs(n) < 1000 or unit == "P":
+            return f"{n:.0f}" if unit == "" else f"{n:.2f} {unit}"
+        n /= 1000
+    raise AssertionError("unreachable")
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration with three digits and a fitting unit.
+
+    >>> format_seconds(0.00123), format_seconds(75)
+    ('1.23 ms', '75 s')
+    """
+    for scale, unit in ((1e-6, "us"), (1e-3, "ms"), (1.0, "s")):
+        if seconds < 1000 * scale or unit == "s":
+            return f"{seconds / scale:.3g} {unit}"
+    raise AssertionError("unreachable")
