@@ -22,13 +22,17 @@ class Coverage(Enum):
 class Mask(ABC):
     """A rule that says which keys each query sees; positions are token numbers, counted from 0.
 
-    The four methods agree with each other: `visible` is the definition, `classify` may say PARTIAL for
-    anything but must be right when it says EMPTY or FULL, and `count` is the exact number of True in `visible`.
+    The methods agree with each other: `visible` is the definition, `classify` may say PARTIAL for anything but must be
+    right when it says EMPTY or FULL, `reach` may be too long, and `count` is the exact number of True in `visible`.
     """
 
     @abstractmethod
     def classify(self, rows: range, cols: range) -> Coverage:
         """Return how much of queries `rows` against keys `cols` is visible, in O(1)."""
+
+    @abstractmethod
+    def reach(self, rows: range, cols: range) -> range:
+        """Return a part of `cols` outside of which no query of `rows` sees a key, in O(1)."""
 
     @abstractmethod
     def visible(self, q_idx: Array, k_idx: Array) -> Array:
@@ -50,6 +54,10 @@ class NoMask(Mask):
     def classify(self, rows: range, cols: range) -> Coverage:
         """Return FULL, or EMPTY for a rectangle without area."""
         return Coverage.FULL if rows and cols else Coverage.EMPTY
+
+    def reach(self, rows: range, cols: range) -> range:
+        """Return `cols`."""
+        return cols
 
     def visible(self, q_idx: Array, k_idx: Array) -> Array:
         """Return True everywhere."""
@@ -81,6 +89,10 @@ class Causal(Mask):
         if cols.stop - 1 <= rows.start + self.offset:
             return Coverage.FULL
         return Coverage.PARTIAL
+
+    def reach(self, rows: range, cols: range) -> range:
+        """End with what the last query sees."""
+        return range(cols.start, max(min(cols.stop, rows.stop + self.offset), cols.start))
 
     def visible(self, q_idx: Array, k_idx: Array) -> Array:
         """Return k <= q + offset."""

@@ -6,7 +6,7 @@ from typing import Self
 from cqs.backend import namespace_of
 from cqs.types import Array, DType, Namespace
 
-__all__ = ["Partial", "merge"]
+__all__ = ["Partial", "merge", "merge_into"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,12 +62,27 @@ def merge(a: Partial, b: Partial) -> Partial:
     ----------
     Shyam et al., *Tree Attention*, arXiv 2408.04093.
     """
-    xp = namespace_of(a=a.lse, b=b.lse)
-    top = xp.maximum(a.lse, b.lse)
+    weight_a, weight_b, lse = _weights(a.lse, b.lse)
+    return Partial(a.out * weight_a[..., None] + b.out * weight_b[..., None], lse)
+
+
+def merge_into(total: Partial, part: Partial) -> None:
+    """Merge `part` into `total` in place; `part` is spent: its output holds scratch afterwards."""
+    weight_total, weight_part, lse = _weights(total.lse, part.lse)
+    out, more = total.out, part.out
+    out *= weight_total[..., None]
+    more *= weight_part[..., None]
+    out += more
+    total.lse[...] = lse
+
+
+def _weights(lse_a: Array, lse_b: Array) -> tuple[Array, Array, Array]:
+    """Return the weight of each side in a merge, and the merged log-sum-exp."""
+    xp = namespace_of(a=lse_a, b=lse_b)
+    top = xp.maximum(lse_a, lse_b)
     # a query that saw no key on either side has top = -inf, and -inf - -inf would be NaN
     shift = xp.where(top == -xp.inf, xp.zeros_like(top), top)
-    weight_a, weight_b = xp.exp(a.lse - shift), xp.exp(b.lse - shift)
+    weight_a, weight_b = xp.exp(lse_a - shift), xp.exp(lse_b - shift)
     total = weight_a + weight_b  # in [1, 2], or 0 where no key was seen, or NaN
     divisor = xp.where(total == 0, xp.ones_like(total), total)
-    out = a.out * (weight_a / divisor)[..., None] + b.out * (weight_b / divisor)[..., None]
-    return Partial(out, xp.where(total == 0, top, shift + xp.log(divisor)))
+    return weight_a / divisor, weight_b / divisor, xp.where(total == 0, top, shift + xp.log(divisor))

@@ -38,7 +38,7 @@ class ArraySource:
     def keys(self, group: Group) -> KeyChunk:
         """Return views of the group's keys and values."""
         tokens = slice(group.start, group.stop)
-        return KeyChunk(self.k[..., tokens, :], self.v[..., tokens, :], group.start)
+        return KeyChunk(self.k[..., tokens, :], self.v[..., tokens, :])
 
 
 def check_out(out: Array, problem: AttentionProblem, **inputs: Array) -> None:

@@ -2,7 +2,7 @@
 
 from cqs.backend import dtype_of, namespace_of
 from cqs.errors import TileError
-from cqs.partial import Partial, merge
+from cqs.partial import Partial, merge_into
 from cqs.schedule import Plan, Strip, Task
 from cqs.types import Array
 from cqs.worker import TaskResult
@@ -75,12 +75,12 @@ class Tiler:
 
     def _merge(self, strip: Strip, partial: Partial) -> None:
         rows = slice(strip.query.start, strip.query.stop)
-        out, lse = self._sum.out[..., rows, :], self._sum.lse[..., rows]
+        total = Partial(self._sum.out[..., rows, :], self._sum.lse[..., rows])
         if rows.start in self._begun:
-            partial = merge(Partial(out, lse), partial)
-        self._begun.add(rows.start)
-        out[...] = partial.out
-        lse[...] = partial.lse
+            merge_into(total, partial)
+        else:
+            self._begun.add(rows.start)
+            total.out[...], total.lse[...] = partial.out, partial.lse
 
     def _check(self, result: TaskResult) -> None:
         index, n_tasks = result.task.index, len(self._plan)

@@ -1,11 +1,13 @@
 """The Worker: a task and a source become partial results. It talks to no one and keeps nothing."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cqs.kernels import Attend
+from cqs.backend import namespace_of
+from cqs.kernels import Attend, Region
 from cqs.partial import Partial
 from cqs.problem import AttentionProblem
-from cqs.schedule import Task
+from cqs.schedule import Strip, Task, bundles, key_groups
 from cqs.sources import Source
 
 __all__ = ["TaskResult", "Worker"]
@@ -41,21 +43,33 @@ class Worker:
     threads: int = 1
 
     def run(self, task: Task) -> TaskResult:
-        """Compute the tiles that the task owns, strip by strip.
+        """Compute the tiles that the task owns, strip by strip, or small strips together.
 
         The same task always gives the same result, bit for bit, so it may be run again anywhere.
         """
-        partials = []
-        for strip in task.strips:
-            chunks = [self.source.keys(group) for group in strip.keys]
-            partials.append(
-                self.attend(
-                    self.source.queries(strip.query),
-                    chunks,
-                    scale=self.problem.scale,
-                    mask=self.problem.mask,
-                    q_start=strip.query.start,
-                    threads=self.threads,
-                )
-            )
-        return TaskResult(task, tuple(partials))
+        return TaskResult(task, tuple(p for bundle in bundles(task.strips) for p in self._attend(bundle)))
+
+    def _attend(self, strips: tuple[Strip, ...]) -> Iterator[Partial]:
+        groups = key_groups(strips)
+        queries = [self.source.queries(strip.query) for strip in strips]
+        xp = namespace_of(q=queries[0])
+        region = Region(
+            queries=tuple(strip.query.tokens for strip in strips),
+            keys=tuple(group.tokens for group in groups),
+            mask=self.problem.mask,
+            foreign=frozenset(
+                (i, j) for i, strip in enumerate(strips) for j, group in enumerate(groups) if group not in strip.keys
+            ),
+        )
+        partial = self.attend(
+            queries[0] if len(queries) == 1 else xp.concat(queries, axis=-2),
+            [self.source.keys(group) for group in groups],
+            scale=self.problem.scale,
+            region=region,
+            threads=self.threads,
+        )
+        first = 0
+        for strip in strips:
+            rows = slice(first, first + len(strip.query))
+            yield Partial(partial.out[..., rows, :], partial.lse[..., rows])
+            first = rows.stop

@@ -1,8 +1,8 @@
 """The fast kernel for NumPy arrays: threads of its own, one BLAS thread each, buffers allocated once a thread.
 
-The work is cut into *units*, some query rows of some heads; a thread takes a unit, walks over the keys that those rows
-see, and writes the unit's rows of the result. Where a unit is cut depends on the shapes alone, and each is computed by
-one thread, so the result is bitwise the same on any number of threads.
+The work is cut into *units*, some rows of some heads; a thread takes a unit, walks over the columns that those rows see,
+and writes the unit's rows of the result. Where units are cut depends on the shapes alone, and each is computed by one
+thread, so the result is bitwise the same on any number of threads.
 """
 
 import itertools
@@ -13,10 +13,10 @@ from math import log
 import numpy as np
 
 from cqs.backend import share, single_threaded_blas
-from cqs.kernels.blocks import KeyBlock, even_cuts, key_blocks
-from cqs.kernels.chunk import KeyChunk
+from cqs.kernels.blocks import column_blocks, even_cuts, in_chunks
+from cqs.kernels.contract import KeyChunk
 from cqs.kernels.numpy_unit import BASE, Floats, Workspace, attend_unit
-from cqs.masks import Coverage, Mask
+from cqs.kernels.region import Region
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
 
@@ -26,11 +26,12 @@ __all__ = ["attend"]
 _ROWS, _COLS, _AREA = 512, 1024, 512 * 1024
 _LEAST_ROWS = 128
 _BUFFER_BYTES = 2 << 20  # most bytes of one head's rows or columns in a buffer; blocks of wide heads shrink to it
-_UNIT_FLOPS = 50_000_000  # about a millisecond: a unit of more heads is not worth it, less work is not worth a thread
+# Less work than this, about a millisecond, is not worth another thread; more is cut into at least so many units.
+_SHARED_FLOPS, _LEAST_UNITS = 200_000_000, 16
 
 
 def attend(
-    q: Floats, chunks: Sequence[KeyChunk], *, scale: float, mask: Mask, q_start: int = 0, threads: int = 1
+    q: Floats, chunks: Sequence[KeyChunk], *, scale: float, region: Region | None = None, threads: int = 1
 ) -> Partial:
     """Compute attention over NumPy arrays of any strides, read-only or not, on `threads` threads.
 
@@ -38,16 +39,19 @@ def attend(
     """
     dtype = np.dtype(DTYPES[dtype_name(q)][1])
     shape = (*q.shape[:-1], chunks[0].v.shape[-1])
+    sizes = tuple(chunk.k.shape[-2] for chunk in chunks)
     result = Partial(np.empty(shape, dtype), np.empty(shape[:-1], dtype))
-    strip = _Strip(q, chunks, scale, mask, q_start, result)
+    region = region or Region.whole(q.shape[-2], sum(sizes))
+    call = _Call(q, chunks, sizes, scale, region, result)
+    flops = 2 * (q.size + result.out.size) * sum(sizes)
     with single_threaded_blas():
-        share(strip.units(), strip.run, threads if strip.flops > _UNIT_FLOPS else 1)
+        share(call.units(flops), call.run, threads if flops > _SHARED_FLOPS else 1)
     return result
 
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
-    """Query rows of the heads that belong to some key heads: all of them, or some of those of a single key head."""
+    """Some rows of the query heads that belong to some key heads: all of those, or some of a single key head's."""
 
     batch: tuple[int, ...]
     kv_heads: slice
@@ -56,51 +60,43 @@ class _Unit:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Strip:
+class _Call:
     """The arguments of one `attend`, and where its result goes."""
 
     q: Floats
     chunks: Sequence[KeyChunk]
+    sizes: tuple[int, ...]  # keys in each chunk
     scale: float
-    mask: Mask
-    q_start: int
+    region: Region
     result: Partial
 
     @property
-    def n_keys(self) -> int:
-        return sum(len(chunk.tokens) for chunk in self.chunks)
+    def heads(self) -> tuple[int, int]:
+        """Key heads, and query heads to each."""
+        G = self.chunks[0].k.shape[-3]
+        return G, self.q.shape[-3] // G
 
-    @property
-    def flops(self) -> int:
-        return 2 * (self.q.size + self.result.out.size) * self.n_keys
-
-    @property
-    def n_kv_heads(self) -> int:
-        return int(self.chunks[0].k.shape[-3])
-
-    @property
-    def block_shape(self) -> tuple[int, int]:
-        """Most rows and columns of a block of scores."""
-        n_rows = self.q.shape[-2]
-        rows = range(self.q_start, self.q_start + n_rows)
-        is_masked = any(self.mask.classify(rows, c.tokens) is Coverage.PARTIAL for c in self.chunks)
-        # half of a block on the diagonal is wasted, so there rows are few
-        most_rows = min(_ROWS, max(n_rows // 8, _LEAST_ROWS)) if is_masked else _ROWS
+    def most_rows_and_columns(self) -> tuple[int, int]:
+        """Return the shape of the largest block of scores."""
         widest = max(self.q.shape[-1], self.result.out.shape[-1]) * self.result.out.itemsize
         most = max(_BUFFER_BYTES // widest, 16)
-        return min(most_rows, most), min(_COLS, most, max(self.n_keys, 1))
+        rows, cols = min(_ROWS, most), min(_COLS, most)
+        if self.region.is_masked:  # half of a block on the diagonal is wasted, so there rows are few
+            rows = min(rows, max(self.q.shape[-2] // 8, _LEAST_ROWS))
+        return rows, cols
 
-    def units(self) -> list[_Unit]:
-        """Cut the strip: by rows, then by heads, of which small blocks take several at once."""
-        *batch, H, T, _ = self.q.shape
+    def units(self, flops: int) -> list[_Unit]:
+        """Cut the work: by rows, then by heads, of which small blocks take several at once."""
+        *batch, H, T, D = self.q.shape
         if self.q.size == 0:
             return []
-        rows, cols = self.block_shape
+        rows, cols = self.most_rows_and_columns()
         row_cuts = even_cuts(T, rows)
-        area = len(row_cuts[0]) * cols
-        flops = self.flops // (self.q.size // self.q.shape[-1]) * len(row_cuts[0])
-        n_heads = max(min(_AREA // area, _UNIT_FLOPS // max(flops, 1)), 1)
-        G, shared = self.n_kv_heads, H // self.n_kv_heads
+        n_rows = len(row_cuts[-1])
+        n_heads = max(_AREA // (n_rows * min(cols, sum(self.sizes))), 1)
+        if flops > _SHARED_FLOPS:
+            n_heads = max(min(n_heads, self.q.size // D // n_rows // _LEAST_UNITS), 1)
+        G, shared = self.heads
         kv_cuts, shared_cuts = even_cuts(G, max(n_heads // shared, 1)), even_cuts(shared, n_heads)
         heads = [(slice(g.start, g.stop), slice(r.start, r.stop)) for g in kv_cuts for r in shared_cuts]
         return [_Unit(b, g, r, t) for b in np.ndindex(*batch) for (g, r), t in itertools.product(heads, row_cuts)]
@@ -108,74 +104,62 @@ class _Strip:
     def run(self, units: Iterator[_Unit]) -> None:
         """Compute units one after the other with one set of buffers; one thread calls this."""
         work = Workspace()
+        width = self.most_rows_and_columns()[1]
         with np.errstate(all="ignore"):  # overflow is expected, and seen in the sums
             for unit in units:
-                self._attend(unit, work)
+                self._attend(unit, column_blocks(self.region, unit.rows, width), work)
 
-    def _attend(self, unit: _Unit, work: Workspace) -> None:
-        *_, H, T, D = self.q.shape
-        per_kv = (self.n_kv_heads, H // self.n_kv_heads, T)  # split the heads axis: always a view
-        where = (unit.kv_heads, unit.heads_per_kv, slice(unit.rows.start, unit.rows.stop))
-        q = self.q[unit.batch].reshape(*per_kv, D)[where]
-        out = self.result.out[unit.batch].reshape(*per_kv, -1)[where]
-        lse = self.result.lse[unit.batch].reshape(per_kv)[where]
-
-        q_idx = range(self.q_start + unit.rows.start, self.q_start + unit.rows.stop)
-        blocks = key_blocks(q_idx, [chunk.tokens for chunk in self.chunks], self.mask, self.block_shape[1])
-        if not blocks:  # no query of the unit sees any key
+    def _attend(self, unit: _Unit, blocks: list[list[range]], work: Workspace) -> None:
+        q, out, lse = (self._rows(array, unit) for array in (self.q, self.result.out, self.result.lse[..., None]))
+        if not blocks:  # no row of the unit sees any column
             out[...], lse[...] = 0, -np.inf
             return
         scaled = work.buffer("q", q.shape, out.dtype)
         np.copyto(scaled, q, casting="unsafe")
         scaled *= out.dtype.type(self.scale / log(BASE))
-        load = _BlockLoader(self, unit, scaled, q_idx, blocks, work)
+        load = _BlockLoader(self, unit, scaled, blocks, work)
         shape = (q.shape[0], q.shape[1] * q.shape[2], out.shape[-1])
         unit_out, product = (work.buffer(name, shape, out.dtype) for name in ("out", "product"))
         lse[...] = attend_unit(load, len(blocks), unit_out, product).reshape(lse.shape)
         out[...] = unit_out.reshape(out.shape)
 
+    def _rows(self, array: Floats, unit: _Unit) -> Floats:
+        """View the unit's part of an array `(*B, H, T, width)` as `(g, r, t, width)`."""
+        split = array[unit.batch].reshape(*self.heads, *array.shape[-2:])  # splitting an axis is always a view
+        return split[unit.kv_heads, unit.heads_per_kv, unit.rows.start : unit.rows.stop]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _BlockLoader:
-    """Gives a unit its n-th block: masked scores `(g, r t, C)` in the workspace, and values `(g, C, E)`."""
+    """Gives a unit its n-th block: scores `(g, r t, columns)` in a buffer, and values `(g, columns, E)`."""
 
-    strip: _Strip
+    call: _Call
     unit: _Unit
-    q: Floats  # scaled, (g, r, t, D) for g key heads, r query heads of each, and t rows
-    q_idx: range
-    blocks: list[KeyBlock]
+    q: Floats  # scaled, (g, r, t, D): g key heads, r query heads of each, t rows
+    blocks: list[list[range]]
     work: Workspace
 
     def __call__(self, n: int) -> tuple[Floats, Floats]:
-        block, (g, r, t, D) = self.blocks[n], self.q.shape
-        k = self._gather("k", block)
-        scores = self.work.buffer("scores", (g, r * t, len(block)), self.q.dtype)
+        pieces, (g, r, t, D) = self.blocks[n], self.q.shape
+        places = in_chunks(pieces, self.call.sizes)
+        n_columns = sum(map(len, pieces))
+        k = self._gather("k", places, n_columns)
+        scores = self.work.buffer("scores", (g, r * t, n_columns), self.q.dtype)
         np.matmul(self.q.reshape(g, r * t, D), k.swapaxes(-1, -2), out=scores)
-        for column, piece in block.masked_columns():
-            start = self.strip.chunks[piece.chunk].start
-            k_idx = np.arange(start + piece.start, start + piece.stop)
-            visible = self.strip.mask.visible(np.arange(self.q_idx.start, self.q_idx.stop)[:, None], k_idx[None, :])
-            columns = scores.reshape(g, r, t, -1)[..., column : column + len(piece)]
-            np.copyto(columns, -np.inf, where=~visible)
-        return scores, self._gather("v", block)
+        if not self.call.region.is_full:
+            self.call.region.hide(np, scores.reshape(g, r, t, n_columns), self.unit.rows, pieces)
+        return scores, self._gather("v", places, n_columns)
 
-    def _gather(self, name: str, block: KeyBlock) -> Floats:
-        """Return the block's keys or values: a view where BLAS can take one, else gathered and cast."""
+    def _gather(self, name: str, places: list[tuple[int, range]], n_columns: int) -> Floats:
+        """Return the keys or values of some columns: a view where BLAS can take one, else gathered and cast."""
         where = (*self.unit.batch, self.unit.kv_heads)
-        arrays = [getattr(chunk, name)[where] for chunk in self.strip.chunks]
-        first, last = block.pieces[0], block.pieces[-1]
-        if block.is_one_run:
-            run: Floats = arrays[first.chunk][:, first.start : last.stop]
-            if run.dtype == self.q.dtype and _is_blasable(run):
-                return run
-        shape = (arrays[0].shape[0], len(block), arrays[0].shape[-1])
-        gathered = self.work.buffer(name, shape, self.q.dtype)
-        column = 0
-        for piece in block.pieces:
-            columns = gathered[:, column : column + len(piece)]
-            np.copyto(columns, arrays[piece.chunk][:, piece.start : piece.stop], casting="unsafe")
-            column += len(piece)
-        return gathered
+        parts: list[Floats] = [
+            getattr(self.call.chunks[n], name)[where][:, part.start : part.stop] for n, part in places
+        ]
+        if len(parts) == 1 and parts[0].dtype == self.q.dtype and _is_blasable(parts[0]):
+            return parts[0]
+        gathered = self.work.buffer(name, (parts[0].shape[0], n_columns, parts[0].shape[-1]), self.q.dtype)
+        return np.concatenate(parts, axis=1, out=gathered, casting="unsafe")
 
 
 def _is_blasable(matrices: Floats) -> bool:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from cqs.backend import dtype_of, namespace_of
-from cqs.kernels.chunk import KeyChunk
-from cqs.masks import Mask
+from cqs.kernels.contract import KeyChunk
+from cqs.kernels.region import Region
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
 from cqs.types import Array
@@ -13,7 +13,7 @@ __all__ = ["attend"]
 
 
 def attend(
-    q: Array, chunks: Sequence[KeyChunk], *, scale: float, mask: Mask, q_start: int = 0, threads: int = 1
+    q: Array, chunks: Sequence[KeyChunk], *, scale: float, region: Region | None = None, threads: int = 1
 ) -> Partial:
     r"""Compute :math:`o = \mathrm{softmax}(\mathrm{scale} \cdot q k^\top)\, v` and its log-sum-exp in one piece.
 
@@ -27,17 +27,15 @@ def attend(
     *batch, H, T, D = q.shape
     *_, G, S, E = v.shape
 
-    q = xp.reshape(q, (*batch, G, H // G, T, D))  # H // G query heads share a key head
+    q = xp.reshape(q, (*batch, G, H // G, T, D))  # H / G query heads share a key head
     scores = scale * (q @ xp.matrix_transpose(k)[..., None, :, :])  # (*B, G, H/G, T, S)
-    q_idx = xp.arange(q_start, q_start + T, device=q.device)
-    k_idx = xp.concat([xp.arange(c.tokens.start, c.tokens.stop, device=q.device) for c in chunks])
-    scores = xp.where(mask.visible(q_idx[:, None], k_idx[None, :]), scores, -xp.inf)
+    (region or Region.whole(T, S)).hide(xp, scores, range(T), [range(S)])
 
-    none = xp.full((*scores.shape[:-1], 1), -xp.inf, dtype=dtype, device=q.device)
-    top = xp.max(xp.concat([scores, none], axis=-1), axis=-1, keepdims=True)  # -inf where no key is seen
-    shift = xp.where(top == -xp.inf, xp.zeros_like(top), top)
+    top = xp.max(scores, axis=-1, keepdims=True)
+    shift = xp.where(top == -xp.inf, xp.zeros_like(top), top)  # a row that sees nothing: -inf - -inf would be NaN
     weights = xp.exp(scores - shift)
     total = xp.sum(weights, axis=-1, keepdims=True)
-    out = (weights @ v[..., None, :, :]) / xp.where(total == 0, xp.ones_like(total), total)
-    lse = xp.where(total == 0, top, shift + xp.log(xp.where(total == 0, xp.ones_like(total), total)))
+    divisor = xp.where(total == 0, xp.ones_like(total), total)
+    out = (weights @ v[..., None, :, :]) / divisor
+    lse = xp.where(total == 0, top, shift + xp.log(divisor))
     return Partial(xp.reshape(out, (*batch, H, T, E)), xp.reshape(lse, (*batch, H, T)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from cqs.backend import is_numpy
 from cqs.errors import OptionError
 from cqs.kernels import blockwise, numpy_threads, reference
-from cqs.kernels.chunk import Attend
+from cqs.kernels.contract import Attend
 from cqs.types import Namespace
 
 __all__ = ["KERNELS", "Kernel", "choose_kernel"]

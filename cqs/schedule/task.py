@@ -1,9 +1,9 @@
 """The values a plan is made of: groups of tokens, tiles, strips and tasks. They hold integers, never arrays."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["Group", "Strip", "Task", "Tile", "group"]
+__all__ = ["Group", "Strip", "Task", "Tile", "group", "key_groups"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,4 +83,9 @@ class Task:
     @property
     def key_groups(self) -> tuple[Group, ...]:
         """The distinct groups whose keys and values the task reads, in token order."""
-        return tuple(sorted({key for strip in self.strips for key in strip.keys}, key=lambda key: key.start))
+        return key_groups(self.strips)
+
+
+def key_groups(strips: Iterable[Strip]) -> tuple[Group, ...]:
+    """Return the key groups of some strips, each once, in token order."""
+    return tuple(sorted({key for strip in strips for key in strip.keys}, key=lambda key: key.start))

@@ -1,0 +1,49 @@
+"""What every kernel is given and gives back."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from cqs.kernels.region import Region
+from cqs.partial import Partial
+from cqs.types import Array
+
+__all__ = ["Attend", "KeyChunk"]
+
+
+class KeyChunk(NamedTuple):
+    """Some keys and their values: `(*B, G, s, D)` and `(*B, G, s, E)` for any s."""
+
+    k: Array
+    v: Array
+
+
+class Attend(Protocol):
+    """A pure function from queries and chunks of keys to a partial result.
+
+    *Law.* Where all is visible, `attend(q, a + b)` equals `merge(attend(q, a), attend(q, b))` up to rounding, for any
+    lists of chunks a and b: attention maps the joining of lists to `merge`.
+    """
+
+    def __call__(
+        self, q: Array, chunks: Sequence[KeyChunk], *, scale: float, region: Region | None = None, threads: int = 1
+    ) -> Partial:
+        """Attend to the chunks.
+
+        Parameters
+        ----------
+        q : array, `(*B, H, T, D)`
+            Queries.
+        chunks : sequence of KeyChunk, at least one
+            Keys and values, side by side, of the library, device and type of q; H is a multiple of G.
+        scale : float
+            What scores are multiplied by.
+        region : Region, optional
+            Which tokens the rows and columns are, and what is visible; by default all of it.
+        threads : int
+            How many threads to compute on, where the kernel has threads of its own. The result does not depend on it.
+
+        Returns
+        -------
+        Partial
+            In float32, or float64 for float64 inputs.
+        """

@@ -1,0 +1,138 @@
+"""Which part of the score matrix a kernel call computes: the tokens of its rows and columns, and what is visible.
+
+A kernel counts rows and columns from 0; a `Region` knows which token each of them is, which rectangles are not this
+task's to compute, and what the mask hides. Integers only.
+"""
+
+import itertools
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from types import EllipsisType
+from typing import Self
+
+from cqs.masks import Coverage, Mask, NoMask
+from cqs.types import Array, Namespace
+
+__all__ = ["Region"]
+
+_FINEST = 128  # a rectangle that is visible in part is halved down to this many columns before the mask is evaluated
+
+
+@dataclass(frozen=True)
+class Region:
+    """Rows made of runs of consecutive query tokens, columns of runs of consecutive key tokens.
+
+    Parameters
+    ----------
+    queries, keys : tuple of range
+        Token numbers, run by run.
+    mask : Mask
+        What each query sees, by token number.
+    foreign : frozenset of (int, int)
+        Pairs (run of queries, run of keys) that another task owns.
+    """
+
+    queries: tuple[range, ...]
+    keys: tuple[range, ...]
+    mask: Mask = NoMask()
+    foreign: frozenset[tuple[int, int]] = frozenset()
+
+    @classmethod
+    def whole(cls, n_queries: int, n_keys: int, mask: Mask | None = None) -> Self:
+        """Return the region of a plain call: all queries against all keys, numbered from 0."""
+        return cls((range(n_queries),), (range(n_keys),), mask or NoMask())
+
+    @property
+    def n_columns(self) -> int:
+        """The number of keys."""
+        return self._key_ends[-1]
+
+    @cached_property
+    def is_masked(self) -> bool:
+        """Whether the mask hides anything from any of the rows."""
+        return not isinstance(self.mask, NoMask) and any(
+            self.mask.classify(queries, keys) is not Coverage.FULL for queries in self.queries for keys in self.keys
+        )
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every row sees every column."""
+        return not self.foreign and not self.is_masked
+
+    def seen(self, rows: range) -> Iterator[range]:
+        """Return the columns that some of the rows see, or a little more, as increasing ranges."""
+        if not self.is_masked:  # a run of keys is in the region because some row sees it
+            yield range(self.n_columns)
+            return
+        query_runs = list(_overlaps(self.queries, self._query_ends, rows))
+        for j, (keys, end) in enumerate(zip(self.keys, self._key_ends, strict=True)):
+            first = end - len(keys) - keys.start  # of token t, first + t is the column
+            reached = [self.mask.reach(queries, keys) for i, _, queries in query_runs if (i, j) not in self.foreign]
+            reached = [part for part in reached if part]
+            if reached:
+                yield range(first + min(part.start for part in reached), first + max(part.stop for part in reached))
+
+    def hide(self, xp: Namespace, scores: Array, rows: range, pieces: Sequence[range]) -> None:
+        """Set the scores to -inf that are not visible, in place.
+
+        Parameters
+        ----------
+        xp : namespace
+            Of the scores.
+        scores : array, `(..., rows, columns)`
+            Scores of `rows` against the columns of all `pieces`, side by side.
+        """
+        n_before = 0  # columns of earlier pieces
+        query_runs = list(_overlaps(self.queries, self._query_ends, rows))
+        for piece in pieces:
+            key_runs = list(_overlaps(self.keys, self._key_ends, piece))
+            for (i, row_part, queries), (j, col_part, keys) in itertools.product(query_runs, key_runs):
+                corner = row_part.start - rows.start, n_before + col_part.start - piece.start
+                if (i, j) in self.foreign:
+                    scores[_window(corner, queries, keys)] = -xp.inf
+                elif self.is_masked:
+                    self._hide(xp, scores, corner, queries, keys)
+            n_before += len(piece)
+
+    def _hide(self, xp: Namespace, scores: Array, corner: tuple[int, int], queries: range, keys: range) -> None:
+        """Hide what the mask hides in one rectangle, whose first row and column in `scores` are `corner`."""
+        coverage, window = self.mask.classify(queries, keys), _window(corner, queries, keys)
+        if coverage is Coverage.EMPTY:
+            scores[window] = -xp.inf
+        elif coverage is Coverage.PARTIAL and len(keys) > _FINEST:
+            middle = len(keys) // 2
+            self._hide(xp, scores, corner, queries, keys[:middle])
+            self._hide(xp, scores, (corner[0], corner[1] + middle), queries, keys[middle:])
+        elif coverage is Coverage.PARTIAL:
+            q_idx = xp.arange(queries.start, queries.stop, device=scores.device)
+            k_idx = xp.arange(keys.start, keys.stop, device=scores.device)
+            visible = self.mask.visible(q_idx[:, None], k_idx[None, :])
+            scores[window] = xp.where(visible, scores[window], -xp.inf)
+
+    @cached_property
+    def _query_ends(self) -> list[int]:
+        return list(accumulate(map(len, self.queries)))
+
+    @cached_property
+    def _key_ends(self) -> list[int]:
+        return list(accumulate(map(len, self.keys)))
+
+
+def _overlaps(runs: Sequence[range], ends: Sequence[int], part: range) -> Iterator[tuple[int, range, range]]:
+    """Yield (number of the run, its share of `part`, the tokens of that share) for runs that end at `ends`."""
+    for number in range(bisect_right(ends, part.start), len(runs)):
+        first = ends[number] - len(runs[number])
+        if first >= part.stop:
+            return
+        share = range(max(part.start, first), min(part.stop, ends[number]))
+        if share:
+            yield number, share, runs[number][share.start - first : share.stop - first]
+
+
+def _window(corner: tuple[int, int], queries: range, keys: range) -> tuple[EllipsisType, slice, slice]:
+    """Index the rectangle of these sizes at a corner."""
+    row, column = corner
+    return ..., slice(row, row + len(queries)), slice(column, column + len(keys))
