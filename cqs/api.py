@@ -146,7 +146,7 @@ def attention(
     else:
         check_out(out, problem, q=q, k=k, v=v)
 
-    worker = Worker(problem, ArraySource(q, k, v), attend, runner.threads)
+    worker = Worker(problem, ArraySource(q, k, v), attend)
     tiler = Tiler(plan, out)
     with reporting(progress) as report:
         for n_done, result in enumerate(runner.run(plan, worker), start=1):

@@ -62,13 +62,13 @@ def merge(a: Partial, b: Partial) -> Partial:
     ----------
     Shyam et al., *Tree Attention*, arXiv 2408.04093.
     """
-    weight_a, weight_b, lse = _weights(a.lse, b.lse)
+    weight_a, weight_b, lse = _weights(namespace_of(a=a.lse, b=b.lse), a.lse, b.lse)
     return Partial(a.out * weight_a[..., None] + b.out * weight_b[..., None], lse)
 
 
-def merge_into(total: Partial, part: Partial) -> None:
+def merge_into(xp: Namespace, total: Partial, part: Partial) -> None:
     """Merge `part` into `total` in place; `part` is spent: its output holds scratch afterwards."""
-    weight_total, weight_part, lse = _weights(total.lse, part.lse)
+    weight_total, weight_part, lse = _weights(xp, total.lse, part.lse)
     out, more = total.out, part.out
     out *= weight_total[..., None]
     more *= weight_part[..., None]
@@ -76,13 +76,12 @@ def merge_into(total: Partial, part: Partial) -> None:
     total.lse[...] = lse
 
 
-def _weights(lse_a: Array, lse_b: Array) -> tuple[Array, Array, Array]:
+def _weights(xp: Namespace, lse_a: Array, lse_b: Array) -> tuple[Array, Array, Array]:
     """Return the weight of each side in a merge, and the merged log-sum-exp."""
-    xp = namespace_of(a=lse_a, b=lse_b)
     top = xp.maximum(lse_a, lse_b)
-    # a query that saw no key on either side has top = -inf, and -inf - -inf would be NaN
-    shift = xp.where(top == -xp.inf, xp.zeros_like(top), top)
+    # where neither side saw a key, top is -inf, and -inf - -inf would be NaN: subtract the lowest finite number instead
+    shift = xp.maximum(top, xp.full_like(top, xp.finfo(top.dtype).min))
     weight_a, weight_b = xp.exp(lse_a - shift), xp.exp(lse_b - shift)
     total = weight_a + weight_b  # in [1, 2], or 0 where no key was seen, or NaN
-    divisor = xp.where(total == 0, xp.ones_like(total), total)
-    return weight_a / divisor, weight_b / divisor, xp.where(total == 0, top, shift + xp.log(divisor))
+    divisor = xp.maximum(total, xp.ones_like(total))
+    return weight_a / divisor, weight_b / divisor, top + xp.log(divisor)

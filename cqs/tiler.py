@@ -32,6 +32,7 @@ class Tiler:
         xp = namespace_of(out=out)
         dtype = dtype_of(xp, problem.accumulator_dtype)
         self._plan = plan
+        self._xp = xp
         self._out = out
         accumulator = out if out.dtype == dtype else xp.empty(out.shape, dtype=dtype, device=out.device)
         accumulator[...] = 0
@@ -69,15 +70,14 @@ class Tiler:
             what = _first_tile(self._plan.task(self._next))
             raise TileError(f"{n_missing} of {len(self._plan)} tasks never came, the first of them task {self._next} with {what}")
         if self._out is not self._sum.out:
-            xp = namespace_of(out=self._out)
-            self._out[...] = xp.astype(self._sum.out, self._out.dtype)
+            self._out[...] = self._xp.astype(self._sum.out, self._out.dtype)
         return Partial(self._out, self._sum.lse)
 
     def _merge(self, strip: Strip, partial: Partial) -> None:
         rows = slice(strip.query.start, strip.query.stop)
         total = Partial(self._sum.out[..., rows, :], self._sum.lse[..., rows])
         if rows.start in self._begun:
-            merge_into(total, partial)
+            merge_into(self._xp, total, partial)
         else:
             self._begun.add(rows.start)
             total.out[...], total.lse[...] = partial.out, partial.lse

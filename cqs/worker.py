@@ -33,23 +33,27 @@ class Worker:
         What the groups of a task are read from.
     attend : kernel
         A function of the signature `cqs.kernels.Attend`.
-    threads : int
-        How many threads the kernel may compute on.
     """
 
     problem: AttentionProblem
     source: Source
     attend: Attend
-    threads: int = 1
 
-    def run(self, task: Task) -> TaskResult:
+    def run(self, task: Task, threads: int = 1) -> TaskResult:
         """Compute the tiles that the task owns, strip by strip, or small strips together.
+
+        Parameters
+        ----------
+        task : Task
+            What to compute.
+        threads : int
+            How many threads the kernel may use; the result does not depend on it.
 
         The same task always gives the same result, bit for bit, so it may be run again anywhere.
         """
-        return TaskResult(task, tuple(p for bundle in bundles(task.strips) for p in self._attend(bundle)))
+        return TaskResult(task, tuple(p for bundle in bundles(task.strips) for p in self._attend(bundle, threads)))
 
-    def _attend(self, strips: tuple[Strip, ...]) -> Iterator[Partial]:
+    def _attend(self, strips: tuple[Strip, ...], threads: int) -> Iterator[Partial]:
         groups = key_groups(strips)
         queries = [self.source.queries(strip.query) for strip in strips]
         xp = namespace_of(q=queries[0])
@@ -66,7 +70,7 @@ class Worker:
             [self.source.keys(group) for group in groups],
             scale=self.problem.scale,
             region=region,
-            threads=self.threads,
+            threads=threads,
         )
         first = 0
         for strip in strips:

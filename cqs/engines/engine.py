@@ -1,14 +1,14 @@
 """Running a plan: on this machine's threads, or on any `concurrent.futures.Executor`."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cqs.backend import available_cpus
+from cqs.backend import available_cpus, compute_threads
 from cqs.errors import OptionError
-from cqs.schedule import Plan
+from cqs.schedule import Plan, Task
 from cqs.worker import TaskResult, Worker
 
 __all__ = ["Engine", "ExecutorEngine", "LocalEngine", "as_engine"]
@@ -17,17 +17,13 @@ __all__ = ["Engine", "ExecutorEngine", "LocalEngine", "as_engine"]
 class Engine(Protocol):
     """Anything that runs the tasks of a plan."""
 
-    @property
-    def threads(self) -> int:
-        """How many threads a kernel may use inside a task."""
-
     def run(self, plan: Plan, worker: Worker) -> Iterator[TaskResult]:
         """Run every task once and yield its result; any order will do."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalEngine:
-    """Threads of this process: as many tasks in flight as threads, and kernels that share the same threads.
+    """Threads of this process.
 
     Parameters
     ----------
@@ -43,13 +39,17 @@ class LocalEngine:
             raise OptionError.of("threads", "be a whole number of at least 1", repr(self.threads), remedy)
 
     def run(self, plan: Plan, worker: Worker) -> Iterator[TaskResult]:
-        """Yield results in the plan's order, holding at most one task a thread."""
-        in_flight = min(self.threads, len(plan))
-        if in_flight == 1:
-            yield from map(worker.run, plan.tasks())
-            return
-        with ThreadPoolExecutor(in_flight, thread_name_prefix="cqs-task") as pool:
-            yield from _in_order(pool, in_flight, plan, worker)
+        """Yield results in the plan's order, holding at most one task a thread.
+
+        As many tasks as can be divided evenly run one to a thread; each of the rest runs on all threads.
+        """
+        n_alone = len(plan) - len(plan) % self.threads if self.threads > 1 else 0
+        with compute_threads(self.threads):
+            if n_alone:
+                with ThreadPoolExecutor(self.threads, thread_name_prefix="cqs-task") as pool:
+                    yield from _in_order(pool, self.threads, map(plan.task, range(n_alone)), worker)
+            for i in range(n_alone, len(plan)):
+                yield worker.run(plan.task(i), self.threads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +68,10 @@ class ExecutorEngine:
 
     executor: Executor
     in_flight: int = field(default_factory=lambda: 2 * available_cpus())
-    threads: int = 1
 
     def run(self, plan: Plan, worker: Worker) -> Iterator[TaskResult]:
         """Yield results in the plan's order."""
-        return _in_order(self.executor, self.in_flight, plan, worker)
+        return _in_order(self.executor, self.in_flight, plan.tasks(), worker)
 
 
 def as_engine(engine: "Engine | Executor | None") -> Engine:
@@ -93,10 +92,10 @@ def as_engine(engine: "Engine | Executor | None") -> Engine:
     return engine
 
 
-def _in_order(executor: Executor, in_flight: int, plan: Plan, worker: Worker) -> Iterator[TaskResult]:
+def _in_order(executor: Executor, in_flight: int, tasks: Iterable[Task], worker: Worker) -> Iterator[TaskResult]:
     pending: deque[Future[TaskResult]] = deque()
     try:
-        for task in plan.tasks():
+        for task in tasks:
             pending.append(executor.submit(worker.run, task))
             if len(pending) == in_flight:
                 yield pending.popleft().result()

@@ -6,16 +6,15 @@ thread, so the result is bitwise the same on any number of threads.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log
 
 import numpy as np
 
-from cqs.backend import share, single_threaded_blas
+from cqs.backend import Workspace, compute_threads
 from cqs.kernels.blocks import column_blocks, even_cuts, in_chunks
 from cqs.kernels.contract import KeyChunk
-from cqs.kernels.numpy_unit import BASE, Floats, Workspace, attend_unit
+from cqs.kernels.numpy_unit import Floats, attend_unit
 from cqs.kernels.region import Region
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
@@ -44,8 +43,8 @@ def attend(
     region = region or Region.whole(q.shape[-2], sum(sizes))
     call = _Call(q, chunks, sizes, scale, region, result)
     flops = 2 * (q.size + result.out.size) * sum(sizes)
-    with single_threaded_blas():
-        share(call.units(flops), call.run, threads if flops > _SHARED_FLOPS else 1)
+    with compute_threads(threads) as pool:
+        pool.share(call.units(flops), call.run, at_most=threads if flops > _SHARED_FLOPS else 1)
     return result
 
 
@@ -101,22 +100,20 @@ class _Call:
         heads = [(slice(g.start, g.stop), slice(r.start, r.stop)) for g in kv_cuts for r in shared_cuts]
         return [_Unit(b, g, r, t) for b in np.ndindex(*batch) for (g, r), t in itertools.product(heads, row_cuts)]
 
-    def run(self, units: Iterator[_Unit]) -> None:
-        """Compute units one after the other with one set of buffers; one thread calls this."""
-        work = Workspace()
-        width = self.most_rows_and_columns()[1]
+    def run(self, unit: _Unit, work: Workspace) -> None:
+        """Compute one unit in the buffers of one thread."""
         with np.errstate(all="ignore"):  # overflow is expected, and seen in the sums
-            for unit in units:
-                self._attend(unit, column_blocks(self.region, unit.rows, width), work)
+            self._attend(unit, work)
 
-    def _attend(self, unit: _Unit, blocks: list[list[range]], work: Workspace) -> None:
+    def _attend(self, unit: _Unit, work: Workspace) -> None:
+        blocks = column_blocks(self.region, unit.rows, self.most_rows_and_columns()[1])
         q, out, lse = (self._rows(array, unit) for array in (self.q, self.result.out, self.result.lse[..., None]))
         if not blocks:  # no row of the unit sees any column
             out[...], lse[...] = 0, -np.inf
             return
         scaled = work.buffer("q", q.shape, out.dtype)
         np.copyto(scaled, q, casting="unsafe")
-        scaled *= out.dtype.type(self.scale / log(BASE))
+        scaled *= out.dtype.type(self.scale)
         load = _BlockLoader(self, unit, scaled, blocks, work)
         shape = (q.shape[0], q.shape[1] * q.shape[2], out.shape[-1])
         unit_out, product = (work.buffer(name, shape, out.dtype) for name in ("out", "product"))

@@ -6,53 +6,28 @@ themselves show afterwards. Where they do not, the unit is computed again by the
 """
 
 from collections.abc import Callable
-from math import log, prod
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.introspect import opt_func_info
 
-__all__ = ["BASE", "Floats", "Workspace", "attend_unit"]
+__all__ = ["Floats", "attend_unit"]
 
 Floats = npt.NDArray[np.floating]
 # n -> scores of the n-th block of keys, (G, R, C), which may be overwritten, and the values of those keys, (G, C, E)
 LoadBlock = Callable[[int], tuple[Floats, Floats]]
 
 
-def _fast_exponential() -> tuple[np.ufunc, float]:
-    """Return the exponential that this machine's NumPy has vector code for, and its base; exp2 is the faster one."""
-    dispatch = opt_func_info(func_name="^exp2$", signature="float32").get("exp2", {}).get("ff", {})
-    return (np.exp, np.e) if "baseline" in dispatch.get("current", "baseline") else (np.exp2, 2.0)
-
-
-_exp, BASE = _fast_exponential()
-
 # A row whose sum is below the first may have lost terms to underflow, and outputs that all are below the second may have
 # lost theirs. Both are far above where float32 loses anything, and far below what ordinary inputs give.
 _LEAST_SUM, _LEAST_OUT = 2.0**-10, 2.0**-90
-# Weights are at most BASE ** -headroom; the second is for values so large that a sum of them would overflow.
-_HEADROOMS = (0, 40)
-
-
-class Workspace:
-    """The buffers of one thread: each is allocated when first asked for, and again only to grow."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, Floats] = {}
-
-    def buffer(self, name: str, shape: tuple[int, ...], dtype: np.dtype[np.floating]) -> Floats:
-        """Return the buffer `name` in a shape, holding whatever it held before."""
-        size = prod(shape)
-        flat = self._buffers.get(name)
-        if flat is None or flat.size < size:
-            self._buffers[name] = flat = np.empty(size, dtype)
-        return flat[:size].reshape(shape)
+# Weights are at most exp(-headroom); the second is for values so large that a sum of them would overflow.
+_HEADROOMS = (0, 30)
 
 
 def attend_unit(load: LoadBlock, n_blocks: int, out: Floats, product: Floats) -> Floats:
     """Write the output `(G, R, E)` to `out`, and return the natural log-sum-exp `(G, R)`.
 
-    Scores come with log(BASE) divided out, so that BASE ** score is the weight. `product` is a buffer like `out`.
+    Scores come with the scale in them. `product` is a buffer like `out`.
     """
     total = _optimistic(load, n_blocks, out, product)
     top: Floats | float = 0.0
@@ -63,7 +38,7 @@ def attend_unit(load: LoadBlock, n_blocks: int, out: Floats, product: Floats) ->
                 break
     divisor = np.where(total == 0, 1, total)
     out /= divisor[..., None]
-    return np.where(total == 0, -np.inf, top * log(BASE) + np.log(divisor))
+    return np.where(total == 0, -np.inf, top + np.log(divisor))
 
 
 def _optimistic(load: LoadBlock, n_blocks: int, out: Floats, product: Floats) -> Floats | None:
@@ -71,7 +46,7 @@ def _optimistic(load: LoadBlock, n_blocks: int, out: Floats, product: Floats) ->
     total = np.empty(out.shape[:-1], out.dtype)
     for n in range(n_blocks):
         weights, values = load(n)
-        _exp(weights, out=weights)
+        np.exp(weights, out=weights)
         ones = np.ones(weights.shape[-1], out.dtype)
         if n == 0:
             np.matmul(weights, ones, out=total)  # a row sum at the speed of BLAS
@@ -96,9 +71,9 @@ def _running_maximum(
         weights, values = load(n)
         new_top = np.maximum(top, weights.max(axis=-1))
         shift = np.where(new_top == -np.inf, 0, new_top)  # no key seen yet, and -inf - -inf would be NaN
-        rescale = _exp(top - shift)
+        rescale = np.exp(top - shift)
         weights -= (shift + headroom)[..., None]
-        _exp(weights, out=weights)
+        np.exp(weights, out=weights)
         total *= rescale
         total += weights @ np.ones(weights.shape[-1], out.dtype)
         out *= rescale[..., None]

@@ -8,7 +8,7 @@ __all__ = ["bundles"]
 
 # Together strips may have this many rows and columns; and of the rectangle that they span they must own this share.
 _MOST_ROWS, _MOST_COLUMNS, _LEAST_SHARE = 512, 1024, 0.75
-_SMALL = 64  # rows; a strip with more fills a matrix product by itself
+_SMALL = 128  # rows; a strip with more fills a matrix product by itself
 
 
 def bundles(strips: Sequence[Strip]) -> Iterator[tuple[Strip, ...]]:
