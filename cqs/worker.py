@@ -7,7 +7,7 @@ from cqs.backend import namespace_of
 from cqs.kernels import Attend, Region
 from cqs.partial import Partial
 from cqs.problem import AttentionProblem
-from cqs.schedule import Strip, Task, bundles, key_groups
+from cqs.schedule import Bundle, Task
 from cqs.sources import Source
 
 __all__ = ["TaskResult", "Worker"]
@@ -40,7 +40,7 @@ class Worker:
     attend: Attend
 
     def run(self, task: Task, threads: int = 1) -> TaskResult:
-        """Compute the tiles that the task owns, strip by strip, or small strips together.
+        """Compute the tiles that the task owns, bundle by bundle.
 
         Parameters
         ----------
@@ -51,29 +51,26 @@ class Worker:
 
         The same task always gives the same result, bit for bit, so it may be run again anywhere.
         """
-        return TaskResult(task, tuple(p for bundle in bundles(task.strips) for p in self._attend(bundle, threads)))
+        partials = (partial for bundle in task.bundles for partial in self._attend(bundle, threads))
+        return TaskResult(task, tuple(partials))
 
-    def _attend(self, strips: tuple[Strip, ...], threads: int) -> Iterator[Partial]:
-        groups = key_groups(strips)
-        queries = [self.source.queries(strip.query) for strip in strips]
+    def _attend(self, bundle: Bundle, threads: int) -> Iterator[Partial]:
+        queries = [self.source.queries(strip.query) for strip in bundle.strips]
         xp = namespace_of(q=queries[0])
-        region = Region(
-            queries=tuple(strip.query.tokens for strip in strips),
-            keys=tuple(group.tokens for group in groups),
-            mask=self.problem.mask,
-            foreign=frozenset(
-                (i, j) for i, strip in enumerate(strips) for j, group in enumerate(groups) if group not in strip.keys
-            ),
-        )
         partial = self.attend(
             queries[0] if len(queries) == 1 else xp.concat(queries, axis=-2),
-            [self.source.keys(group) for group in groups],
+            [self.source.keys(group) for group in bundle.keys],
             scale=self.problem.scale,
-            region=region,
+            region=Region(
+                queries=tuple(strip.query.tokens for strip in bundle.strips),
+                keys=tuple(group.tokens for group in bundle.keys),
+                mask=self.problem.mask,
+                foreign=bundle.foreign,
+            ),
             threads=threads,
         )
         first = 0
-        for strip in strips:
+        for strip in bundle.strips:
             rows = slice(first, first + len(strip.query))
             yield Partial(partial.out[..., rows, :], partial.lse[..., rows])
             first = rows.stop

@@ -14,15 +14,15 @@ import numpy as np
 from cqs.backend import Workspace, compute_threads
 from cqs.kernels.blocks import column_blocks, even_cuts, in_chunks
 from cqs.kernels.contract import KeyChunk
-from cqs.kernels.numpy_unit import Floats, attend_unit
+from cqs.kernels.numpy_unit import Floats, UnitBuffers, attend_unit
 from cqs.kernels.region import Region
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
 
 __all__ = ["attend"]
 
-# A block of scores is at most _ROWS x _COLS for one head, and _AREA for several: 2 MiB in float32.
-_ROWS, _COLS, _AREA = 512, 1024, 512 * 1024
+# A block of scores has at most _AREA elements, 2 MiB in float32, and for one head at most _ROWS rows.
+_AREA, _ROWS, _MOST_COLUMNS = 512 * 1024, 512, 4096
 _LEAST_ROWS = 128
 _BUFFER_BYTES = 2 << 20  # most bytes of one head's rows or columns in a buffer; blocks of wide heads shrink to it
 # Less work than this, about a millisecond, is not worth another thread; more is cut into at least so many units.
@@ -79,10 +79,10 @@ class _Call:
         """Return the shape of the largest block of scores."""
         widest = max(self.q.shape[-1], self.result.out.shape[-1]) * self.result.out.itemsize
         most = max(_BUFFER_BYTES // widest, 16)
-        rows, cols = min(_ROWS, most), min(_COLS, most)
+        rows = min(_ROWS, most, self.q.shape[-2])
         if self.region.is_masked:  # half of a block on the diagonal is wasted, so there rows are few
             rows = min(rows, max(self.q.shape[-2] // 8, _LEAST_ROWS))
-        return rows, cols
+        return rows, min(_AREA // rows, _MOST_COLUMNS, most)
 
     def units(self, flops: int) -> list[_Unit]:
         """Cut the work: by rows, then by heads, of which small blocks take several at once."""
@@ -92,9 +92,10 @@ class _Call:
         rows, cols = self.most_rows_and_columns()
         row_cuts = even_cuts(T, rows)
         n_rows = len(row_cuts[-1])
-        n_heads = max(_AREA // (n_rows * min(cols, sum(self.sizes))), 1)
+        n_heads = _AREA // (n_rows * min(cols, sum(self.sizes)))
         if flops > _SHARED_FLOPS:
-            n_heads = max(min(n_heads, self.q.size // D // n_rows // _LEAST_UNITS), 1)
+            n_heads = min(n_heads, self.q.size // D // n_rows // _LEAST_UNITS)
+        n_heads = max(n_heads, 1)
         G, shared = self.heads
         kv_cuts, shared_cuts = even_cuts(G, max(n_heads // shared, 1)), even_cuts(shared, n_heads)
         heads = [(slice(g.start, g.stop), slice(r.start, r.stop)) for g in kv_cuts for r in shared_cuts]
@@ -111,14 +112,22 @@ class _Call:
         if not blocks:  # no row of the unit sees any column
             out[...], lse[...] = 0, -np.inf
             return
-        scaled = work.buffer("q", q.shape, out.dtype)
-        np.copyto(scaled, q, casting="unsafe")
-        scaled *= out.dtype.type(self.scale)
-        load = _BlockLoader(self, unit, scaled, blocks, work)
+        load = _BlockLoader(self, unit, self._scaled(q, work), blocks, work)
         shape = (q.shape[0], q.shape[1] * q.shape[2], out.shape[-1])
-        unit_out, product = (work.buffer(name, shape, out.dtype) for name in ("out", "product"))
-        lse[...] = attend_unit(load, len(blocks), unit_out, product).reshape(lse.shape)
-        out[...] = unit_out.reshape(out.shape)
+        sums, divisor, unit_lse = attend_unit(
+            load, len(blocks), UnitBuffers(*(work.buffer(name, shape, out.dtype) for name in ("out", "product")))
+        )
+        np.divide(sums.reshape(out.shape), divisor.reshape(lse.shape), out=out)
+        lse[...] = unit_lse.reshape(lse.shape)
+
+    def _scaled(self, q: Floats, work: Workspace) -> Floats:
+        dtype = self.result.out.dtype
+        scaled: Floats = work.buffer("q", q.shape, dtype)
+        if q.dtype == dtype:
+            return np.multiply(q, dtype.type(self.scale), out=scaled)
+        np.copyto(scaled, q, casting="unsafe")
+        scaled *= dtype.type(self.scale)
+        return scaled
 
     def _rows(self, array: Floats, unit: _Unit) -> Floats:
         """View the unit's part of an array `(*B, H, T, width)` as `(g, r, t, width)`."""

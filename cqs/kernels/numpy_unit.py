@@ -6,64 +6,86 @@ themselves show afterwards. Where they do not, the unit is computed again by the
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Floats", "attend_unit"]
+__all__ = ["Floats", "UnitBuffers", "attend_unit"]
 
 Floats = npt.NDArray[np.floating]
 # n -> scores of the n-th block of keys, (G, R, C), which may be overwritten, and the values of those keys, (G, C, E)
 LoadBlock = Callable[[int], tuple[Floats, Floats]]
 
 
-# A row whose sum is below the first may have lost terms to underflow, and outputs that all are below the second may have
-# lost theirs. Both are far above where float32 loses anything, and far below what ordinary inputs give.
-_LEAST_SUM, _LEAST_OUT = 2.0**-10, 2.0**-90
+
+class UnitBuffers(NamedTuple):
+    """Where a unit sums up: weighted values so far, and the product that is added to them."""
+
+    out: Floats
+    product: Floats
+
+
 # Weights are at most exp(-headroom); the second is for values so large that a sum of them would overflow.
 _HEADROOMS = (0, 30)
+# A row whose sum is below the first may have lost terms to underflow. One below 1 is sound, unless all outputs are below the
+# second: then the values are so small that weighting them may have lost digits.
+_LEAST_SUM, _LEAST_OUT = 2.0**-10, 2.0**-90
 
 
-def attend_unit(load: LoadBlock, n_blocks: int, out: Floats, product: Floats) -> Floats:
-    """Write the output `(G, R, E)` to `out`, and return the natural log-sum-exp `(G, R)`.
+def attend_unit(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> tuple[Floats, Floats, Floats]:
+    """Attend to every block.
 
-    Scores come with the scale in them. `product` is a buffer like `out`.
+    Parameters
+    ----------
+    load : function
+        Gives the n-th block, with the scale in its scores.
+    n_blocks : int
+        How many blocks there are, at least 1.
+    work : UnitBuffers
+        Two buffers `(G, R, E)`.
+
+    Returns
+    -------
+    out : array, `(G, R, E)`
+        Weighted sums of values, not yet divided; a buffer of `work`.
+    divisor, lse : array, `(G, R)`
+        What to divide them by, and the natural log-sum-exp.
     """
-    total = _optimistic(load, n_blocks, out, product)
+    total = _optimistic(load, n_blocks, work)
     top: Floats | float = 0.0
     if total is None:
         for headroom in _HEADROOMS:
-            total, top = _running_maximum(load, n_blocks, out, product, headroom)
-            if np.isfinite(out).all():
+            total, top = _running_maximum(load, n_blocks, work, headroom)
+            if _is_finite(work.out):
                 break
     divisor = np.where(total == 0, 1, total)
-    out /= divisor[..., None]
-    return np.where(total == 0, -np.inf, top + np.log(divisor))
+    return work.out, divisor, np.where(total == 0, -np.inf, top + np.log(divisor))
 
 
-def _optimistic(load: LoadBlock, n_blocks: int, out: Floats, product: Floats) -> Floats | None:
+def _optimistic(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> Floats | None:
     """Sum weights and weighted values without a maximum; return the sums, or None when they may be inexact."""
-    total = np.empty(out.shape[:-1], out.dtype)
+    out, product = work.out, work.product
     for n in range(n_blocks):
         weights, values = load(n)
         np.exp(weights, out=weights)
-        ones = np.ones(weights.shape[-1], out.dtype)
+        sums = weights @ np.ones(weights.shape[-1], out.dtype)  # a row sum at the speed of BLAS
         if n == 0:
-            np.matmul(weights, ones, out=total)  # a row sum at the speed of BLAS
+            total = sums
             np.matmul(weights, values, out=out)
             if not total.min() >= _LEAST_SUM:
                 return None
         else:
-            total += weights @ ones
+            total += sums
             out += np.matmul(weights, values, out=product)
-    largest = max(out.max(), -out.min())
-    return total if largest >= _LEAST_OUT and np.isfinite(largest) and np.isfinite(total.max()) else None
+    if total.min() < 1 and not max(out.max(), -out.min()) >= _LEAST_OUT:
+        return None
+    return total if _is_finite(out) and np.isfinite(total.max()) else None
 
 
-def _running_maximum(
-    load: LoadBlock, n_blocks: int, out: Floats, product: Floats, headroom: int
-) -> tuple[Floats, Floats]:
+def _running_maximum(load: LoadBlock, n_blocks: int, work: UnitBuffers, headroom: int) -> tuple[Floats, Floats]:
     """Sum weights relative to the largest score so far; return the sums, and what they are relative to."""
+    out, product = work.out, work.product
     total = np.zeros(out.shape[:-1], out.dtype)
     top = np.full_like(total, -np.inf)
     out[...] = 0
@@ -80,3 +102,8 @@ def _running_maximum(
         out += np.matmul(weights, values, out=product)
         top = new_top
     return total, top + headroom
+
+
+def _is_finite(out: Floats) -> bool:
+    """Whether no element is infinite or NaN, as their row sums show; sums that overflow count as infinite."""
+    return bool(np.isfinite(out @ np.ones(out.shape[-1], out.dtype)).all())

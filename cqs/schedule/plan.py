@@ -11,6 +11,7 @@ from cqs.errors import OptionError
 from cqs.masks import Coverage, NoMask
 from cqs.problem import DTYPES, AttentionProblem
 from cqs.quorum import CyclicQuorumSet
+from cqs.schedule.bundling import bundled
 from cqs.schedule.layout import GridLayout, Layout, QuorumLayout
 from cqs.schedule.task import Strip, Task
 from cqs.units import format_bytes, format_count
@@ -126,5 +127,5 @@ def _task(plan: Plan, i: int) -> Task:
     tiles = (tile for tile in _layout(plan).tiles(i) if tile.query and tile.key)
     if mask != NoMask():
         tiles = (t for t in tiles if mask.classify(t.query.tokens, t.key.tokens) is not Coverage.EMPTY)
-    strips = groupby(tiles, key=lambda tile: tile.query)
-    return Task(i, tuple(Strip(query, tuple(tile.key for tile in of_query)) for query, of_query in strips))
+    of_queries = groupby(tiles, key=lambda tile: tile.query)
+    return Task(i, tuple(bundled(Strip(query, tuple(t.key for t in of_query)) for query, of_query in of_queries)))

@@ -1,9 +1,9 @@
-"""The values a plan is made of: groups of tokens, tiles, strips and tasks. They hold integers, never arrays."""
+"""The values a plan is made of: groups of tokens, tiles, strips, bundles and tasks. Integers, never arrays."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["Group", "Strip", "Task", "Tile", "group", "key_groups"]
+__all__ = ["Bundle", "Group", "Strip", "Task", "Tile", "group"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Tile:
 class Strip:
     """The tiles that one task owns for one query group: that group against several key groups.
 
-    A strip is what one kernel call computes and what one `Partial` answers for.
+    One `Partial` answers for each strip.
     """
 
     query: Group
@@ -61,6 +61,25 @@ class Strip:
 
 
 @dataclass(frozen=True, slots=True)
+class Bundle:
+    """Strips that one kernel call computes: usually one, but small strips share a call.
+
+    Parameters
+    ----------
+    strips : tuple of Strip
+        Their query groups are the rows of the call.
+    keys : tuple of Group
+        Every key group of any of them, once, in token order: the columns.
+    foreign : frozenset of (int, int)
+        Positions (in `strips`, in `keys`) of tiles that are not the task's own, and do not count.
+    """
+
+    strips: tuple[Strip, ...]
+    keys: tuple[Group, ...]
+    foreign: frozenset[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """All the tiles that one worker owns. It needs nothing but its own groups, and may be run again at will.
 
@@ -68,7 +87,12 @@ class Task:
     """
 
     index: int
-    strips: tuple[Strip, ...]
+    bundles: tuple[Bundle, ...]
+
+    @property
+    def strips(self) -> tuple[Strip, ...]:
+        """The strips, in increasing order of their queries."""
+        return tuple(strip for bundle in self.bundles for strip in bundle.strips)
 
     @property
     def tiles(self) -> Iterator[Tile]:
@@ -83,9 +107,4 @@ class Task:
     @property
     def key_groups(self) -> tuple[Group, ...]:
         """The distinct groups whose keys and values the task reads, in token order."""
-        return key_groups(self.strips)
-
-
-def key_groups(strips: Iterable[Strip]) -> tuple[Group, ...]:
-    """Return the key groups of some strips, each once, in token order."""
-    return tuple(sorted({key for strip in strips for key in strip.keys}, key=lambda key: key.start))
+        return tuple(sorted({key for bundle in self.bundles for key in bundle.keys}, key=lambda key: key.start))
