@@ -151,7 +151,9 @@ def _check_shapes(shapes: dict[str, tuple[int, ...]]) -> None:
         raise ShapeError.of("k", f"have the width of `q`, {q[-1]}", f"shape {k}", remedy)
     if q[-1] < 1 or v[-1] < 1 or q[-3] < 1 or k[-3] < 1:
         name, shape = next((n, s) for n, s in shapes.items() if s[-1] < 1 or s[-3] < 1)
-        raise ShapeError.of(name, "have at least one head and a width of at least 1", f"shape {shape}", "check its axes")
+        raise ShapeError.of(
+            name, "have at least one head and a width of at least 1", f"shape {shape}", "check its axes"
+        )
     if k[-3:-1] != v[-3:-1]:
         remedy = "each key belongs to one value"
         raise ShapeError.of("v", f"have the heads and tokens of `k`, {k[-3:-1]}", f"shape {v}", remedy)

@@ -68,7 +68,9 @@ class Tiler:
         if self._next < len(self._plan):
             n_missing = len(self._plan) - self._next - len(self._waiting)
             what = _first_tile(self._plan.task(self._next))
-            raise TileError(f"{n_missing} of {len(self._plan)} tasks never came, the first of them task {self._next} with {what}")
+            raise TileError(
+                f"{n_missing} of {len(self._plan)} tasks never came, the first of them task {self._next} with {what}"
+            )
         if self._out is not self._sum.out:
             self._out[...] = self._xp.astype(self._sum.out, self._out.dtype)
         return Partial(self._out, self._sum.lse)

@@ -2,13 +2,12 @@
 
 from cqs.backend.arrays import dtype_of, is_numpy, is_writeable, may_overlap, namespace_of, refuse_gradients
 from cqs.backend.blas import BlasLibrary, blas_libraries, single_threaded_blas
-from cqs.backend.threads import Threads, Workspace, available_cpus, compute_threads
+from cqs.backend.threads import Threads, Workspace, compute_threads
 
 __all__ = [
     "BlasLibrary",
     "Threads",
     "Workspace",
-    "available_cpus",
     "blas_libraries",
     "compute_threads",
     "dtype_of",

@@ -2,7 +2,14 @@
 
 import numpy as np
 import numpy.typing as npt
-from array_api_compat import array_namespace, device, is_numpy_array, is_numpy_namespace, is_torch_array, is_writeable_array
+from array_api_compat import (
+    array_namespace,
+    device,
+    is_numpy_array,
+    is_numpy_namespace,
+    is_torch_array,
+    is_writeable_array,
+)
 
 from cqs.errors import BackendError
 from cqs.types import Array, DType, Namespace
@@ -59,7 +66,7 @@ def dtype_of(xp: Namespace, name: str) -> DType:
 def _to_numpy(array: Array) -> npt.NDArray[np.generic]:
     """View an array of any CPU library as NumPy without a copy, where its library allows that."""
     if is_torch_array(array):
-        return array.detach().view(_torch_bits(array)).numpy()  # type: ignore[no-any-return]
+        return array.detach().view(_torch_bits(array)).numpy()
     return array if is_numpy_array(array) else np.from_dlpack(array)
 
 
@@ -85,7 +92,7 @@ def refuse_gradients(**arrays: Array) -> None:
 def may_overlap(a: Array, b: Array) -> bool:
     """Whether two arrays may share memory; True when in doubt. Libraries without a view of theirs: identity."""
     try:
-        return bool(np.shares_memory(_to_numpy(a), _to_numpy(b), max_work=10_000))
+        return bool(np.shares_memory(_to_numpy(a), _to_numpy(b), max_work=10_000))  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
     except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):

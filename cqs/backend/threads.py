@@ -13,14 +13,9 @@ import numpy.typing as npt
 
 from cqs.backend.blas import single_threaded_blas
 
-__all__ = ["Threads", "Workspace", "available_cpus", "compute_threads"]
+__all__ = ["Threads", "Workspace", "compute_threads"]
 
 Item = TypeVar("Item")
-
-
-def available_cpus() -> int:
-    """Return how many CPUs this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Workspace:

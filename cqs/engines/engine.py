@@ -6,8 +6,9 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cqs.backend import available_cpus, compute_threads
+from cqs.backend import compute_threads
 from cqs.errors import OptionError
+from cqs.machine import available_cpus
 from cqs.schedule import Plan, Task
 from cqs.worker import TaskResult, Worker
 

@@ -11,6 +11,7 @@ from cqs.kernels.region import Region
 
 __all__ = ["column_blocks", "even_cuts", "in_chunks"]
 
+
 def even_cuts(n: int, most: int) -> list[range]:
     """Cut 0..n-1 into the fewest ranges of at most `most`, of sizes that differ by at most 1.
 

@@ -1,8 +1,8 @@
 """The fast kernel for NumPy arrays: threads of its own, one BLAS thread each, buffers allocated once a thread.
 
-The work is cut into *units*, some rows of some heads; a thread takes a unit, walks over the columns that those rows see,
-and writes the unit's rows of the result. Where units are cut depends on the shapes alone, and each is computed by one
-thread, so the result is bitwise the same on any number of threads.
+The work is cut into *units*, some rows of some heads; a thread takes a unit, walks over the columns that those rows
+see, and writes the unit's rows of the result. Where units are cut depends on the shapes alone, and each is computed by
+one thread, so the result is bitwise the same on any number of threads.
 """
 
 import itertools
@@ -86,7 +86,7 @@ class _Call:
 
     def units(self, flops: int) -> list[_Unit]:
         """Cut the work: by rows, then by heads, of which small blocks take several at once."""
-        *batch, H, T, D = self.q.shape
+        *batch, _, T, D = self.q.shape
         if self.q.size == 0:
             return []
         rows, cols = self.most_rows_and_columns()
@@ -124,15 +124,17 @@ class _Call:
         dtype = self.result.out.dtype
         scaled: Floats = work.buffer("q", q.shape, dtype)
         if q.dtype == dtype:
-            return np.multiply(q, dtype.type(self.scale), out=scaled)
+            np.multiply(q, dtype.type(self.scale), out=scaled)
+            return scaled
         np.copyto(scaled, q, casting="unsafe")
         scaled *= dtype.type(self.scale)
         return scaled
 
     def _rows(self, array: Floats, unit: _Unit) -> Floats:
         """View the unit's part of an array `(*B, H, T, width)` as `(g, r, t, width)`."""
-        split = array[unit.batch].reshape(*self.heads, *array.shape[-2:])  # splitting an axis is always a view
-        return split[unit.kv_heads, unit.heads_per_kv, unit.rows.start : unit.rows.stop]
+        split: Floats = array[unit.batch].reshape(*self.heads, *array.shape[-2:])  # splitting an axis is always a view
+        rows: Floats = split[unit.kv_heads, unit.heads_per_kv, unit.rows.start : unit.rows.stop]
+        return rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,8 +174,5 @@ def _is_blasable(matrices: Floats) -> bool:
     """Whether `matmul` hands matrices `(g, rows, width)` to BLAS as they are: rows of adjacent elements."""
     size, row = matrices.itemsize, matrices.strides[-2]
     return (
-        matrices.flags.aligned
-        and matrices.strides[-1] == size
-        and row % size == 0
-        and row >= matrices.shape[-1] * size
+        matrices.flags.aligned and matrices.strides[-1] == size and row % size == 0 and row >= matrices.shape[-1] * size
     )

@@ -1,8 +1,8 @@
 """One unit of the fast NumPy kernel: some query rows of some heads, over all the keys that they see.
 
-Two ways are kept. The *optimistic* one exponentiates scores as they are: no row maximum, no subtraction, no rescaling of
-what came before. It is as exact as the other as long as no exponential overflows and no row's sum drowns, which the sums
-themselves show afterwards. Where they do not, the unit is computed again by the *running maximum* of the textbook.
+Two ways are kept. The *optimistic* one exponentiates scores as they are: no row maximum, no subtraction, no rescaling
+of what came before. It is as exact as the other as long as no exponential overflows and no row's sum drowns, which the
+sums themselves show afterwards. Where they do not, the unit is computed again by the *running maximum* of the textbook.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,6 @@ Floats = npt.NDArray[np.floating]
 LoadBlock = Callable[[int], tuple[Floats, Floats]]
 
 
-
 class UnitBuffers(NamedTuple):
     """Where a unit sums up: weighted values so far, and the product that is added to them."""
 
@@ -28,8 +27,8 @@ class UnitBuffers(NamedTuple):
 
 # Weights are at most exp(-headroom); the second is for values so large that a sum of them would overflow.
 _HEADROOMS = (0, 30)
-# A row whose sum is below the first may have lost terms to underflow. One below 1 is sound, unless all outputs are below the
-# second: then the values are so small that weighting them may have lost digits.
+# A row whose sum is below the first may have lost terms to underflow. One below 1 is sound, unless all outputs are
+# below the second: then the values are so small that weighting them may have lost digits.
 _LEAST_SUM, _LEAST_OUT = 2.0**-10, 2.0**-90
 
 
@@ -52,13 +51,13 @@ def attend_unit(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> tuple[Floa
     divisor, lse : array, `(G, R)`
         What to divide them by, and the natural log-sum-exp.
     """
-    total = _optimistic(load, n_blocks, work)
-    top: Floats | float = 0.0
+    total, top = _optimistic(load, n_blocks, work), np.zeros(1, work.out.dtype)
     if total is None:
         for headroom in _HEADROOMS:
             total, top = _running_maximum(load, n_blocks, work, headroom)
             if _is_finite(work.out):
                 break
+    assert total is not None
     divisor = np.where(total == 0, 1, total)
     return work.out, divisor, np.where(total == 0, -np.inf, top + np.log(divisor))
 

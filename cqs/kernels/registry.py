@@ -47,7 +47,9 @@ def choose_kernel(name: str, xp: Namespace) -> Kernel:
     if name == "auto":
         return next(kernel for kernel in _TABLE if kernel.takes(xp))
     if name not in KERNELS:
-        raise OptionError.of("kernel", f"be auto or one of {', '.join(KERNELS)}", repr(name), "'auto' picks the fastest")
+        raise OptionError.of(
+            "kernel", f"be auto or one of {', '.join(KERNELS)}", repr(name), "'auto' picks the fastest"
+        )
     kernel = KERNELS[name]
     if not kernel.takes(xp):
         library = xp.__name__.removeprefix("array_api_compat.")

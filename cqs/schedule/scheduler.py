@@ -4,6 +4,7 @@ import operator
 from dataclasses import dataclass
 
 from cqs.errors import OptionError
+from cqs.machine import available_cpus
 from cqs.problem import AttentionProblem
 from cqs.quorum import CyclicQuorumSet, difference_cover, known_moduli
 from cqs.schedule.plan import Plan
@@ -26,7 +27,7 @@ def default_workers(n_tokens: int, n_cpus: int | None = None) -> int:
     n_cpus = available_cpus() if n_cpus is None else n_cpus
     perfect = [W for W in known_moduli() if difference_cover(W).is_perfect]
     wanted = next((W for W in perfect if n_cpus <= W), perfect[-1])
-    return max(W for W in perfect if W <= max(min(wanted, n_tokens // _LEAST_GROUP), 1))
+    return max(W for W in perfect if max(min(wanted, n_tokens // _LEAST_GROUP), 1) >= W)
 
 
 @dataclass(frozen=True, slots=True)
