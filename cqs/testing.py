@@ -63,10 +63,10 @@ def assert_exact(
 
     Notes
     -----
-    The plain formula keeps float32 scores for 16-bit inputs, as matrix hardware does, and is rounded to the type of `out`
-    at the end. On a handful of numbers its error may be nearly zero by luck, so it is taken as the largest
-    of nine evaluations: with the scale multiplied into the scores, the queries or half into each side, of the inputs as they
-    are and of inputs that differ from them by less than rounding does. Where the plain formula is not finite,
+    The plain formula keeps float32 scores for 16-bit inputs, as matrix hardware does, and is rounded to the type of
+    `out` at the end. On a handful of numbers its error may be nearly zero by luck, so it is taken as the largest of
+    nine evaluations: with the scale multiplied into the scores, the queries or half into each side, of the inputs as
+    they are and of inputs that differ from them by less than rounding does. Where the plain formula is not finite,
     the output must not be finite either.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale

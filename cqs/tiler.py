@@ -22,8 +22,8 @@ class Tiler:
 
     Notes
     -----
-    Results are merged in the order of their tasks, whatever order they come in: one that is early waits. So the output is
-    bitwise the same for any engine. Beyond the output the Tiler holds the log-sum-exp, what waits, and for
+    Results are merged in the order of their tasks, whatever order they come in: one that is early waits. So the output
+    is bitwise the same for any engine. Beyond the output the Tiler holds the log-sum-exp, what waits, and for
     float16 and bfloat16 output an accumulator in float32.
     """
 

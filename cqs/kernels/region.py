@@ -7,7 +7,7 @@ task's to compute, and what the mask hides. Integers only.
 import itertools
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from types import EllipsisType
@@ -37,7 +37,7 @@ class Region:
 
     queries: tuple[range, ...]
     keys: tuple[range, ...]
-    mask: Mask = NoMask()
+    mask: Mask = field(default_factory=NoMask)
     foreign: frozenset[tuple[int, int]] = frozenset()
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The table of kernels: what each is for, and which arrays it takes. Read by `kernel="auto"`, the tests and the docs."""
+"""The table of kernels: what each is for, and which arrays it takes. Read by `kernel="auto"` and by the tests."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

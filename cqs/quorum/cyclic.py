@@ -99,7 +99,7 @@ class CyclicQuorumSet:
             return self._diagonal_owner(g)
         if 2 * d > W:  # the pair {g, h} is listed under the smaller of its two differences
             g, h, d = h, g, W - d
-        a, b = self._pairs[d - 1]
+        a, _ = self._pairs[d - 1]
         i = (g - a) % W
         if 2 * d == W and 2 * i >= W:  # {a + i, b + i} is the same pair as for i - W/2
             i = (h - a) % W

@@ -15,7 +15,7 @@ def bundled(strips: Iterable[Strip]) -> Iterator[Bundle]:
     """Cut a task's strips into runs that are worth computing in one piece; usually each by itself.
 
     The rectangle that a bundle spans may have tiles that the task does not own. They are at most a quarter of it; their
-    scores are computed and thrown away, which for groups of a few dozen tokens costs less than a matrix product a strip.
+    scores are computed and thrown away, which for groups of a few dozen tokens costs less than a product a strip.
     """
     together: list[Strip] = []
     keys: dict[int, Group] = {}
