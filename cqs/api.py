@@ -123,7 +123,8 @@ def attention(
     *Cost.* 2 T S (D + E) operations a head, half if causal. Beyond the output, each thread holds the result of one
     task, about T E / sqrt(W) a head, and at most 16 MiB; float16 and bfloat16 output takes an accumulator in float32.
     *Numerics.* Scores and sums are kept in float32, float64 for float64. NaN and infinity in the inputs come out as in
-    PyTorch: a NaN in a query spoils its row, one in a key or value every row that sees it; a score of +inf gives NaN.
+    PyTorch: a NaN in a query spoils its row, one in a key every row that sees it; a score of +inf gives NaN. As
+    there, NaN and infinity in a value may also reach rows that do not see its key, since 0 times infinity is NaN.
     *Determinism.* One plan gives the same output bit for bit, for any number of threads and order of tasks.
 
     Examples

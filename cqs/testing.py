@@ -14,7 +14,9 @@ from cqs.types import Array
 
 __all__ = ["ULPS", "assert_exact", "reference_attention"]
 
-ULPS = 4  # what the rule grants beyond twice the error of the plain formula
+# What the rule grants beyond twice the error of the plain formula. A merge weighs its sides by exponentials of
+# log-sum-exps, whose own rounding is a few units; where the plain formula is right to the last place, that shows.
+ULPS = 8
 _EVALUATIONS = 9
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -43,7 +45,8 @@ def assert_exact(
     r"""Assert that an attention output is as good as its data type allows.
 
     The rule: the largest error against float64 is at most twice the largest error of the plain softmax formula in the
-    same type, plus 4 units in the last place of the largest element. It holds for the log-sum-exp likewise.
+    same type, plus 8 units in the last place of the largest element. It holds for the log-sum-exp likewise, with units
+    of at least those of 1.
 
     Parameters
     ----------
@@ -66,16 +69,17 @@ def assert_exact(
     The plain formula keeps float32 scores for 16-bit inputs, as matrix hardware does, and is rounded to the type of
     `out` at the end. On a handful of numbers its error may be nearly zero by luck, so it is taken as the largest of
     nine evaluations: with the scale multiplied into the scores, the queries or half into each side, of the inputs as
-    they are and of inputs that differ from them by less than rounding does. Where the plain formula is not finite,
-    the output must not be finite either.
+    they are and of inputs that differ from them by less than rounding does. The output must be finite
+    wherever the plain formula is, and infinite or NaN wherever float64 is.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     mask = Causal() if is_causal else mask
     exact_out, exact_lse = reference_attention(q, k, v, scale=scale, mask=mask)
     plain = _plain_evaluations(q, k, v, scale, mask)
-    _assert_close("out", out, exact_out, [np.asarray(p.out).astype(out.dtype) for p in plain])
+    _assert_close("out", out, exact_out, [np.asarray(p.out).astype(out.dtype) for p in plain], least=0)
     if lse is not None:
-        _assert_close("lse", lse, exact_lse, [p.lse for p in plain])
+        # it counts through its exponential, of which the last place is worth eps even where lse is near 0
+        _assert_close("lse", lse, exact_lse, [p.lse for p in plain], least=1)
 
 
 def _plain_evaluations(q: Floats, k: Floats, v: Floats, scale: float, mask: Mask | None) -> list[Any]:
@@ -96,21 +100,19 @@ def _plain_evaluations(q: Floats, k: Floats, v: Floats, scale: float, mask: Mask
     return plain
 
 
-def _assert_close(name: str, actual: Array, exact: Floats, plain: list[Floats]) -> None:
+def _assert_close(name: str, actual: Array, exact: Floats, plain: list[Floats], least: float) -> None:
     got = np.asarray(actual).astype(np.float64)
     assert got.shape == exact.shape, f"{name} must have shape {exact.shape}, got {got.shape}"
-    finite = np.isfinite(plain[0].astype(np.float64))
-    same = np.array_equal(np.isfinite(got), finite)
-    assert same, f"{name} must be finite exactly where the plain formula is"
-    infinite = ~finite & ~np.isnan(exact)
-    assert np.array_equal(got[infinite], exact[infinite]), f"{name} must be infinite as in float64"
+    hopeless = ~np.isfinite(exact)
+    assert np.array_equal(got[hopeless], exact[hopeless], equal_nan=True), f"{name} must be {exact[hopeless][:3]}..."
+    finite = np.isfinite(plain[0].astype(np.float64)) & ~hopeless
+    assert np.isfinite(got[finite]).all(), f"{name} must be finite wherever the plain formula is"
     if not finite.any():
         return
-    with np.errstate(invalid="ignore"):
-        error = np.where(finite, abs(got - exact), 0)
-        plain_error = max(float(np.nanmax(np.where(finite, abs(p.astype(np.float64) - exact), 0))) for p in plain)
+    error, *plain_errors = (abs(np.where(finite, x, 0.0) - np.where(finite, exact, 0.0)) for x in (got, *plain))
+    plain_error = max(float(np.max(e, where=np.isfinite(e), initial=0)) for e in plain_errors)
     eps = _eps(actual.dtype)
-    largest = float(np.max(np.where(finite, abs(exact), 0)))
+    largest = max(float(np.max(np.where(finite, abs(exact), 0))), least)
     bound = 2 * plain_error + ULPS * eps * largest
     worst = np.unravel_index(int(error.argmax()), error.shape)
     assert error.max() <= bound, (

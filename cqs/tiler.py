@@ -1,6 +1,6 @@
 """The Tiler: partial results become the output, each tile exactly once."""
 
-from cqs.backend import dtype_of, namespace_of
+from cqs.backend import dtype_of, namespace_of, quiet_floats
 from cqs.errors import TileError
 from cqs.partial import Partial, merge_into
 from cqs.schedule import Plan, Strip, Task
@@ -53,8 +53,9 @@ class Tiler:
         self._waiting[result.task.index] = result
         while self._next in self._waiting:
             ready = self._waiting.pop(self._next)
-            for strip, partial in zip(ready.task.strips, ready.partials, strict=True):
-                self._merge(strip, partial)
+            with quiet_floats():
+                for strip, partial in zip(ready.task.strips, ready.partials, strict=True):
+                    self._merge(strip, partial)
             self._next += 1
 
     def result(self) -> Partial:

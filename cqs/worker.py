@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cqs.backend import namespace_of
+from cqs.backend import namespace_of, quiet_floats
 from cqs.kernels import Attend, Region
 from cqs.partial import Partial
 from cqs.problem import AttentionProblem
@@ -51,8 +51,9 @@ class Worker:
 
         The same task always gives the same result, bit for bit, so it may be run again anywhere.
         """
-        partials = (partial for bundle in task.bundles for partial in self._attend(bundle, threads))
-        return TaskResult(task, tuple(partials))
+        with quiet_floats():
+            partials = (partial for bundle in task.bundles for partial in self._attend(bundle, threads))
+            return TaskResult(task, tuple(partials))
 
     def _attend(self, bundle: Bundle, threads: int) -> Iterator[Partial]:
         queries = [self.source.queries(strip.query) for strip in bundle.strips]

@@ -1,6 +1,14 @@
 """The only place that knows array libraries by name, and what they run on."""
 
-from cqs.backend.arrays import dtype_of, is_numpy, is_writeable, may_overlap, namespace_of, refuse_gradients
+from cqs.backend.arrays import (
+    dtype_of,
+    is_numpy,
+    is_writeable,
+    may_overlap,
+    namespace_of,
+    quiet_floats,
+    refuse_gradients,
+)
 from cqs.backend.blas import BlasLibrary, blas_libraries, single_threaded_blas
 from cqs.backend.threads import Threads, Workspace, compute_threads
 
@@ -15,6 +23,7 @@ __all__ = [
     "is_writeable",
     "may_overlap",
     "namespace_of",
+    "quiet_floats",
     "refuse_gradients",
     "single_threaded_blas",
 ]

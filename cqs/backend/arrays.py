@@ -1,5 +1,7 @@
 """Questions about arrays whose answers differ from library to library."""
 
+from contextlib import AbstractContextManager
+
 import numpy as np
 import numpy.typing as npt
 from array_api_compat import (
@@ -14,7 +16,7 @@ from array_api_compat import (
 from cqs.errors import BackendError
 from cqs.types import Array, DType, Namespace
 
-__all__ = ["dtype_of", "is_numpy", "is_writeable", "may_overlap", "namespace_of", "refuse_gradients"]
+__all__ = ["dtype_of", "is_numpy", "is_writeable", "may_overlap", "namespace_of", "quiet_floats", "refuse_gradients"]
 
 
 def namespace_of(**arrays: Array) -> Namespace:
@@ -68,6 +70,11 @@ def _to_numpy(array: Array) -> npt.NDArray[np.generic]:
     if is_torch_array(array):
         return array.detach().view(_torch_bits(array)).numpy()
     return array if is_numpy_array(array) else np.from_dlpack(array)
+
+
+def quiet_floats() -> AbstractContextManager[None]:
+    """Silence NumPy's floating-point warnings in this thread: overflow and NaN are answered by the result itself."""
+    return np.errstate(all="ignore")
 
 
 def is_writeable(array: Array) -> bool:

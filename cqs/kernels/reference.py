@@ -7,9 +7,9 @@ from cqs.kernels.contract import KeyChunk
 from cqs.kernels.region import Region
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
-from cqs.types import Array
+from cqs.types import Array, Namespace
 
-__all__ = ["attend"]
+__all__ = ["attend", "softmax_parts"]
 
 
 def attend(
@@ -30,12 +30,16 @@ def attend(
     q = xp.reshape(q, (*batch, G, H // G, T, D))  # H / G query heads share a key head
     scores = scale * (q @ xp.matrix_transpose(k)[..., None, :, :])  # (*B, G, H/G, T, S)
     (region or Region.whole(T, S)).hide(xp, scores, range(T), [range(S)])
+    weights, lse = softmax_parts(xp, scores)
+    out = weights @ v[..., None, :, :]  # (*B, G, H/G, T, E)
+    return Partial(xp.reshape(out, (*batch, H, T, E)), xp.reshape(lse, (*batch, H, T)))
 
+
+def softmax_parts(xp: Namespace, scores: Array) -> tuple[Array, Array]:
+    """Return the softmax of the last axis and its log-sum-exp; a row of -inf has weights 0 and lse -inf."""
     top = xp.max(scores, axis=-1, keepdims=True)
     shift = xp.where(top == -xp.inf, xp.zeros_like(top), top)  # a row that sees nothing: -inf - -inf would be NaN
     weights = xp.exp(scores - shift)
     total = xp.sum(weights, axis=-1, keepdims=True)
     divisor = xp.where(total == 0, xp.ones_like(total), total)
-    out = (weights @ v[..., None, :, :]) / divisor
-    lse = xp.where(total == 0, top, shift + xp.log(divisor))
-    return Partial(xp.reshape(out, (*batch, H, T, E)), xp.reshape(lse, (*batch, H, T)))
+    return weights / divisor, (top + xp.log(divisor))[..., 0]

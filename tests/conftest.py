@@ -1,0 +1,22 @@
+import os
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+import cqs
+
+_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
+settings.register_profile("default", max_examples=60, **_COMMON)
+settings.register_profile("ci", max_examples=40, derandomize=True, **_COMMON)
+settings.register_profile("long", max_examples=3000, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
+
+
+@pytest.fixture(scope="session")
+def real_qkv() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The shipped activations of a trained model, (4, 4096, 32) float16."""
+    from importlib import resources
+
+    with resources.as_file(resources.files(cqs) / "data" / "text_qkv_4096.npz") as path, np.load(path) as arrays:
+        return arrays["q"], arrays["k"], arrays["v"]

@@ -1,0 +1,60 @@
+"""Random attention problems, drawn by hypothesis."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from hypothesis import strategies as st
+
+DTYPES = {
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Arrays and options of one call."""
+
+    q: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+    scale: float
+    is_causal: bool
+    workers: int
+
+    def __repr__(self) -> str:
+        shapes = f"q {self.q.shape}, k {self.k.shape}, v {self.v.shape}, {self.q.dtype}"
+        return f"Problem({shapes}, scale={self.scale}, is_causal={self.is_causal}, workers={self.workers})"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"scale": self.scale, "is_causal": self.is_causal}
+
+
+@st.composite
+def problems(
+    draw: st.DrawFn,
+    dtypes: tuple[str, ...] = tuple(DTYPES),
+    scales: tuple[float, ...] = (1.0, 10.0, 1e3),
+    value_magnitudes: tuple[float, ...] = (1e-30, 1e-3, 1.0, 1e30),
+) -> Problem:
+    """Draw shapes, options and magnitudes; the numbers themselves come from a seeded generator."""
+    dtype = DTYPES[draw(st.sampled_from(dtypes))]
+    batch = draw(st.sampled_from([(), (2,), (2, 1)]))
+    G = draw(st.integers(1, 3))
+    H = G * draw(st.integers(1, 3))
+    T = draw(st.integers(1, 150))
+    S = T if draw(st.booleans()) else draw(st.integers(1, 150))
+    D, E = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    magnitude = draw(st.sampled_from([1e-3, 1.0, 10.0]))
+    values = draw(st.sampled_from(value_magnitudes if dtype.itemsize > 2 else (1e-3, 1.0, 1e3)))
+    scale = draw(st.sampled_from((D**-0.5, *scales)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    q = (magnitude * rng.standard_normal((*batch, H, T, D))).astype(dtype)
+    k = rng.standard_normal((*batch, G, S, D)).astype(dtype)
+    v = (values * rng.standard_normal((*batch, G, S, E))).astype(dtype)
+    return Problem(q, k, v, scale, draw(st.booleans()), draw(st.integers(1, 60)))
