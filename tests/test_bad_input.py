@@ -1,0 +1,173 @@
+"""Bad input is refused before anything is allocated, with argument, rule, value and remedy."""
+
+import tracemalloc
+from typing import Any
+
+import array_api_strict
+import numpy as np
+import pytest
+
+import cqs
+from cqs.errors import BackendError, CQSError, DTypeError, OptionError, QuorumError, ShapeError
+
+N = 64
+
+
+def arrays(*, shapes: tuple[Any, ...] = ((2, N, 8), (2, N, 8), (2, N, 8)), dtype: str = "float32") -> list[np.ndarray]:
+    return [np.zeros(shape, dtype) for shape in shapes]
+
+
+def refused(error: type[CQSError], *words: str, args: Any = None, **options: Any) -> None:
+    args = arrays() if args is None else args
+    with pytest.raises(error):  # once before measuring: the first use of a library imports parts of it
+        cqs.attention(*args, **options)
+    tracemalloc.start()
+    try:
+        with pytest.raises(error) as caught:
+            cqs.attention(*args, **options)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    message = str(caught.value)
+    for word in words:
+        assert word in message, message
+    assert " must " in message
+    assert ", got " in message or "; got " in message, message
+    assert ";" in message, message
+    assert peak < 200_000
+
+
+@pytest.mark.parametrize(
+    ("shapes", "words"),
+    [
+        (((N, 8), (2, N, 8), (2, N, 8)), ("`q`", "(64, 8)", "x[None]")),
+        (((2, N, 8), (8,), (2, N, 8)), ("`k`", "(8,)")),
+        (((3, 2, N, 8), (2, N, 8), (2, N, 8)), ("`k`", "batch", "(3,)")),
+        (((3, 2, N, 8), (3, 2, N, 8), (4, 2, N, 8)), ("`v`", "batch")),
+        (((2, N, 8), (2, N, 9), (2, N, 9)), ("`k`", "width", "8")),
+        (((2, N, 8), (2, N, 8), (2, N + 1, 8)), ("`v`", "tokens", "65")),
+        (((4, N, 8), (2, N, 8), (4, N, 8)), ("`v`", "heads")),
+        (((3, N, 8), (2, N, 8), (2, N, 8)), ("`q`", "multiple", "3 heads")),
+        (((2, N, 0), (2, N, 0), (2, N, 8)), ("`q`", "width")),
+        (((2, N, 8), (2, N, 8), (2, N, 0)), ("`v`", "width")),
+        (((0, N, 8), (0, N, 8), (0, N, 8)), ("`q`", "head")),
+    ],
+)
+def test_shapes_that_do_not_fit(shapes: Any, words: tuple[str, ...]) -> None:
+    refused(ShapeError, *words, args=arrays(shapes=shapes))
+
+
+@pytest.mark.parametrize("dtype", ["int64", "complex64", "bool", "longdouble", ">f4"])
+def test_types_that_attention_is_not_defined_for(dtype: str) -> None:
+    refused(DTypeError, "`q`", "float32", "convert", args=arrays(dtype=dtype))
+
+
+def test_mixed_types() -> None:
+    q, k, v = arrays()
+    refused(DTypeError, "`v`", "float32", "float64", args=(q, k, v.astype("float64")))
+
+
+def test_mixed_libraries_and_non_arrays() -> None:
+    q, k, v = arrays()
+    refused(BackendError, "`k`", "library", "array_api_strict", args=(q, array_api_strict.asarray(k), v))
+    refused(BackendError, "`q`", "list", args=([[1.0]], k, v))
+    refused(BackendError, "`v`", "NoneType", args=(q, k, None))
+
+
+def test_mixed_devices() -> None:
+    q, k, _ = (array_api_strict.asarray(x) for x in arrays())
+    elsewhere = array_api_strict.asarray(np.zeros((2, N, 8), "float32"), device=array_api_strict.Device("device1"))
+    refused(BackendError, "`v`", "device", "device1", args=(q, k, elsewhere))
+
+
+def test_tensors_that_record_gradients() -> None:
+    torch = pytest.importorskip("torch")
+    x = torch.zeros(1, 4, 4, requires_grad=True)
+    refused(BackendError, "`k`", "gradients", "detach", args=(x.detach(), x, x))
+
+
+@pytest.mark.parametrize("workers", [0, -3, 2.5, "7", True])
+def test_worker_counts_that_are_none(workers: Any) -> None:
+    refused(OptionError, "`workers`", "at least 1", repr(workers), workers=workers)
+
+
+def test_worker_counts_without_a_known_cover() -> None:
+    refused(QuorumError, "`W`", "299", "300", workers=299)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"kernel": "cudnn"}, ("`kernel`", "numpy", "'cudnn'")),
+        ({"strategy": "ring"}, ("`strategy`", "tiles", "'ring'")),
+        ({"scale": float("nan")}, ("`scale`", "finite", "nan")),
+        ({"scale": "big"}, ("`scale`", "finite", "big")),
+        ({"mask": np.ones((N, N), bool)}, ("`mask`", "cqs.masks", "ndarray")),
+        ({"mask": cqs.masks.Causal(), "is_causal": True}, ("`mask`", "is_causal", "not both")),
+        ({"engine": "dask"}, ("`engine`", "Executor", "dask")),
+        ({"progress": "yes"}, ("`progress`", "True", "yes")),
+        ({"causal": True}, ("`causal`", "`is_causal`")),
+        ({"is_casual": True}, ("`is_casual`", "`is_causal`")),
+        ({"dropout_p": 0.1}, ("`dropout_p`", "exact")),
+        ({"frobnicate": 1}, ("`frobnicate`", "workers", "kernel")),
+    ],
+)
+def test_options_that_do_not_exist_or_fit(options: dict[str, Any], words: tuple[str, ...]) -> None:
+    refused(OptionError, *words, **options)
+
+
+def test_quorums_for_cross_attention() -> None:
+    args = arrays(shapes=((2, N, 8), (2, N + 1, 8), (2, N + 1, 8)))
+    refused(OptionError, "`strategy`", "64 and 65", "tiles", args=args, strategy="cqs")
+
+
+def test_a_kernel_for_another_library() -> None:
+    refused(
+        OptionError, "`kernel`", "numpy", "auto", args=[array_api_strict.asarray(x) for x in arrays()], kernel="numpy"
+    )
+
+
+def test_outputs_that_cannot_be_written_to() -> None:
+    q, k, v = arrays()
+    fixed = np.zeros((2, N, 8), "float32")
+    fixed.flags.writeable = False
+    shared = np.zeros((2, 2 * N, 8), "float32")
+    refused(ShapeError, "`out`", "(2, 64, 8)", "(2, 64, 9)", out=np.zeros((2, N, 9), "float32"))
+    refused(DTypeError, "`out`", "float32", "float64", out=np.zeros((2, N, 8)))
+    refused(DTypeError, "`out`", "float16", args=[x.astype("float16") for x in (q, k, v)], out=np.zeros((2, N, 8)))
+    refused(OptionError, "`out`", "read-only", out=fixed)
+    refused(OptionError, "`out`", "`q`", "memory", args=(q, k, v), out=q)
+    refused(OptionError, "`out`", "`v`", "memory", args=(q, k, shared[:, N // 2 : -N // 2]), out=shared[:, :N])
+    refused(BackendError, "`out`", "library", out=array_api_strict.zeros((2, N, 8), dtype=array_api_strict.float32))
+
+
+def test_an_output_between_the_elements_of_an_input_is_no_overlap() -> None:
+    both = np.zeros((2, N, 16), "float32")
+    q, k, _ = arrays()
+    cqs.attention(q, k, both[..., ::2], out=both[..., 1::2])
+
+
+def test_overlap_is_seen_in_torch_tensors() -> None:
+    torch = pytest.importorskip("torch")
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.zeros(2, 2 * N, 8, dtype=dtype)
+        q = torch.zeros(2, N, 8, dtype=dtype)
+        refused(OptionError, "`out`", "`k`", args=(q, x[:, N:], q), out=x[:, N // 2 : -N // 2])
+
+
+def test_a_refused_call_leaves_its_arrays_alone() -> None:
+    q, k, v = (x + 1 for x in arrays())
+    out = np.full((2, N, 8), 7, "float32")
+    with pytest.raises(OptionError):
+        cqs.attention(q, k, v, out=out, workers=0)
+    assert (out == 7).all()
+    assert all((x == 1).all() for x in (q, k, v))
+
+
+def test_plan_refuses_what_attention_refuses() -> None:
+    with pytest.raises(ShapeError, match="multiple"):
+        cqs.plan((3, N, 8), (2, N, 8), (2, N, 8))
+    with pytest.raises(DTypeError, match="int8"):
+        cqs.plan((2, N, 8), (2, N, 8), (2, N, 8), dtype="int8")
+    with pytest.raises(OptionError, match="is_causal"):
+        cqs.plan((2, N, 8), (2, N, 8), (2, N, 8), causal=True)  # type: ignore[arg-type]

@@ -1,0 +1,66 @@
+"""What a call holds beyond the caller's arrays: the output, and for each thread one task's partials and 16 MiB."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import cqs
+from cqs.engines import LocalEngine
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("H", "N", "D", "dtype", "workers", "threads"),
+    [
+        (8, 8192, 64, "float32", 7, 2),
+        (8, 8192, 64, "float32", 1, 2),
+        (8, 4096, 128, "float32", 31, 2),
+        (2, 8192, 64, "float32", 57, 4),
+        (1, 16384, 64, "float64", 13, 2),
+        (1, 2048, 1024, "float32", 3, 2),
+        (1, 1024, 4096, "float64", 3, 2),
+    ],
+)
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_peak_is_output_partials_and_scratch(
+    H: int, N: int, D: int, dtype: str, workers: int, threads: int, is_causal: bool
+) -> None:
+    q = np.zeros((H, N, D), dtype)
+    plan = cqs.plan(q, q, q, workers=workers, is_causal=is_causal)
+    partial = max(plan.partial_bytes(task) for task in plan.tasks())
+    output = q.nbytes + H * N * q.itemsize  # and its log-sum-exp
+    tracemalloc.start()
+    try:
+        cqs.attention(q, q, q, workers=workers, is_causal=is_causal, engine=LocalEngine(threads))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak <= output + threads * (partial + 16 * MIB), f"{peak / MIB:.1f} MiB"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_sixteen_bit_output_takes_a_float32_accumulator(dtype: str) -> None:
+    q = np.zeros((4, 4096, 64), dtype)
+    tracemalloc.start()
+    try:
+        cqs.attention(q, q, q, workers=31, engine=LocalEngine(1))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    accumulator = 4 * q.size if dtype == "float16" else 0
+    assert peak <= q.nbytes + accumulator + 16 * MIB + 2 * MIB + 8 * 4 * 4096
+
+
+def test_nothing_is_held_after_a_call() -> None:
+    q = np.zeros((4, 2048, 64), np.float32)
+    cqs.attention(q, q, q, workers=7)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        cqs.attention(q, q, q, workers=7, engine=LocalEngine(2))
+        after = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert after - before < 100_000
