@@ -25,8 +25,8 @@ __all__ = ["attend"]
 _AREA, _ROWS, _MOST_COLUMNS = 512 * 1024, 512, 4096
 _LEAST_ROWS = 128
 _BUFFER_BYTES = 2 << 20  # most bytes of one head's rows or columns in a buffer; blocks of wide heads shrink to it
-# Less work than this, about a millisecond, is not worth another thread; more is cut into at least so many units.
-_SHARED_FLOPS, _LEAST_UNITS = 200_000_000, 16
+# Less work than this, a few milliseconds, is not worth another thread; more is cut into at least so many units.
+_SHARED_FLOPS, _LEAST_UNITS = 500_000_000, 8
 
 
 def attend(
