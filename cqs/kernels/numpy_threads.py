@@ -160,10 +160,8 @@ class _BlockLoader:
 
     def _gather(self, name: str, places: list[tuple[int, range]], n_columns: int) -> Floats:
         """Return the keys or values of some columns: a view where BLAS can take one, else gathered and cast."""
-        where = (*self.unit.batch, self.unit.kv_heads)
-        parts: list[Floats] = [
-            getattr(self.call.chunks[n], name)[where][:, part.start : part.stop] for n, part in places
-        ]
+        heads, chunks = (*self.unit.batch, self.unit.kv_heads), self.call.chunks
+        parts: list[Floats] = [getattr(chunks[n], name)[(*heads, slice(part.start, part.stop))] for n, part in places]
         if len(parts) == 1 and parts[0].dtype == self.q.dtype and _is_blasable(parts[0]):
             return parts[0]
         gathered = self.work.buffer(name, (parts[0].shape[0], n_columns, parts[0].shape[-1]), self.q.dtype)
