@@ -1,12 +1,15 @@
 """A partial result of attention, and the operation that merges two of them."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Self
 
 from cqs.backend import namespace_of
 from cqs.types import Array, DType, Namespace
 
 __all__ = ["Partial", "merge", "merge_into"]
+
+_BLOCK = 1 << 18  # elements that are merged at a time: they fit a core's cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,12 +70,15 @@ def merge(a: Partial, b: Partial) -> Partial:
 
 
 def merge_into(xp: Namespace, total: Partial, part: Partial) -> None:
-    """Merge `part` into `total` in place; `part` is spent: its output holds scratch afterwards."""
+    """Merge `part` into `total` in place, some rows at a time, so that little is held beside them."""
     weight_total, weight_part, lse = _weights(xp, total.lse, part.lse)
-    out, more = total.out, part.out
-    out *= weight_total[..., None]
-    more *= weight_part[..., None]
-    out += more
+    *heads, n_rows, width = part.out.shape
+    step = max(_BLOCK // max(prod(heads) * width, 1), 1)
+    for start in range(0, n_rows, step):
+        rows = slice(start, start + step)
+        out = total.out[..., rows, :]
+        out *= weight_total[..., rows, None]
+        out += part.out[..., rows, :] * weight_part[..., rows, None]
     total.lse[...] = lse
 
 

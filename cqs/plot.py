@@ -1,4 +1,4 @@
-"""Pictures of quorums, with matplotlib: `pip install "cqs-attention[plot]"`. Functions return Axes, and show nothing."""
+"""Pictures of quorums. Needs matplotlib: `pip install "cqs-attention[plot]"`. Functions return Axes and show none."""
 
 from typing import Any
 
