@@ -83,7 +83,7 @@ class DifferenceCover:
     @classmethod
     def of(cls, modulus: int, base: Iterable[int]) -> Self:
         """Make a cover from elements in any order; any integers, reduced modulo W."""
-        return cls(modulus, tuple(sorted({operator.index(a) % modulus for a in base})))
+        return cls(modulus, tuple(sorted({operator.index(a) % max(modulus, 1) for a in base})))
 
     @property
     def size(self) -> int:

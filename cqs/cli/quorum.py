@@ -1,0 +1,111 @@
+"""`cqs quorum`: the quorum set behind W workers."""
+
+import colorsys
+from typing import Any
+
+from cqs.cli.options import Namespace, Parsers, add_command, add_common, whole
+from cqs.cli.terminal import print_json, print_table, print_text, stdout_console
+from cqs.quorum import CyclicQuorumSet
+
+__all__ = ["add_parser", "command"]
+
+_MOST_SHOWN = 31  # workers whose quorums and tiles are all shown
+_FEW = 5
+_EPILOG = """\
+W workers hold groups of tokens, such that any two groups meet at some worker:
+one of those owns their tile of the score matrix. Up to W = 31 all quorums are
+shown, and who owns which tile (rows are query groups, columns key groups).
+
+examples:
+  cqs quorum 7
+  cqs quorum 133 --json
+"""
+
+
+def add_parser(parsers: Parsers) -> None:
+    """Add the command to the parser."""
+    parser = add_command(parsers, "quorum", "[options] W", "show the quorum set behind W workers", _EPILOG)
+    parser.add_argument("workers", type=whole, metavar="W", help="number of workers, the modulus")
+    add_common(parser, "json")
+    parser.set_defaults(command=command)
+
+
+def command(args: Namespace) -> int:
+    """Run the command."""
+    quorums = CyclicQuorumSet(args.workers)
+    if args.json:
+        print_json(_json(quorums))
+        return 0
+    W, shown = quorums.modulus, quorums.modulus <= _MOST_SHOWN
+    print_table(f"cqs quorum {W}", _rows(quorums))
+    print_text("", *_quorum_lines(quorums, W if shown else _FEW))
+    if shown:
+        print_text("", *_matrix(quorums))
+    else:
+        print_text("", f"The matrix of owners is shown up to W = {_MOST_SHOWN}.")
+    return 0
+
+
+def _rows(quorums: CyclicQuorumSet) -> list[tuple[str, str]]:
+    cover, W = quorums.cover, quorums.modulus
+    least, most = _loads(quorums)
+    causal = f"{least:g}" if least == most else f"{least:g} to {most:g}"
+    return [
+        ("base", " ".join(map(str, cover.base))),
+        ("size", f"{cover.size}; no cover has less than {cover.lower_bound}"),
+        ("perfect", "yes: every difference occurs exactly once" if cover.is_perfect else "no"),
+        ("a worker holds", f"{cover.size} of {W} groups, {cover.size / W:.0%}"),
+        ("a worker owns", f"{W} of {W * W:,} tiles; causal: {causal} tiles' worth"),
+    ]
+
+
+def _loads(quorums: CyclicQuorumSet) -> tuple[float, float]:
+    """Return the least and the most tiles of a worker under a causal mask, where a diagonal tile is half a tile."""
+    W = quorums.modulus
+    workers = range(W) if W <= 500 else (0, 1, W // 2, W - 1)
+    loads = [sum((g > h) + (g == h) / 2 for g, h in quorums.tiles(i)) for i in workers]
+    return min(loads), max(loads)
+
+
+def _json(quorums: CyclicQuorumSet) -> dict[str, Any]:
+    cover, W = quorums.cover, quorums.modulus
+    least, most = _loads(quorums)
+    values: dict[str, Any] = {"workers": W, "base": cover.base, "size": cover.size, "lower_bound": cover.lower_bound}
+    values |= {"is_perfect": cover.is_perfect, "tiles": W, "causal_tiles": {"least": least, "most": most}}
+    shown = W <= _MOST_SHOWN
+    values["quorums"] = [quorums.quorum(i) for i in range(W)] if shown else None
+    return values | {"owners": quorums.ownership().tolist() if shown else None}
+
+
+def _quorum_lines(quorums: CyclicQuorumSet, n: int) -> list[str]:
+    width = len(str(quorums.modulus - 1))
+    lines = [
+        f"  worker {i:>{width}}  holds groups  " + " ".join(f"{g:>{width}}" for g in quorums.quorum(i))
+        for i in range(n)
+    ]
+    n_more = quorums.modulus - n
+    return [*lines, f"  ... and {n_more} more, each one further on"] if n_more else lines
+
+
+def _matrix(quorums: CyclicQuorumSet) -> list[Any]:
+    """Return the matrix of owners, line by line, each owner in a colour of its own."""
+    from rich.color import Color
+    from rich.style import Style
+    from rich.text import Text
+
+    W = quorums.modulus
+    console = stdout_console()
+    digits = len(str(W - 1))
+    # colours tell cells apart without a blank between, where blanks would not fit
+    blank = 0 if console.color_system and console.width < (digits + 1) * (W + 1) + 2 else 1
+    styles = []
+    for i in range(W):
+        rgb = colorsys.hls_to_rgb(i * 0.618 % 1, 0.68 + 0.13 * (i % 2), 0.65)
+        styles.append(Style(color="black", bgcolor=Color.from_rgb(*(255 * part for part in rgb))))
+    lines = [Text("who owns which tile: query groups down, key groups across", style="bold")]
+    for g, owners in enumerate(quorums.ownership().tolist()):
+        line = Text(f"  {g:>{digits}} ")
+        for owner in owners:
+            line.append(" " * blank + f"{owner:>{digits}}", style=styles[owner])
+        lines.append(line)
+    return lines
