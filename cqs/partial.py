@@ -75,7 +75,7 @@ def merge_into(xp: Namespace, total: Partial, part: Partial) -> None:
     *heads, n_rows, width = part.out.shape
     step = max(_BLOCK // max(prod(heads) * width, 1), 1)
     for start in range(0, n_rows, step):
-        rows = slice(start, start + step)
+        rows = slice(start, min(start + step, n_rows))
         out = total.out[..., rows, :]
         out *= weight_total[..., rows, None]
         out += part.out[..., rows, :] * weight_part[..., rows, None]

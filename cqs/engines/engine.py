@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Protocol
 
 from cqs.backend import compute_threads
@@ -48,8 +47,8 @@ class LocalEngine:
         n_alone = len(plan) - len(plan) % self.threads if self.threads > 1 else 0
         with compute_threads(self.threads):
             if n_alone:
-                with ThreadPoolExecutor(self.threads - 1, thread_name_prefix="cqs-task") as pool:
-                    yield from _taking_part(pool, self.threads - 1, map(plan.task, range(n_alone)), worker)
+                with ThreadPoolExecutor(self.threads, thread_name_prefix="cqs-task") as pool:
+                    yield from _in_order(pool, self.threads, map(plan.task, range(n_alone)), worker)
             for i in range(n_alone, len(plan)):
                 yield worker.run(plan.task(i), self.threads)
 
@@ -92,21 +91,6 @@ def as_engine(engine: "Engine | Executor | None") -> Engine:
         rule = "be an engine from `cqs.engines` or a `concurrent.futures.Executor`"
         raise OptionError.of("engine", rule, repr(engine), "leave it out to use this machine's threads")
     return engine
-
-
-def _taking_part(executor: Executor, in_flight: int, tasks: Iterator[Task], worker: Worker) -> Iterator[TaskResult]:
-    """Yield results as they come; while there is none to merge, this thread runs a task too."""
-    pending: deque[Future[TaskResult]] = deque()
-    try:
-        while True:
-            pending.extend(executor.submit(worker.run, task) for task in islice(tasks, in_flight - len(pending)))
-            if not pending:
-                return
-            task = None if pending[0].done() else next(tasks, None)
-            yield pending.popleft().result() if task is None else worker.run(task)
-    finally:
-        for future in pending:
-            future.cancel()
 
 
 def _in_order(executor: Executor, in_flight: int, tasks: Iterable[Task], worker: Worker) -> Iterator[TaskResult]:
