@@ -1,0 +1,51 @@
+"""Importing cqs is cheap: it loads no library that was not asked for, and takes little longer than NumPy alone."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("cupy", "torch", "dask", "zarr", "matplotlib", "sympy", "rich", "ml_dtypes")
+MOST_SECONDS = 0.1  # beyond what NumPy takes
+
+
+def run(code: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def seconds_to_import(module: str) -> float:
+    code = "from time import perf_counter; start = perf_counter(); import {}; print(perf_counter() - start)"
+    return float(run(code.format(module)))
+
+
+def test_import_loads_no_heavy_library() -> None:
+    loaded = json.loads(run("import cqs, json, sys; print(json.dumps(sorted(sys.modules)))"))
+    assert "cqs.api" in loaded
+    assert [name for name in HEAVY if name in loaded] == []
+
+
+def test_attention_and_a_plan_load_no_heavy_library() -> None:
+    code = "import cqs, json, numpy, sys; x = numpy.ones((1, 50, 4)); cqs.attention(x, x, x, workers=7); "
+    loaded = json.loads(run(code + "str(cqs.plan(x, x, x)); print(json.dumps(sorted(sys.modules)))"))
+    assert [name for name in HEAVY if name in loaded] == []
+
+
+@pytest.mark.parametrize("heavy", HEAVY)
+def test_import_works_where_a_heavy_library_is_missing(heavy: str) -> None:
+    assert run(f"import sys; sys.modules[{heavy!r}] = None; import cqs; print(cqs.__version__)").strip()
+
+
+def test_import_takes_at_most_a_tenth_of_a_second_longer_than_numpy() -> None:
+    for module in ("numpy", "cqs"):  # writes what is compiled, and warms the disk's cache
+        seconds_to_import(module)
+    numpy, ours = [], []
+    for n in range(15):  # in turn, and the least of each: other work only ever adds to it
+        numpy.append(seconds_to_import("numpy"))
+        ours.append(seconds_to_import("cqs"))
+        if n >= 4 and min(ours) - min(numpy) <= MOST_SECONDS:
+            break
+    assert min(ours) - min(numpy) <= MOST_SECONDS
