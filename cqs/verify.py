@@ -19,6 +19,7 @@ __all__ = ["ULPS", "Verification", "verify_rows"]
 ULPS = 4  # granted beyond twice the error of the plain formula, as in `cqs.testing`
 _MOST_ROWS = 512  # of one head at a time
 _AREA = 2 << 20  # elements of a block of scores, keys or values: 16 MiB in float64
+_FEW = 4096  # numbers; on fewer, the plain formula may be nearly exact by luck
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -91,9 +92,9 @@ def verify_rows(
     -------
     Verification
         Whose rule is that of `cqs.testing`: at most twice the error of the plain formula in the accumulators' type,
-        and 4 ulp. That formula is evaluated with the scale in the scores, in the queries, and with queries that differ
-        by less than rounding does, for on few numbers one evaluation may be nearly exact by luck. Where float64 is
-        not finite the output has to be the same, unless there is a mask: then nothing is asked of it there.
+        and 4 ulp. That formula is evaluated with the scale in the scores and in the queries, once as it is and once,
+        on few numbers six times, with queries and weights that are off by less than rounding. Where float64 is not
+        finite the output has to be the same, unless there is a mask: then nothing is asked of it there.
 
     Raises
     ------
@@ -142,8 +143,8 @@ class _Rows:
     rows: npt.NDArray[np.int64]
     problem: AttentionProblem
 
-    def formula(self, sides: Sequence[tuple[Floats, float]]) -> list[Floats]:
-        """Evaluate softmax(scale q k^T) v for several (q, scale), each in its q's type.
+    def formula(self, sides: Sequence[tuple[Floats, float]], rng: np.random.Generator | None = None) -> list[Floats]:
+        """Evaluate softmax(scale q k^T) v for several (q, scale), each in its q's type, with weights jittered by `rng`.
 
         The keys are read twice, for the rows' maxima and for the sums, so that nothing is ever rescaled.
         """
@@ -156,6 +157,7 @@ class _Rows:
         for keys, scores in self._blocks():
             for side, top, total, weighted in zip(sides, tops, totals, sums, strict=True):
                 weights = np.exp(scores(*side) - top)
+                weights = weights if rng is None else _jittered(weights, rng)
                 total += weights.sum(-1, keepdims=True)
                 weighted += weights @ self.v[keys].astype(top.dtype)
         return [weighted / np.where(total == 0, 1, total) for weighted, total in zip(sums, totals, strict=True)]
@@ -179,13 +181,15 @@ class _Rows:
 def _compare(out: Floats, computed: _Rows, index: tuple[Any, ...], rng: np.random.Generator) -> Verification:
     """Compare rows of the output, and what the plain formula makes of them, with float64."""
     problem, dtype = computed.problem, np.dtype(computed.problem.accumulator_dtype)
+    better: Any = np.float64 if dtype == np.float32 else np.longdouble  # which may be float64, and is slow
     q, scale = computed.q.astype(dtype), problem.scale
-    jitter = 1 + np.finfo(dtype).eps / 2 * rng.uniform(-1, 1, q.shape).astype(dtype)
     with np.errstate(all="ignore"):
-        sides = [(q.astype(np.float64), scale), (q, scale), (q * dtype.type(scale), 1.0), (q * jitter, scale)]
-        exact, *plain = computed.formula(sides)
-        plain = [np.asarray(p.astype(out.dtype), np.float64) for p in plain]
-        got = out.astype(np.float64)
+        (exact,) = computed.formula([(q.astype(better), scale)])
+        sides = [(q, scale), (q * dtype.type(scale), 1.0)]
+        plain = computed.formula(sides)
+        for _ in range(6 if out.size < _FEW else 1):
+            plain += computed.formula([(_jittered(x, rng), factor) for x, factor in sides], rng)
+        plain, got = [p.astype(out.dtype).astype(better) for p in plain], out.astype(better)
         finite = np.isfinite(exact) & np.isfinite(plain[0])
         error, *plain_errors = (np.where(finite, abs(x - exact), 0) for x in (got, *plain))
     hopeless = ~np.isfinite(exact) if isinstance(problem.mask, NoMask) else np.zeros_like(finite)
@@ -201,6 +205,11 @@ def _compare(out: Floats, computed: _Rows, index: tuple[Any, ...], rng: np.rando
         worst=(*index[:-1], int(index[-1][row]), int(column)),
         n_broken=int(broken.sum()),
     )
+
+
+def _jittered(x: Floats, rng: np.random.Generator) -> Floats:
+    """Change every element by half an ulp at most."""
+    return x * (1 + np.finfo(x.dtype).eps / 2 * rng.uniform(-1, 1, x.shape)).astype(x.dtype)
 
 
 def _together(found: Sequence[Verification]) -> Verification:

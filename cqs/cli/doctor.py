@@ -13,7 +13,7 @@ import numpy as np
 import cqs
 from cqs.backend import BlasLibrary, blas_libraries
 from cqs.cli.options import Namespace, Parsers, add_command, add_common
-from cqs.cli.terminal import print_json, print_table, print_verdict
+from cqs.cli.terminal import print_json, print_table, print_text, print_verdict
 from cqs.machine import available_cpus
 from cqs.schedule import default_workers
 
@@ -80,6 +80,7 @@ def command(args: Namespace) -> int:
         print_json(asdict(facts) | {"advice": remedies})
         return 0
     print_table("cqs doctor", _rows(facts))
+    print_text("")
     print_verdict("\n".join(remedies) or "Nothing to improve.", good=not remedies)
     return 0
 

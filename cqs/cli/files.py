@@ -41,39 +41,41 @@ def read_inputs(paths: Sequence[str]) -> Arrays:
     if len(paths) != 1:
         raise OptionError.of("FILE", "be q.npy k.npy v.npy, or one inputs.npz", f"{len(paths)} files", "give 1 or 3")
     (path,) = paths
-    archive = _load(path, "an .npz archive with the arrays q, k and v")
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise OptionError.of(path, "be an .npz archive if it is the only input", "one array", "give q, k and v files")
-    with archive:
-        if missing := {"q", "k", "v"} - set(archive.files):
-            got = ", ".join(archive.files) or "none"
-            rule = f"hold the arrays q, k and v; it lacks {', '.join(sorted(missing))}"
-            raise OptionError.of(path, rule, got, "write it with `np.savez(path, q=q, k=k, v=v)`")
-        try:
+    if not _is_archive(path):
+        rule = "be an .npz archive with q, k and v, if it is the only input"
+        raise OptionError.of(path, rule, "another kind of file", "give three .npy files, or an .npz archive")
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            if missing := {"q", "k", "v"} - set(archive.files):
+                rule = f"hold the arrays q, k and v; it lacks {', '.join(sorted(missing))}"
+                got = ", ".join(archive.files) or "none"
+                raise OptionError.of(path, rule, got, "write it with `np.savez(path, q=q, k=k, v=v)`")
             return archive["q"], archive["k"], archive["v"]
-        except _UNREADABLE as error:
-            raise _unreadable(path, "an .npz archive of complete arrays", error) from None
+    except _UNREADABLE as error:
+        raise _unreadable(path, "a complete .npz archive of numbers", error) from None
 
 
 def read_array(path: str) -> npt.NDArray[Any]:
     """Map a .npy file into memory, for reading."""
-    array = _load(path, "a complete .npy file of numbers")
-    if not isinstance(array, np.ndarray):
-        array.close()
+    if _is_archive(path):
         raise OptionError.of(path, "be a .npy file", "an .npz archive", "give it alone, or its arrays as .npy files")
+    try:
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except _UNREADABLE as error:
+        raise _unreadable(path, "a complete .npy file of numbers", error) from None
     return array.view(np.ndarray)
 
 
-def _load(path: str, what: str) -> Any:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except _UNREADABLE as error:
-        raise _unreadable(path, what, error) from None
+def _is_archive(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK"
 
 
-def _unreadable(path: str, what: str, error: Exception) -> OptionError:
+def _unreadable(path: str, what: str, error: Exception) -> Exception:
+    if isinstance(error, OptionError):
+        return error
     reason = str(error).partition("\n")[0] or type(error).__name__
-    return OptionError.of(path, f"be {what}", f"a file that NumPy refuses ({reason})", "write it with `np.save` again")
+    return OptionError.of(path, f"be {what}", f"a file that NumPy refuses ({reason})", "write it again")
 
 
 def check_output(option: str, path: str, inputs: Sequence[str], force: bool) -> Path:
