@@ -1,5 +1,7 @@
 """The Tiler: partial results become the output, each tile exactly once."""
 
+from collections import Counter
+
 from cqs.backend import dtype_of, namespace_of, quiet_floats
 from cqs.errors import TileError
 from cqs.partial import Partial, merge_into
@@ -95,8 +97,10 @@ class Tiler:
             for tile in result.task.tiles:
                 if tile not in due:
                     raise TileError(f"{tile} is foreign: the plan does not give it to task {index}")
+            doubled = next((tile for tile, n in Counter(result.task.tiles).items() if n > 1), None)
             missing = next((tile for tile in planned.tiles if tile not in came), None)
-            raise TileError(f"{missing or 'a tile'} of task {index} is missing or doubled: the task is not the plan's")
+            what, fault = (doubled, "doubled") if doubled else (missing, "missing") if missing else ("a tile", "moved")
+            raise TileError(f"{what} of task {index} is {fault}: the task is not the plan's")
         if index < self._next or index in self._waiting:
             raise TileError(f"task {index} with {_first_tile(planned)} came twice; each task is added once")
         for strip, partial in zip(planned.strips, result.partials, strict=False):

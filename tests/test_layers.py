@@ -25,8 +25,8 @@ LAYERS = (
     ("engines",),
     ("progress", "verify", "testing", "plot"),
     ("api",),
-    ("cli",),
     ("__init__",),
+    ("cli",),
 )
 HEIGHTS = {name: height for height, names in enumerate(LAYERS) for name in names}
 

@@ -241,7 +241,6 @@ def test_a_missing_tile_is_refused_by_name() -> None:
     refuses(plan, less, rf"{words(gone)} of task 0 is missing")
 
 
-@pytest.mark.xfail(reason="a doubled tile is refused, but the message does not say which it is")
 @pytest.mark.parametrize("is_whole_strip", [False, True])
 def test_a_doubled_tile_is_refused_by_name(is_whole_strip: bool) -> None:
     plan = planned(7)

@@ -5,19 +5,59 @@ levels of threads would fight over the same cores, and the split would no longer
 """
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import OpenBLASController, ThreadpoolController
 
-__all__ = ["BlasLibrary", "blas_libraries", "single_threaded_blas"]
+__all__ = ["BlasLibrary", "blas_libraries", "limited_in_this_thread", "single_threaded_blas"]
 
 _lock = threading.Lock()
 _users = 0
 _limiter: Any = None
+
+
+@contextmanager
+def single_threaded_blas() -> Iterator[None]:
+    """Limit every BLAS of the process to one thread while any thread is inside; then restore it.
+
+    Most libraries keep one limit for the process, so entries are counted. Costs about 20 us.
+    """
+    global _users, _limiter
+    with _lock:
+        if _users == 0:
+            _limiter = _change(lambda: _controller().limit(limits=1))
+        _users += 1
+    try:
+        with limited_in_this_thread():
+            yield
+    finally:
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                _change(_limiter.restore_original_limits)
+
+
+def limited_in_this_thread() -> AbstractContextManager[object]:
+    """Limit those libraries to one thread whose limit belongs to the thread that sets it: the ones built on OpenMP."""
+    of_threads = _openmp_controller()
+    return of_threads.limit(limits=1) if of_threads.lib_controllers else nullcontext()
+
+
+def _change(limits: Callable[[], Any]) -> Any:
+    """Change limits of the process, and leave them free for any thread to change again.
+
+    threadpoolctl lets one thread control OpenBLAS until it lets go; the first of our callers to enter and the last to
+    leave may be different ones.
+    """
+    changed = limits()
+    let_go = getattr(OpenBLASController, "clear_controlling_thread", None)  # older versions have no such rule
+    if let_go is not None:
+        let_go()
+    return changed
 
 
 @cache
@@ -25,24 +65,10 @@ def _controller() -> Any:
     return ThreadpoolController().select(user_api="blas")
 
 
-@contextmanager
-def single_threaded_blas() -> Iterator[None]:
-    """Limit every BLAS of the process to one thread while any thread is inside; then restore it.
-
-    The limit belongs to the process, not to the thread, so entries are counted. Costs about 10 us.
-    """
-    global _users, _limiter
-    with _lock:
-        if _users == 0:
-            _limiter = _controller().limit(limits=1)
-        _users += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _users -= 1
-            if _users == 0:
-                _limiter.restore_original_limits()
+@cache
+def _openmp_controller() -> Any:
+    names = [lib["filepath"] for lib in _controller().info() if lib.get("threading_layer") == "openmp"]
+    return _controller().select(filepath=names)
 
 
 @dataclass(frozen=True, slots=True)

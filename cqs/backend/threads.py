@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from cqs.backend.blas import single_threaded_blas
+from cqs.backend.blas import limited_in_this_thread, single_threaded_blas
 
 __all__ = ["Threads", "Workspace", "compute_threads"]
 
@@ -56,7 +56,7 @@ class Threads:
         try:
             for future in running:
                 future.result()
-        finally:
+        finally:  # interrupted, perhaps
             queue.close()
 
     def shutdown(self) -> None:
@@ -69,8 +69,12 @@ class Threads:
         except IndexError:
             space = Workspace()
         try:
-            for item in queue:
-                work(item, space)
+            with limited_in_this_thread():
+                for item in queue:
+                    work(item, space)
+        except BaseException:
+            queue.close()
+            raise
         finally:
             self._spare.append(space)
 
