@@ -102,11 +102,7 @@ def verify_rows(
         If the arrays do not fit each other, or `n_rows` is less than 1.
     """
     problem = AttentionProblem.of(q, k, v, mask=mask, is_causal=is_causal, scale=scale)
-    allowed, remedy = {problem.dtype, problem.accumulator_dtype}, "is it the output of these inputs?"
-    if tuple(out.shape) != problem.out_shape:
-        raise ShapeError.of("out", f"have the result's shape {problem.out_shape}", tuple(out.shape), remedy)
-    if dtype_name(out) not in allowed:
-        raise DTypeError.of("out", f"be of type {' or '.join(sorted(allowed))}", dtype_name(out), remedy)
+    _check(out, problem)
     if n_rows is not None and n_rows < 1:
         raise OptionError.of("n_rows", "be at least 1", n_rows, "64 rows find what is wrong throughout")
     rng = np.random.default_rng(seed)
@@ -121,6 +117,14 @@ def verify_rows(
                 found.append(_compare(out[head][rows], computed, (*head, rows), rng))
         report(n + 1, len(heads))
     return _together(found)
+
+
+def _check(out: Floats, problem: AttentionProblem) -> None:
+    allowed, remedy = sorted({problem.dtype, problem.accumulator_dtype}), "is it the output of these inputs?"
+    if tuple(out.shape) != problem.out_shape:
+        raise ShapeError.of("out", f"have the result's shape {problem.out_shape}", tuple(out.shape), remedy)
+    if dtype_name(out) not in allowed:
+        raise DTypeError.of("out", f"be of type {' or '.join(allowed)}", dtype_name(out), remedy)
 
 
 def _chosen(T: int, n_rows: int | None, rng: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:

@@ -240,7 +240,7 @@ def test_run_replaces_only_with_force(cli: Run, qkv: Any, tmp_path: Path) -> Non
         ("run cut.npz -o out.npy", ["cut.npz"]),
         ("run rotten.npz -o out.npy", ["rotten.npz"]),
         ("run objects.npz -o out.npy", ["objects.npz", "bject"]),
-        ("run names.npz -o out.npy", ["names.npz", "lacks q", "query"]),
+        ("run names.npz -o out.npy", ["names.npz", "q, k and v", "got query, k, v"]),
         ("run . k.npy v.npy -o out.npy", ["Is a directory"]),
         ("run k.npy q.npy q.npy -o out.npy", ["multiple", "heads"]),
         ("run flat.npy k.npy v.npy -o out.npy", ["`q`", "heads axis"]),

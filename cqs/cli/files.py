@@ -46,13 +46,14 @@ def read_inputs(paths: Sequence[str]) -> Arrays:
         raise OptionError.of(path, rule, "another kind of file", "give three .npy files, or an .npz archive")
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            if missing := {"q", "k", "v"} - set(archive.files):
-                rule = f"hold the arrays q, k and v; it lacks {', '.join(sorted(missing))}"
-                got = ", ".join(archive.files) or "none"
-                raise OptionError.of(path, rule, got, "write it with `np.savez(path, q=q, k=k, v=v)`")
-            return archive["q"], archive["k"], archive["v"]
+            names = archive.files
+            found = {name: archive[name] for name in ("q", "k", "v") if name in names}
     except _UNREADABLE as error:
         raise _unreadable(path, "a complete .npz archive of numbers", error) from None
+    if len(found) < 3:
+        got = ", ".join(names) or "none"
+        raise OptionError.of(path, "hold the arrays q, k and v", got, "write it with `np.savez(path, q=q, k=k, v=v)`")
+    return found["q"], found["k"], found["v"]
 
 
 def read_array(path: str) -> npt.NDArray[Any]:
@@ -71,9 +72,7 @@ def _is_archive(path: str) -> bool:
         return file.read(2) == b"PK"
 
 
-def _unreadable(path: str, what: str, error: Exception) -> Exception:
-    if isinstance(error, OptionError):
-        return error
+def _unreadable(path: str, what: str, error: Exception) -> OptionError:
     reason = str(error).partition("\n")[0] or type(error).__name__
     return OptionError.of(path, f"be {what}", f"a file that NumPy refuses ({reason})", "write it again")
 
