@@ -8,7 +8,7 @@ from cqs.errors import OptionError
 
 __all__ = ["Progress", "reporting"]
 
-# None or False: silence. True: a bar in the terminal. A function: called with (tasks done, tasks in all).
+# None or False: silence. True: a bar on stderr. A function: called with (tasks done, tasks in all).
 Progress: TypeAlias = bool | Callable[[int, int], None] | None
 
 
@@ -20,10 +20,12 @@ def reporting(progress: Progress) -> Iterator[Callable[[int, int], None]]:
     elif progress is None or progress is False:
         yield lambda done, total: None
     elif progress is True:
+        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
-        with Bar(TextColumn("tasks"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
+        columns = TextColumn("tasks"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        with Bar(*columns, console=Console(stderr=True)) as bar:
             row = bar.add_task("tasks", total=None)
             yield lambda done, total: bar.update(row, completed=done, total=total)
     else:

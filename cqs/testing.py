@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cqs.backend import single_threaded_blas
 from cqs.kernels.contract import KeyChunk
 from cqs.kernels.reference import attend
 from cqs.kernels.region import Region
@@ -27,7 +28,8 @@ def reference_attention(
 ) -> tuple[Floats, Floats]:
     """Return output and log-sum-exp by the plain formula in float64, whatever the type of the inputs."""
     q, k, v = (np.asarray(x).astype(np.float64) for x in (q, k, v))
-    partial = attend(q, [KeyChunk(k, v)], scale=scale, region=Region.whole(q.shape[-2], k.shape[-2], mask))
+    with np.errstate(all="ignore"), single_threaded_blas():
+        partial = attend(q, [KeyChunk(k, v)], scale=scale, region=Region.whole(q.shape[-2], k.shape[-2], mask))
     return partial.out, partial.lse
 
 
@@ -69,7 +71,7 @@ def assert_exact(
     The plain formula keeps float32 scores for 16-bit inputs, as matrix hardware does, and is rounded to the type of
     `out` at the end. On a handful of numbers its error may be nearly zero by luck, so it is taken as the largest of
     nine evaluations: with the scale multiplied into the scores, the queries or half into each side, of the inputs as
-    they are and of inputs that differ from them by less than rounding does. The output must be finite
+    they are and of inputs a unit in the last place away. The output must be finite
     wherever the plain formula is, and infinite or NaN wherever float64 is.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -86,16 +88,16 @@ def _plain_evaluations(q: Floats, k: Floats, v: Floats, scale: float, mask: Mask
     dtype = np.dtype(DTYPES[dtype_name(q)][1])
     q, k, v = (x.astype(dtype) for x in (q, k, v))
     rng = np.random.default_rng(0)
-    half_ulp = np.finfo(dtype).eps / 2
     root = np.sqrt(abs(scale))
     placements = [(1.0, 1.0, scale), (scale, 1.0, 1.0), (root, np.copysign(root, scale), 1.0)]
     region = Region.whole(q.shape[-2], k.shape[-2], mask)
     plain = []
     for n in range(_EVALUATIONS):
         for_q, for_k, for_scores = placements[n % len(placements)]
-        jitter = np.ones_like(q) if n < len(placements) else 1 + half_ulp * rng.uniform(-1, 1, q.shape).astype(dtype)
-        with np.errstate(all="ignore"):
-            q_n, k_n = (q * jitter * dtype.type(for_q)), k * dtype.type(for_k)
+        towards = rng.choice([-np.inf, np.inf], q.shape).astype(dtype)
+        with np.errstate(all="ignore"), single_threaded_blas():
+            near_q = q if n < len(placements) else np.nextafter(q, towards)
+            q_n, k_n = near_q * dtype.type(for_q), k * dtype.type(for_k)
             plain.append(attend(q_n, [KeyChunk(k_n, v)], scale=for_scores, region=region))
     return plain
 

@@ -13,10 +13,10 @@ from cqs.errors import DTypeError, OptionError, ShapeError
 from cqs.kernels.region import Region
 from cqs.masks import Mask, NoMask
 from cqs.problem import AttentionProblem, dtype_name
+from cqs.testing import ULPS
 
 __all__ = ["ULPS", "Verification", "verify_rows"]
 
-ULPS = 4  # granted beyond twice the error of the plain formula, as in `cqs.testing`
 _MOST_ROWS = 512  # of one head at a time
 _AREA = 2 << 20  # elements of a block of scores, keys or values: 16 MiB in float64
 _FEW = 4096  # numbers; on fewer, the plain formula may be nearly exact by luck
@@ -92,7 +92,7 @@ def verify_rows(
     -------
     Verification
         Whose rule is that of `cqs.testing`: at most twice the error of the plain formula in the accumulators' type,
-        and 4 ulp. That formula is evaluated with the scale in the scores and in the queries, once as it is and once,
+        and 8 ulp. That formula is evaluated with the scale in the scores and in the queries, once as it is and once,
         on few numbers six times, with queries and weights that are off by less than rounding. Where float64 is not
         finite the output has to be the same, unless there is a mask: then nothing is asked of it there.
 

@@ -197,4 +197,4 @@ def test_progress_counts_tasks(capsys: pytest.CaptureFixture[str]) -> None:
     cqs.attention(q, q, q, workers=7, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(n, 7) for n in range(1, 8)]
     cqs.attention(q, q, q, workers=7, progress=True)
-    assert "7/7" in capsys.readouterr().out
+    assert "7/7" in capsys.readouterr().err
