@@ -25,8 +25,8 @@ class UnitBuffers(NamedTuple):
     product: Floats
 
 
-# Weights are at most exp(-headroom); the second is for values so large that a sum of them would overflow.
-_HEADROOMS = (0, 30)
+# What weights are multiplied by; the second, a power of two, is for values so large that a sum of them would overflow.
+_FACTORS = (1.0, 2.0**-40)
 # A row whose sum is below the first may have lost terms to underflow. One below 1 is sound, unless all outputs are
 # below the second: then the values are so small that weighting them may have lost digits.
 _LEAST_SUM, _LEAST_OUT = 2.0**-10, 2.0**-90
@@ -51,15 +51,15 @@ def attend_unit(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> tuple[Floa
     divisor, lse : array, `(G, R)`
         What to divide them by, and the natural log-sum-exp.
     """
-    total, top = _optimistic(load, n_blocks, work), np.zeros(1, work.out.dtype)
+    total, top, factor = _optimistic(load, n_blocks, work), np.zeros(1, work.out.dtype), 1.0
     if total is None:
-        for headroom in _HEADROOMS:
-            total, top = _running_maximum(load, n_blocks, work, headroom)
+        for factor in _FACTORS:
+            total, top = _running_maximum(load, n_blocks, work, factor)
             if _is_finite(work.out):
                 break
     assert total is not None
     divisor = np.where(total == 0, 1, total)
-    return work.out, divisor, np.where(total == 0, -np.inf, top + np.log(divisor))
+    return work.out, divisor, np.where(total == 0, -np.inf, top + np.log(divisor / factor))
 
 
 def _optimistic(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> Floats | None:
@@ -82,7 +82,7 @@ def _optimistic(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> Floats | N
     return total if _is_finite(out) and np.isfinite(total.max()) else None
 
 
-def _running_maximum(load: LoadBlock, n_blocks: int, work: UnitBuffers, headroom: int) -> tuple[Floats, Floats]:
+def _running_maximum(load: LoadBlock, n_blocks: int, work: UnitBuffers, factor: float) -> tuple[Floats, Floats]:
     """Sum weights relative to the largest score so far; return the sums, and what they are relative to."""
     out, product = work.out, work.product
     total = np.zeros(out.shape[:-1], out.dtype)
@@ -93,14 +93,16 @@ def _running_maximum(load: LoadBlock, n_blocks: int, work: UnitBuffers, headroom
         new_top = np.maximum(top, weights.max(axis=-1))
         shift = np.where(new_top == -np.inf, 0, new_top)  # no key seen yet, and -inf - -inf would be NaN
         rescale = np.exp(top - shift)
-        weights -= (shift + headroom)[..., None]
+        weights -= shift[..., None]
         np.exp(weights, out=weights)
+        if factor != 1:
+            weights *= factor
         total *= rescale
         total += weights @ np.ones(weights.shape[-1], out.dtype)
         out *= rescale[..., None]
         out += np.matmul(weights, values, out=product)
         top = new_top
-    return total, top + headroom
+    return total, top
 
 
 def _is_finite(out: Floats) -> bool:

@@ -5,7 +5,6 @@ import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from importlib import resources
 from itertools import product
 from math import isqrt
 from typing import Self
@@ -107,6 +106,8 @@ class DifferenceCover:
 
 @cache
 def _table() -> dict[int, tuple[int, ...]]:
+    from importlib import resources  # slow to import, and not needed to import cqs
+
     text = resources.files("cqs.quorum").joinpath("data/difference_covers.json").read_text()
     return {int(W): tuple(base) for W, base in json.loads(text).items()}
 
