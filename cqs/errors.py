@@ -5,6 +5,7 @@ Every message says four things: which argument, what rule it broke, the value it
 
 import difflib
 import inspect
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -61,6 +62,7 @@ class TileError(CQSError, RuntimeError):
 _ELSEWHERE = {
     "attn_mask": "`mask`",
     "causal": "`is_causal`",
+    "dropout": "nothing: attention here is exact",
     "dropout_p": "nothing: attention here is exact",
     "enable_gqa": "nothing: grouped heads follow from the shapes",
     "num_workers": "`workers`",
@@ -74,8 +76,8 @@ def refuse_unknown(function: Callable[..., Any], unknown: Mapping[str, object]) 
     for name in unknown:
         known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
         near = difflib.get_close_matches(name, known, n=1)
-        meant = _ELSEWHERE.get(name) or (f"`{near[0]}`" if near else "none of them")
+        meant = _ELSEWHERE.get(name) or (f"`{near[0]}`" if near else "")
         raise OptionError(
             f"`{name}` must be an option of `{function.__name__}`, which has {', '.join(known)}; "
-            f"got {name}={unknown[name]!r}, perhaps for {meant}"
+            f"got {name}={reprlib.repr(unknown[name])}{f', perhaps for {meant}' if meant else ''}"
         )

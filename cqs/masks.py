@@ -1,5 +1,6 @@
 """What a query may see. A mask answers for whole rectangles, so that no T x S array is ever built."""
 
+import operator
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -81,6 +82,13 @@ class Causal(Mask):
     """
 
     offset: int = 0
+
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "offset", operator.index(self.offset))
+        except TypeError:
+            remedy = "0 aligns the top left, S - T the bottom right"
+            raise OptionError.of("offset", "be a whole number", repr(self.offset), remedy) from None
 
     def classify(self, rows: range, cols: range) -> Coverage:
         """Compare the corners of the rectangle with the diagonal."""

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
+
 from cqs.errors import DTypeError, OptionError, ShapeError
 from cqs.masks import Causal, Mask, NoMask, mask_from_dict
 from cqs.types import Array
@@ -136,11 +138,10 @@ class AttentionProblem:
 
 
 def _check_shapes(shapes: dict[str, tuple[int, ...]]) -> None:
-    forms = {"q": "(..., heads, tokens, width)", "k": "(..., heads, tokens, width)", "v": "(..., heads, tokens, width)"}
     for name, shape in shapes.items():
         if len(shape) < 3:
             remedy = "add a heads axis, `x[None]`, for a single head"
-            raise ShapeError.of(name, f"have the form {forms[name]}", f"shape {shape}", remedy)
+            raise ShapeError.of(name, "have the form (..., heads, tokens, width)", f"shape {shape}", remedy)
     q, k, v = shapes["q"], shapes["k"], shapes["v"]
     for name, shape in (("k", k), ("v", v)):
         if shape[:-3] != q[:-3]:
@@ -177,8 +178,8 @@ def _checked_scale(scale: float | None, D: int) -> float:
     if scale is None:
         return 1 / math.sqrt(D)
     try:
-        value = float(scale)
-    except (TypeError, ValueError):
+        value = math.nan if isinstance(scale, (str, bool)) else float(scale)
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not math.isfinite(value):
         raise OptionError.of("scale", "be a finite number", repr(scale), "leave it out for 1/sqrt(width)")
@@ -186,6 +187,10 @@ def _checked_scale(scale: float | None, D: int) -> float:
 
 
 def _checked_mask(mask: Mask | None, is_causal: bool) -> Mask:
+    if not isinstance(is_causal, (bool, np.bool_)):
+        raise OptionError.of(
+            "is_causal", "be True or False", repr(is_causal), "for an offset use `mask=Causal(offset)`"
+        )
     if mask is None:
         return Causal() if is_causal else NoMask()
     if is_causal:

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from cqs.backend import dtype_of, is_writeable, may_overlap, namespace_of
+from cqs.backend import dtype_of, is_writeable, may_overlap, namespace_of, overlaps_itself
 from cqs.errors import DTypeError, OptionError, ShapeError
 from cqs.kernels import KeyChunk
 from cqs.problem import AttentionProblem, dtype_name
 from cqs.schedule import Group
 from cqs.types import Array
 
-__all__ = ["ArraySource", "Source", "check_out"]
+__all__ = ["ArraySource", "Source", "allocate_out", "check_out"]
 
 
 class Source(Protocol):
@@ -48,7 +48,7 @@ def check_out(out: Array, problem: AttentionProblem, **inputs: Array) -> None:
     ------
     ShapeError, DTypeError, OptionError, BackendError
         If `out` has another shape than the result, a type other than the inputs' or the accumulators',
-        is read-only, shares memory with an input, or is of another library or on another device.
+        is read-only, shares memory with itself or an input, or is of another library or on another device.
     """
     namespace_of(**inputs, out=out)
     if tuple(out.shape) != problem.out_shape:
@@ -58,6 +58,10 @@ def check_out(out: Array, problem: AttentionProblem, **inputs: Array) -> None:
         raise DTypeError.of("out", f"be of type {' or '.join(allowed)}", dtype_name(out), "reallocate it")
     if not is_writeable(out):
         raise OptionError.of("out", "be writeable", "a read-only array", "copy it first")
+    if overlaps_itself(out):
+        raise OptionError.of(
+            "out", "have each element in a place of its own", "overlapping strides", "allocate another"
+        )
     for name, array in inputs.items():
         if may_overlap(out, array):
             rule = f"share no memory with `{name}`, which is still read while `out` is written"

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cqs.backend import single_threaded_blas
+from cqs.errors import OptionError
 from cqs.kernels.contract import KeyChunk
 from cqs.kernels.reference import attend
 from cqs.kernels.region import Region
@@ -75,6 +76,8 @@ def assert_exact(
     wherever the plain formula is, and infinite or NaN wherever float64 is.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if is_causal and mask is not None:
+        raise OptionError.of("mask", "be left out when `is_causal=True`", repr(mask), "give one of them")
     mask = Causal() if is_causal else mask
     exact_out, exact_lse = reference_attention(q, k, v, scale=scale, mask=mask)
     plain = _plain_evaluations(q, k, v, scale, mask)

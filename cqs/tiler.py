@@ -6,6 +6,7 @@ from cqs.backend import dtype_of, namespace_of, quiet_floats
 from cqs.errors import TileError
 from cqs.partial import Partial, merge_into
 from cqs.schedule import Plan, Strip, Task
+from cqs.sources import check_out
 from cqs.types import Array
 from cqs.worker import TaskResult
 
@@ -20,7 +21,8 @@ class Tiler:
     plan : Plan
         Whose tasks are to come.
     out : array, `(*B, H, T, E)`
-        Where the output is written. While it has the accumulators' type it is itself the accumulator.
+        Where the output is written, of the inputs' type or the accumulators'. While it has the accumulators' type it
+        is itself the accumulator.
 
     Notes
     -----
@@ -31,6 +33,7 @@ class Tiler:
 
     def __init__(self, plan: Plan, out: Array) -> None:
         problem = plan.problem
+        check_out(out, problem)
         xp = namespace_of(out=out)
         dtype = dtype_of(xp, problem.accumulator_dtype)
         self._plan = plan

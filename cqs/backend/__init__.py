@@ -6,6 +6,7 @@ from cqs.backend.arrays import (
     is_writeable,
     may_overlap,
     namespace_of,
+    overlaps_itself,
     quiet_floats,
     refuse_gradients,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "is_writeable",
     "may_overlap",
     "namespace_of",
+    "overlaps_itself",
     "quiet_floats",
     "refuse_gradients",
     "single_threaded_blas",

@@ -16,7 +16,16 @@ from array_api_compat import (
 from cqs.errors import BackendError
 from cqs.types import Array, DType, Namespace
 
-__all__ = ["dtype_of", "is_numpy", "is_writeable", "may_overlap", "namespace_of", "quiet_floats", "refuse_gradients"]
+__all__ = [
+    "dtype_of",
+    "is_numpy",
+    "is_writeable",
+    "may_overlap",
+    "namespace_of",
+    "overlaps_itself",
+    "quiet_floats",
+    "refuse_gradients",
+]
 
 
 def namespace_of(**arrays: Array) -> Namespace:
@@ -30,6 +39,8 @@ def namespace_of(**arrays: Array) -> Namespace:
     (first, reference), *_ = arrays.items()
     for name, array in arrays.items():
         try:
+            if isinstance(array, np.ma.MaskedArray):
+                raise TypeError("its mask would be lost")
             xp = array_namespace(array)
         except TypeError:
             rule = "be an array of a library with an array-API namespace (NumPy, CuPy, torch, ...)"
@@ -94,6 +105,19 @@ def refuse_gradients(**arrays: Array) -> None:
         if getattr(array, "requires_grad", False):
             rule = "not require gradients, which cqs does not compute yet"
             raise BackendError.of(name, rule, "requires_grad=True", f"give `{name}.detach()`")
+
+
+def overlaps_itself(array: Array) -> bool:
+    """Whether two elements of an array may lie in one place, as its strides tell where it has any."""
+    strides = getattr(array, "strides", None)
+    if strides is None or 0 in array.shape:
+        return False
+    reach = 0
+    for stride, n in sorted((abs(stride), n) for stride, n in zip(strides, array.shape, strict=True) if n > 1):
+        if stride <= reach:
+            return True
+        reach += stride * (n - 1)
+    return False
 
 
 def may_overlap(a: Array, b: Array) -> bool:

@@ -4,6 +4,7 @@ The NumPy kernel runs one block of scores on each of its own threads, so BLAS mu
 levels of threads would fight over the same cores, and the split would no longer be the plan's.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -39,6 +40,18 @@ def single_threaded_blas() -> Iterator[None]:
             _users -= 1
             if _users == 0:
                 _change(_limiter.restore_original_limits)
+
+
+def _after_fork() -> None:
+    """Start afresh in a child: whoever was inside is not there any more."""
+    global _lock, _users, _limiter
+    if _users > 0 and _limiter is not None:
+        _change(_limiter.restore_original_limits)
+    _lock, _users, _limiter = threading.Lock(), 0, None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def limited_in_this_thread() -> AbstractContextManager[object]:

@@ -34,25 +34,26 @@ class Workspace:
 
 
 class Threads:
-    """A pool of threads, started when first needed, and workspaces that pass from one piece of work to the next."""
+    """Pools of threads, started when first needed, and workspaces that pass from one piece of work to the next."""
 
-    def __init__(self, n_threads: int) -> None:
-        self._n_threads = n_threads
-        self._pool = ThreadPoolExecutor(n_threads, thread_name_prefix="cqs-compute")
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pools: dict[int, ThreadPoolExecutor] = {}
         self._spare: list[Workspace] = []
         self.n_users = 0
 
-    def share(self, items: Sequence[Item], work: Callable[[Item, Workspace], None], at_most: int) -> None:
-        """Call `work` on every item, on up to `at_most` threads at once, each with a workspace of its own.
+    def share(self, items: Sequence[Item], work: Callable[[Item, Workspace], None], n_threads: int) -> None:
+        """Call `work` on every item, on up to `n_threads` threads at once, each with a workspace of its own.
 
         The first exception ends the sharing and is raised.
         """
         queue = _Queue(items)
-        n_loops = min(self._n_threads, at_most, len(items))
+        n_loops = min(n_threads, len(items))
         if n_loops <= 1:
             self._loop(queue, work)
             return
-        running = [self._pool.submit(self._loop, queue, work) for _ in range(n_loops)]
+        pool = self._pool(n_threads)
+        running = [pool.submit(self._loop, queue, work) for _ in range(n_loops)]
         try:
             for future in running:
                 future.result()
@@ -61,7 +62,14 @@ class Threads:
 
     def shutdown(self) -> None:
         """End the threads."""
-        self._pool.shutdown()
+        for pool in self._pools.values():
+            pool.shutdown()
+
+    def _pool(self, n_threads: int) -> ThreadPoolExecutor:
+        with self._lock:
+            if n_threads not in self._pools:
+                self._pools[n_threads] = ThreadPoolExecutor(n_threads, thread_name_prefix="cqs-compute")
+            return self._pools[n_threads]
 
     def _loop(self, queue: "_Queue[Item]", work: Callable[[Item, Workspace], None]) -> None:
         try:
@@ -96,18 +104,19 @@ class _Queue(Iterator[Item], Generic[Item]):
 
 
 _lock = threading.Lock()
-_active: dict[int, Threads] = {}
+_active: Threads | None = None
 
 
 @contextmanager
-def compute_threads(n_threads: int) -> Iterator[Threads]:
+def compute_threads() -> Iterator[Threads]:
     """Give threads to compute on, with BLAS limited to one thread each.
 
-    Everybody who asks for the same number meanwhile gets the same threads, so that an engine that holds them around a
-    run saves its kernels starting threads and allocating buffers. The last to leave ends them and frees the buffers.
+    Everybody who asks meanwhile gets the same ones, so that an engine that holds them around a run saves its kernels
+    starting threads and allocating buffers. The last to leave ends the threads and frees the buffers.
     """
+    global _active
     with _lock:
-        threads = _active.get(n_threads) or _active.setdefault(n_threads, Threads(n_threads))
+        threads = _active = _active or Threads()
         threads.n_users += 1
     try:
         with single_threaded_blas():
@@ -117,15 +126,14 @@ def compute_threads(n_threads: int) -> Iterator[Threads]:
             threads.n_users -= 1
             is_last = threads.n_users == 0
             if is_last:
-                del _active[n_threads]
+                _active = None
         if is_last:
             threads.shutdown()
 
 
 def _forget() -> None:
-    global _lock
-    _lock = threading.Lock()
-    _active.clear()
+    global _lock, _active
+    _lock, _active = threading.Lock(), None
 
 
 if hasattr(os, "register_at_fork"):  # a forked child has none of its parent's threads

@@ -17,7 +17,7 @@ _EPILOG = """\
 Some rows of every head are computed again in float64, whatever wrote the
 output. Give the --causal and --scale that it was computed with. The largest
 error may be twice that of the plain softmax formula in the inputs' precision,
-and 4 units in the last place more; exit code 1 says that it is larger.
+and 8 units in the last place more; exit code 1 says that it is larger.
 
 examples:
   cqs verify q.npy k.npy v.npy out.npy --causal

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from cqs.backend import compute_threads
+from cqs.checks import whole_number
 from cqs.errors import OptionError
 from cqs.machine import available_cpus
 from cqs.schedule import Plan, Task
@@ -35,9 +36,7 @@ class LocalEngine:
     threads: int = field(default_factory=available_cpus)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.threads, int) or self.threads < 1:
-            remedy = "leave it out for one a CPU"
-            raise OptionError.of("threads", "be a whole number of at least 1", repr(self.threads), remedy)
+        object.__setattr__(self, "threads", whole_number("threads", self.threads, 1, "leave it out for one a CPU"))
 
     def run(self, plan: Plan, worker: Worker) -> Iterator[TaskResult]:
         """Yield results in the plan's order, holding at most one task a thread.
@@ -45,7 +44,7 @@ class LocalEngine:
         As many tasks as can be divided evenly run one to a thread; each of the rest runs on all threads.
         """
         n_alone = len(plan) - len(plan) % self.threads if self.threads > 1 else 0
-        with compute_threads(self.threads):
+        with compute_threads():
             if n_alone:
                 with ThreadPoolExecutor(self.threads, thread_name_prefix="cqs-task") as pool:
                     yield from _in_order(pool, self.threads, map(plan.task, range(n_alone)), worker)
@@ -70,6 +69,10 @@ class ExecutorEngine:
     executor: Executor
     in_flight: int = field(default_factory=lambda: 2 * available_cpus())
 
+    def __post_init__(self) -> None:
+        remedy = "leave it out for two a CPU"
+        object.__setattr__(self, "in_flight", whole_number("in_flight", self.in_flight, 1, remedy))
+
     def run(self, plan: Plan, worker: Worker) -> Iterator[TaskResult]:
         """Yield results in the plan's order."""
         return _in_order(self.executor, self.in_flight, plan.tasks(), worker)
@@ -87,7 +90,7 @@ def as_engine(engine: "Engine | Executor | None") -> Engine:
         return LocalEngine()
     if isinstance(engine, Executor):
         return ExecutorEngine(engine)
-    if not callable(getattr(engine, "run", None)):
+    if isinstance(engine, type) or not callable(getattr(engine, "run", None)):
         rule = "be an engine from `cqs.engines` or a `concurrent.futures.Executor`"
         raise OptionError.of("engine", rule, repr(engine), "leave it out to use this machine's threads")
     return engine

@@ -9,7 +9,7 @@ from itertools import accumulate
 
 from cqs.kernels.region import Region
 
-__all__ = ["column_blocks", "even_cuts", "in_chunks"]
+__all__ = ["column_blocks", "even_cuts", "in_chunks", "split_scale"]
 
 
 def even_cuts(n: int, most: int) -> list[range]:
@@ -20,6 +20,14 @@ def even_cuts(n: int, most: int) -> list[range]:
     """
     parts = -(-n // most)
     return [range(i * n // parts, (i + 1) * n // parts) for i in range(parts)]
+
+
+def split_scale(scale: float) -> tuple[float, float]:
+    """Return what to multiply the queries by, and what the scores.
+
+    Scaling the queries costs less; but an extreme scale could push them out of range, where scores are still within.
+    """
+    return (scale, 1.0) if 2.0**-20 <= abs(scale) <= 2.0**20 else (1.0, scale)
 
 
 def column_blocks(region: Region, rows: range, width: int) -> list[list[range]]:

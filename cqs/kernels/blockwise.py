@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from cqs.backend import dtype_of, namespace_of
-from cqs.kernels.blocks import column_blocks, even_cuts, in_chunks
+from cqs.kernels.blocks import column_blocks, even_cuts, in_chunks, split_scale
 from cqs.kernels.contract import KeyChunk
 from cqs.kernels.reference import softmax_parts
 from cqs.kernels.region import Region
@@ -29,17 +29,20 @@ def attend(
     *batch, H, T, D = q.shape
     *_, G, _, E = chunks[0].v.shape
     region = region or Region.whole(T, sum(chunk.k.shape[-2] for chunk in chunks))
+    for_q, for_scores = split_scale(scale)
     # H / G query heads share a key head
     split = Partial.empty(xp, (*batch, G, H // G, T, E), dtype, q.device)
     for rows in even_cuts(T, _ROWS):
         here = slice(rows.start, rows.stop)
         q_rows = xp.reshape(q[..., here, :], (*batch, G, H // G, len(rows), D))
-        q_rows = xp.astype(q_rows, dtype) * scale
+        q_rows = xp.astype(q_rows, dtype) * for_q
         total = Partial(split.out[..., here, :], split.lse[..., here])
         for pieces in column_blocks(region, rows, _COLS):
             k = xp.astype(_gather(xp, [chunk.k for chunk in chunks], pieces), dtype)
             v = xp.astype(_gather(xp, [chunk.v for chunk in chunks], pieces), dtype)
             scores = q_rows @ xp.matrix_transpose(k)[..., None, :, :]  # (*B, G, H/G, rows, columns)
+            if for_scores != 1:
+                scores = scores * for_scores
             region.hide(xp, scores, rows, pieces)
             weights, lse = softmax_parts(xp, scores)
             merge_into(xp, total, Partial(weights @ v[..., None, :, :], lse))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cqs.backend import Workspace, compute_threads
-from cqs.kernels.blocks import column_blocks, even_cuts, in_chunks
+from cqs.kernels.blocks import column_blocks, even_cuts, in_chunks, split_scale
 from cqs.kernels.contract import KeyChunk
 from cqs.kernels.numpy_unit import Floats, UnitBuffers, attend_unit
 from cqs.kernels.region import Region
@@ -24,7 +24,7 @@ __all__ = ["attend"]
 # A block of scores has at most _AREA elements, 2 MiB in float32, and for one head at most _ROWS rows.
 _AREA, _ROWS, _MOST_COLUMNS = 512 * 1024, 512, 4096
 _LEAST_ROWS = 128
-_BUFFER_BYTES = 2 << 20  # most bytes of one head's rows or columns in a buffer; blocks of wide heads shrink to it
+_BUFFER_BYTES = 2 << 20  # most bytes of queries, keys, values or outputs in a buffer
 # Less work than this, a few milliseconds, is not worth another thread; more is cut into at least so many units.
 _SHARED_FLOPS, _LEAST_UNITS = 500_000_000, 8
 
@@ -39,12 +39,14 @@ def attend(
     dtype = np.dtype(DTYPES[dtype_name(q)][1])
     shape = (*q.shape[:-1], chunks[0].v.shape[-1])
     sizes = tuple(chunk.k.shape[-2] for chunk in chunks)
+    if sum(sizes) == 0:
+        return Partial.empty(np, shape, dtype)
     result = Partial(np.empty(shape, dtype), np.empty(shape[:-1], dtype))
     region = region or Region.whole(q.shape[-2], sum(sizes))
     call = _Call(q, chunks, sizes, scale, region, result)
     flops = 2 * (q.size + result.out.size) * sum(sizes)
-    with compute_threads(threads) as pool:
-        pool.share(call.units(flops), call.run, at_most=threads if flops > _SHARED_FLOPS else 1)
+    with compute_threads() as pool:
+        pool.share(call.units(flops), call.run, threads if flops > _SHARED_FLOPS else 1)
     return result
 
 
@@ -75,10 +77,15 @@ class _Call:
         G = self.chunks[0].k.shape[-3]
         return G, self.q.shape[-3] // G
 
+    @property
+    def widest_bytes(self) -> int:
+        """Bytes of the widest row of queries, keys or values, in the accumulator's type."""
+        widest: int = max(self.q.shape[-1], self.result.out.shape[-1]) * self.result.out.itemsize
+        return widest
+
     def most_rows_and_columns(self) -> tuple[int, int]:
         """Return the shape of the largest block of scores."""
-        widest = max(self.q.shape[-1], self.result.out.shape[-1]) * self.result.out.itemsize
-        most = max(_BUFFER_BYTES // widest, 16)
+        most = max(_BUFFER_BYTES // self.widest_bytes, 16)
         rows = min(_ROWS, most, self.q.shape[-2])
         if self.region.is_masked:  # half of a block on the diagonal is wasted, so there rows are few
             rows = min(rows, max(self.q.shape[-2] // 8, _LEAST_ROWS))
@@ -92,7 +99,8 @@ class _Call:
         rows, cols = self.most_rows_and_columns()
         row_cuts = even_cuts(T, rows)
         n_rows = len(row_cuts[-1])
-        n_heads = _AREA // (n_rows * min(cols, sum(self.sizes)))
+        n_columns = min(cols, sum(self.sizes))
+        n_heads = min(_AREA // (n_rows * n_columns), _BUFFER_BYTES // (max(n_rows, n_columns) * self.widest_bytes))
         if flops > _SHARED_FLOPS:
             n_heads = min(n_heads, self.q.size // D // n_rows // _LEAST_UNITS)
         n_heads = max(n_heads, 1)
@@ -121,13 +129,13 @@ class _Call:
         lse[...] = unit_lse.reshape(lse.shape)
 
     def _scaled(self, q: Floats, work: Workspace) -> Floats:
-        dtype = self.result.out.dtype
+        dtype, for_q = self.result.out.dtype, split_scale(self.scale)[0]
         scaled: Floats = work.buffer("q", q.shape, dtype)
         if q.dtype == dtype:
-            np.multiply(q, dtype.type(self.scale), out=scaled)
+            np.multiply(q, dtype.type(for_q), out=scaled)
             return scaled
         np.copyto(scaled, q, casting="unsafe")
-        scaled *= dtype.type(self.scale)
+        scaled *= dtype.type(for_q)
         return scaled
 
     def _rows(self, array: Floats, unit: _Unit) -> Floats:
@@ -154,6 +162,9 @@ class _BlockLoader:
         k = self._gather("k", places, n_columns)
         scores = self.work.buffer("scores", (g, r * t, n_columns), self.q.dtype)
         np.matmul(self.q.reshape(g, r * t, D), k.swapaxes(-1, -2), out=scores)
+        for_scores = split_scale(self.call.scale)[1]
+        if for_scores != 1:
+            scores *= self.q.dtype.type(for_scores)
         if not self.call.region.is_full:
             self.call.region.hide(np, scores.reshape(g, r, t, n_columns), self.unit.rows, pieces)
         return scores, self._gather("v", places, n_columns)

@@ -27,9 +27,6 @@ class UnitBuffers(NamedTuple):
 
 # What weights are multiplied by; the second, a power of two, is for values so large that a sum of them would overflow.
 _FACTORS = (1.0, 2.0**-40)
-# A row whose sum is below the first may have lost terms to underflow. One below 1 is sound, unless all outputs are
-# below the second: then the values are so small that weighting them may have lost digits.
-_LEAST_SUM, _LEAST_OUT = 2.0**-10, 2.0**-90
 
 
 def attend_unit(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> tuple[Floats, Floats, Floats]:
@@ -72,13 +69,11 @@ def _optimistic(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> Floats | N
         if n == 0:
             total = sums
             np.matmul(weights, values, out=out)
-            if not total.min() >= _LEAST_SUM:
+            if not total.min() >= 1:
                 return None
         else:
             total += sums
             out += np.matmul(weights, values, out=product)
-    if total.min() < 1 and not max(out.max(), -out.min()) >= _LEAST_OUT:
-        return None
     return total if _is_finite(out) and np.isfinite(total.max()) else None
 
 

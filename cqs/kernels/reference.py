@@ -27,6 +27,8 @@ def attend(
     *batch, H, T, D = q.shape
     *_, G, S, E = v.shape
 
+    if S == 0:
+        return Partial.empty(xp, (*batch, H, T, E), dtype, q.device)
     q = xp.reshape(q, (*batch, G, H // G, T, D))  # H / G query heads share a key head
     scores = scale * (q @ xp.matrix_transpose(k)[..., None, :, :])  # (*B, G, H/G, T, S)
     (region or Region.whole(T, S)).hide(xp, scores, range(T), [range(S)])

@@ -46,7 +46,7 @@ def choose_kernel(name: str, xp: Namespace) -> Kernel:
     """
     if name == "auto":
         return next(kernel for kernel in _TABLE if kernel.takes(xp))
-    if name not in KERNELS:
+    if not isinstance(name, str) or name not in KERNELS:
         raise OptionError.of(
             "kernel", f"be auto or one of {', '.join(KERNELS)}", repr(name), "'auto' picks the fastest"
         )

@@ -4,13 +4,14 @@ import json
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from itertools import product
 from math import isqrt
 from typing import Self
 
 import numpy as np
 
+from cqs.checks import whole_number
 from cqs.errors import QuorumError
 
 __all__ = ["DifferenceCover", "difference_cover", "known_moduli", "size_lower_bound"]
@@ -61,9 +62,9 @@ class DifferenceCover:
     base: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        W, base = self.modulus, self.base
-        if W < 1:
-            raise QuorumError.of("modulus", "be at least 1", W, "W is the number of workers")
+        base = self.base
+        W = whole_number("modulus", self.modulus, 1, "W is the number of workers", QuorumError)
+        object.__setattr__(self, "modulus", W)
         if not all(type(a) is int and 0 <= a < W for a in base) or list(base) != sorted(set(base)):
             rule = f"be distinct residues of Z_{W} in increasing order"
             raise QuorumError.of("base", rule, base, f"use `DifferenceCover.of({W}, ...)` to have them put so")
@@ -82,7 +83,12 @@ class DifferenceCover:
     @classmethod
     def of(cls, modulus: int, base: Iterable[int]) -> Self:
         """Make a cover from elements in any order; any integers, reduced modulo W."""
-        return cls(modulus, tuple(sorted({operator.index(a) % max(modulus, 1) for a in base})))
+        modulus = whole_number("modulus", modulus, 1, "W is the number of workers", QuorumError)
+        try:
+            elements = {operator.index(a) % modulus for a in base}
+        except TypeError:
+            raise QuorumError.of("base", "be whole numbers", repr(base), f"see `difference_cover({modulus})`") from None
+        return cls(modulus, tuple(sorted(elements)))
 
     @property
     def size(self) -> int:
@@ -117,7 +123,6 @@ def known_moduli() -> tuple[int, ...]:
     return tuple(sorted(_table()))
 
 
-@lru_cache(maxsize=256)
 def difference_cover(W: int) -> DifferenceCover:
     """Return the smallest known difference cover of Z_W.
 
@@ -141,11 +146,14 @@ def difference_cover(W: int) -> DifferenceCover:
     >>> difference_cover(13)
     DifferenceCover(modulus=13, base=(0, 1, 3, 9))
     """
-    if W < 1:
-        raise QuorumError.of("W", "be at least 1", W, "W is the number of workers")
-    base = _table().get(W)
-    if base is None:
+    W = whole_number("W", W, 1, "W is the number of workers", QuorumError)
+    if W not in _table():
         nearest = min(known_moduli(), key=lambda known: abs(known - W))
         rule = f"be one of the {len(_table())} moduli with a shipped cover (1..200 and some to 300)"
         raise QuorumError.of("W", rule, W, f"the nearest is {nearest}; or give a cover of your own as `base`")
-    return DifferenceCover(W, base)
+    return _verified(W)
+
+
+@cache
+def _verified(W: int) -> DifferenceCover:
+    return DifferenceCover(W, _table()[W])

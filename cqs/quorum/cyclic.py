@@ -1,5 +1,6 @@
 """The cyclic quorum set of a difference cover, and the closed form of who owns which pair."""
 
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
@@ -63,6 +64,7 @@ class CyclicQuorumSet:
 
     def __init__(self, W: int, base: Iterable[int] | None = None) -> None:
         cover = difference_cover(W) if base is None else DifferenceCover.of(W, base)
+        W = cover.modulus
         first: dict[int, tuple[int, int]] = {}
         for a, b in product(cover.base, repeat=2):
             first.setdefault((a - b) % W, (a, b))
@@ -147,6 +149,11 @@ class CyclicQuorumSet:
         return self._index("g, h", g, "a group")
 
     def _index(self, name: str, value: int, what: str) -> int:
-        if not 0 <= value < self.modulus:
-            raise QuorumError.of(name, f"be {what} in 0..{self.modulus - 1}", value, "reduce it modulo W")
-        return value
+        rule = f"be {what} in 0..{self.modulus - 1}"
+        try:
+            index = operator.index(value)
+        except TypeError:
+            index = -1
+        if not 0 <= index < self.modulus:
+            raise QuorumError.of(name, rule, repr(value), "reduce it modulo W")
+        return index

@@ -7,7 +7,8 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Any, Self
 
-from cqs.errors import OptionError
+from cqs.checks import whole_number
+from cqs.errors import CQSError, OptionError
 from cqs.masks import Coverage, NoMask
 from cqs.problem import DTYPES, AttentionProblem
 from cqs.quorum import CyclicQuorumSet
@@ -47,12 +48,20 @@ class Plan:
     workers: int
     base: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "workers", whole_number("workers", self.workers, 1, "see `Scheduler`"))
+        if self.strategy not in ("cqs", "tiles") or (self.base is None) != (self.strategy == "tiles"):
+            rule, got = 'be "cqs" with a base, or "tiles" without', f"{self.strategy!r} with base {self.base}"
+            raise OptionError.of("strategy", rule, got, "let `Scheduler` make the plan")
+        if self.base is not None:
+            object.__setattr__(self, "base", CyclicQuorumSet(self.workers, self.base).base)
+
     def __len__(self) -> int:
         return self.workers
 
     def task(self, i: int) -> Task:
         """Return task i, with the tiles that the mask leaves empty dropped. O(W log W)."""
-        if not 0 <= i < self.workers:
+        if whole_number("i", i, 0, "tasks count from 0") >= self.workers:
             raise OptionError.of("i", f"be a task in 0..{self.workers - 1}", i, "`len(plan)` is the number of tasks")
         return _task(self, i)
 
@@ -91,12 +100,17 @@ class Plan:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Read what `to_json` wrote; the cover is verified again."""
-        values: dict[str, Any] = json.loads(text)
-        if values.get("format") != _FORMAT:
-            rule = f"be a plan in the format {_FORMAT}"
-            raise OptionError.of("text", rule, repr(values.get("format")), "was it written by another cqs?")
-        base = None if values["base"] is None else CyclicQuorumSet(values["workers"], values["base"]).base
-        return cls(AttentionProblem.from_dict(values["problem"]), values["strategy"], values["workers"], base)
+        try:
+            values: dict[str, Any] = json.loads(text)
+            if values["format"] != _FORMAT:
+                raise ValueError(f"the format {values['format']!r}")
+            base = None if values["base"] is None else tuple(values["base"])
+            return cls(AttentionProblem.from_dict(values["problem"]), values["strategy"], values["workers"], base)
+        except CQSError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            rule, got = f"be a plan in the format {_FORMAT}", f"{type(error).__name__}: {error}"
+            raise OptionError.of("text", rule, got, "was it written by `Plan.to_json` of another cqs?") from None
 
     def __str__(self) -> str:
         p, first = self.problem, self.task(0)

@@ -1,9 +1,9 @@
 """The Scheduler: a problem and the machine's wishes become a Plan."""
 
-import operator
 from dataclasses import dataclass
 
-from cqs.errors import OptionError
+from cqs.checks import whole_number
+from cqs.errors import OptionError, QuorumError
 from cqs.machine import available_cpus
 from cqs.problem import AttentionProblem
 from cqs.quorum import CyclicQuorumSet, difference_cover, known_moduli
@@ -59,24 +59,26 @@ class Scheduler:
         """
         strategy = self._strategy(problem)
         W = default_workers(problem.n_queries) if self.workers is None else self._workers()
-        base = CyclicQuorumSet(W).base if strategy == "cqs" else None
-        return Plan(problem, strategy, W, base)
+        return Plan(problem, strategy, W, self._base(W) if strategy == "cqs" else None)
+
+    def _base(self, W: int) -> tuple[int, ...]:
+        if W not in known_moduli():
+            nearest = min(known_moduli(), key=lambda known: abs(known - W))
+            rule = "be 1..200 or one of the moduli to 300 with a shipped cover"
+            remedy = f"use {nearest}, or strategy='tiles', which takes any number"
+            raise QuorumError.of("workers", rule, W, remedy)
+        return CyclicQuorumSet(W).base
 
     def _strategy(self, problem: AttentionProblem) -> str:
         T, S = problem.n_queries, problem.n_keys
         if self.strategy not in STRATEGIES:
-            raise OptionError.of("strategy", f"be one of {', '.join(STRATEGIES)}", repr(self.strategy), "see the docs")
+            raise OptionError.of(
+                "strategy", f"be one of {', '.join(STRATEGIES)}", repr(self.strategy), "leave it out for auto"
+            )
         if self.strategy == "cqs" and T != S:
             remedy = "for cross-attention use strategy='tiles', which reads least there"
             raise OptionError.of("strategy", "not be 'cqs' when q and k differ in tokens", f"{T} and {S}", remedy)
         return ("cqs" if T == S else "tiles") if self.strategy == "auto" else self.strategy
 
     def _workers(self) -> int:
-        try:
-            W = operator.index(self.workers)  # type: ignore[arg-type]
-        except TypeError:
-            W = 0
-        if W < 1 or isinstance(self.workers, bool):
-            remedy = "leave it out to let cqs choose"
-            raise OptionError.of("workers", "be a whole number of at least 1", repr(self.workers), remedy)
-        return W
+        return whole_number("workers", self.workers, 1, "leave it out to let cqs choose")
