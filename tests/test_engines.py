@@ -191,9 +191,9 @@ def test_every_task_is_run_once(engine: Any) -> None:
 def test_a_large_task_is_shared_out_over_the_threads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shared, share = [], Threads.share
 
-    def spy(self: Threads, items: Any, work: Any, at_most: int) -> None:
-        shared.append(min(at_most, len(items)))
-        share(self, items, work, at_most)
+    def spy(self: Threads, items: Any, work: Any, n_threads: int) -> None:
+        shared.append(min(n_threads, len(items)))
+        share(self, items, work, n_threads)
 
     monkeypatch.setattr(Threads, "share", spy)
     output(name, LocalEngine(2))
@@ -265,11 +265,11 @@ def failing_share(n_threads: int, bad: int) -> int:
         time.sleep(0.001)
         done.append(item)
 
-    with compute_threads(n_threads) as threads:
+    with compute_threads() as threads:
         with pytest.raises(BrokenError, match=f"item {bad}"):
-            threads.share(range(300), work, at_most=n_threads)
+            threads.share(range(300), work, n_threads)
         n_done = len(done)
-        threads.share(range(2, 20), work, at_most=n_threads)  # the threads are still good
+        threads.share(range(2, 20), work, n_threads)  # the threads are still good
         assert set(range(2, 20)) <= set(done[n_done:])
     return n_done
 
@@ -402,13 +402,14 @@ def test_a_process_forked_during_a_run_computes_on_threads_of_its_own() -> None:
     fork, name = multiprocessing.get_context("fork"), "a remainder on all threads"
     expected, both = on_one_thread(name), threading.Barrier(2)
     receiver, sender = fork.Pipe(duplex=False)
-    child = fork.Process(target=lambda: sender.send(output(name, LocalEngine(2)) == expected))
-    with compute_threads(2) as threads:
-        threads.share(range(2), lambda item, space: both.wait(), at_most=2)  # starts both threads; a child has neither
+    own = blas_threads()
+    child = fork.Process(target=lambda: sender.send((output(name, LocalEngine(2)) == expected, blas_threads() == own)))
+    with compute_threads() as threads:
+        threads.share(range(2), lambda item, space: both.wait(), 2)  # starts both threads; a child has neither
         child.start()
         try:
             assert receiver.poll(60), "the child waits for threads that it does not have"
-            assert receiver.recv()
+            assert receiver.recv() == (True, True)  # nor is BLAS limited there any more
         finally:
             child.kill()
             child.join()
@@ -417,13 +418,20 @@ def test_a_process_forked_during_a_run_computes_on_threads_of_its_own() -> None:
 # What is refused
 
 
-@pytest.mark.parametrize("threads", [0, -1, 1.5, 2.0, "2", None], ids=repr)
-def test_threads_that_are_no_whole_number_of_at_least_one_are_refused(threads: Any) -> None:
-    with pytest.raises(OptionError, match=r"`threads` must be a whole number of at least 1, got"):
-        LocalEngine(threads)
+@pytest.mark.parametrize("number", [0, -1, 1.5, 2.0, "2", None, True], ids=repr)
+@pytest.mark.parametrize(
+    ("name", "make"), [("threads", LocalEngine), ("in_flight", lambda n: ExecutorEngine(ShufflingExecutor(0), n))]
+)
+def test_threads_and_tasks_in_flight_are_refused_unless_whole_and_at_least_one(name: str, make, number: Any) -> None:
+    with pytest.raises(OptionError, match=rf"`{name}` must be a whole number of at least 1, got {number!r};"):
+        make(number)
 
 
-@pytest.mark.parametrize("engine", ["threads", 3, ..., [LocalEngine()], {"run": 1}], ids=repr)
+def test_threads_may_be_any_kind_of_integer() -> None:
+    assert LocalEngine(np.int64(2)) == LocalEngine(2)
+
+
+@pytest.mark.parametrize("engine", ["threads", 3, ..., [LocalEngine()], {"run": 1}, LocalEngine], ids=str)
 def test_what_cannot_run_a_plan_is_refused_as_an_engine(engine: Any) -> None:
     rule = r"`engine` must be an engine from `cqs\.engines` or a `concurrent\.futures\.Executor`, got"
     with pytest.raises(OptionError, match=rule):

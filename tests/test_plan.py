@@ -62,23 +62,48 @@ def test_a_written_plan_holds_what_the_tasks_follow_from_and_not_the_tasks() -> 
     assert json.loads(plan.to_json())["format"] == "cqs.plan/1"
 
 
+def with_changes(**changes: object) -> str:
+    """A written plan with some values replaced."""
+    return json.dumps(json.loads(Scheduler(workers=7).plan(problem_of(50)).to_json()) | changes)
+
+
 @pytest.mark.parametrize("format", ["cqs.plan/2", None, 1, "zarr"])
-def test_a_plan_in_another_format_is_refused(format) -> None:
-    values = json.loads(Scheduler(workers=7).plan(problem_of(50)).to_json())
+def test_a_plan_in_another_format_is_refused_with_that_format(format) -> None:
+    with pytest.raises(OptionError, match=rf"a plan in the format cqs\.plan/1, got .*{format}"):
+        Plan.from_json(with_changes(format=format))
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]", "7", "null", '{"format": "cqs.plan/1"}'])
+def test_text_that_is_no_plan_is_refused(text: str) -> None:
     with pytest.raises(OptionError, match=r"a plan in the format cqs\.plan/1, got"):
-        Plan.from_json(json.dumps(values | {"format": format}))
+        Plan.from_json(text)
 
 
-def test_text_without_a_format_is_refused() -> None:
-    with pytest.raises(OptionError, match=r"a plan in the format cqs\.plan/1, got None"):
-        Plan.from_json("{}")
-
-
-@pytest.mark.parametrize("change", [{"base": [0, 1, 4]}, {"base": []}, {"workers": 8}, {"workers": 0}], ids=str)
+@pytest.mark.parametrize("change", [{"base": [0, 1, 4]}, {"base": []}, {"base": [0, 1, 3.5]}, {"workers": 8}], ids=str)
 def test_a_plan_with_a_corrupted_cover_is_refused(change) -> None:
-    values = json.loads(Scheduler(workers=7).plan(problem_of(50)).to_json())
     with pytest.raises(QuorumError):
-        Plan.from_json(json.dumps(values | change))
+        Plan.from_json(with_changes(**change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"base": None},
+        {"base": 7},
+        {"problem": {}},
+        {"problem": None},
+        {"strategy": "ring"},
+        {"strategy": "tiles"},
+        {"workers": 0},
+        {"workers": 7.5},
+        {"workers": "7"},
+        {"strategy": "tiles", "base": None, "workers": -3},
+    ],
+    ids=str,
+)
+def test_a_plan_whose_parts_do_not_fit_is_refused(change) -> None:
+    with pytest.raises(CQSError):
+        Plan.from_json(with_changes(**change))
 
 
 def test_a_plan_with_a_mask_of_an_unknown_kind_is_refused() -> None:
