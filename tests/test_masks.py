@@ -79,6 +79,12 @@ def test_causal_aligns_the_top_left_corners_unless_told_otherwise() -> None:
     assert [len(Causal(9 - 4).reach(range(q, q + 1), range(9))) for q in range(4)] == [6, 7, 8, 9]
 
 
+@pytest.mark.parametrize("offset", [1.5, 2.0, "1", None], ids=repr)
+def test_an_offset_that_is_no_whole_number_is_refused(offset) -> None:
+    with pytest.raises(CQSError, match="`offset` must be a whole number, got"):
+        Causal(offset)
+
+
 @given(mask=masks)
 def test_a_mask_written_as_json_comes_back_equal(mask: Mask) -> None:
     assert mask_from_dict(json.loads(json.dumps(mask.to_dict()))) == mask

@@ -292,6 +292,14 @@ def test_a_result_of_the_wrong_shape_is_refused_by_its_first_tile(change) -> Non
     refuses(plan, wrong, f"the result for {words(tile)} must have shape")
 
 
+@pytest.mark.parametrize("shape", [(2, T, 5), (2, T + 1, 4), (1, T, 4), (T, 4)], ids=str)
+def test_an_output_of_the_wrong_shape_or_type_is_refused_before_anything_comes(shape: tuple[int, ...]) -> None:
+    with pytest.raises(CQSError, match=r"`out` must have the result's shape \(2, 60, 4\)"):
+        Tiler(planned(7), np.zeros(shape, np.float32))
+    with pytest.raises(CQSError, match="`out` must be of type float32, got int32"):
+        Tiler(planned(7), np.zeros((2, T, 4), np.int32))
+
+
 # The laws of merge
 
 
