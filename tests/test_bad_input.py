@@ -92,7 +92,7 @@ def test_worker_counts_that_are_none(workers: Any) -> None:
 
 
 def test_worker_counts_without_a_known_cover() -> None:
-    refused(QuorumError, "`W`", "299", "300", workers=299)
+    refused(QuorumError, "`workers`", "299", "300", "tiles", workers=299)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def run(code: str) -> str:
 
 
 def seconds_to_import(module: str) -> float:
-    code = "from time import perf_counter; start = perf_counter(); import {}; print(perf_counter() - start)"
+    code = "from time import process_time; start = process_time(); import {}; print(process_time() - start)"
     return float(run(code.format(module)))
 
 
