@@ -1,8 +1,8 @@
 """One unit of the fast NumPy kernel: some query rows of some heads, over all the keys that they see.
 
 Two ways are kept. The *optimistic* one exponentiates scores as they are: no row maximum, no subtraction, no rescaling
-of what came before. It is as exact as the other as long as no exponential overflows and no row's sum drowns, which the
-sums themselves show afterwards. Where they do not, the unit is computed again by the *running maximum* of the textbook.
+of what came before. It is as exact as the other as long as no exponential overflows and every row's sum is at least 1,
+which the sums themselves show. Where they do not, the unit is computed again by the *running maximum* of the textbook.
 """
 
 from collections.abc import Callable
