@@ -25,7 +25,13 @@ class Mask(ABC):
 
     The methods agree with each other: `visible` is the definition, `classify` may say PARTIAL for anything but must be
     right when it says EMPTY or FULL, `reach` may be too long, and `count` is the exact number of True in `visible`.
+    Where `hides_nothing` is True, so is `visible` everywhere.
     """
+
+    @property
+    def hides_nothing(self) -> bool:
+        """Whether every query sees every key, however many there are of either."""
+        return False
 
     @abstractmethod
     def classify(self, rows: range, cols: range) -> Coverage:
@@ -51,6 +57,11 @@ class Mask(ABC):
 @dataclass(frozen=True, slots=True)
 class NoMask(Mask):
     """Every query sees every key."""
+
+    @property
+    def hides_nothing(self) -> bool:
+        """True."""
+        return True
 
     def classify(self, rows: range, cols: range) -> Coverage:
         """Return FULL, or EMPTY for a rectangle without area."""

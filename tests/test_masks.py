@@ -41,6 +41,12 @@ def test_reach_is_a_part_of_the_columns_outside_of_which_nothing_is_seen(mask: M
     assert columns_seen <= set(reach)
 
 
+@given(mask=masks, rows=runs, cols=runs)
+def test_only_a_mask_that_hides_nothing_says_so(mask: Mask, rows: range, cols: range) -> None:
+    assert mask.hides_nothing == (type(mask) is NoMask)
+    assert seen(mask, rows, cols).all() or not mask.hides_nothing
+
+
 @given(offset=st.integers(-40, 40), rows=runs.filter(bool), cols=runs)
 def test_the_reach_of_a_causal_mask_has_no_column_too_many(offset: int, rows: range, cols: range) -> None:
     assert list(Causal(offset).reach(rows, cols)) == [k for k in cols if k <= rows[-1] + offset]

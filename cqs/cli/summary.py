@@ -59,7 +59,7 @@ def plan_json(plan: Plan, summary: LoadSummary) -> dict[str, Any]:
 def plan_rows(plan: Plan, summary: LoadSummary) -> list[tuple[str, str]]:
     """Return names and values of what matters about a plan."""
     p, s = plan.problem, summary
-    mask = "" if p.mask.to_dict()["kind"] == "NoMask" else f", {p.mask}"
+    mask = "" if p.mask.hides_nothing else f", {p.mask}"
     shapes = f"q {(*p.batch, p.n_heads, p.n_queries, p.width)}, k {(*p.batch, p.n_kv_heads, p.n_keys, p.width)}"
     shapes += f", v {(*p.batch, p.n_kv_heads, p.n_keys, p.value_width)}"
     share = f", {100 * s.held_bytes / s.whole_bytes:.3g}% of all {format_bytes(s.whole_bytes)}" if s.whole_bytes else ""

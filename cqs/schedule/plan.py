@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from cqs.checks import whole_number
 from cqs.errors import CQSError, OptionError
-from cqs.masks import Coverage, NoMask
+from cqs.masks import Coverage
 from cqs.problem import DTYPES, AttentionProblem
 from cqs.quorum import CyclicQuorumSet
 from cqs.schedule.bundling import bundled
@@ -139,7 +139,7 @@ def _layout(plan: Plan) -> Layout:
 def _task(plan: Plan, i: int) -> Task:
     mask = plan.problem.mask
     tiles = (tile for tile in _layout(plan).tiles(i) if tile.query and tile.key)
-    if mask != NoMask():
+    if not mask.hides_nothing:
         tiles = (t for t in tiles if mask.classify(t.query.tokens, t.key.tokens) is not Coverage.EMPTY)
     of_queries = groupby(tiles, key=lambda tile: tile.query)
     return Task(i, tuple(bundled(Strip(query, tuple(t.key for t in of_query)) for query, of_query in of_queries)))
