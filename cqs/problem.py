@@ -126,6 +126,11 @@ class AttentionProblem:
         """Return the multiplications and additions of both matrix products over `n_pairs` pairs of every head."""
         return 2 * n_pairs * (self.width + self.value_width) * self.n_batch_heads
 
+    def input_bytes(self, n_queries: int, n_keys: int) -> int:
+        """Return the bytes of that many queries of every query head, and keys and values of every key head."""
+        per_query, per_key = self.n_heads * self.width, self.n_kv_heads * (self.width + self.value_width)
+        return math.prod(self.batch) * self.itemsize * (n_queries * per_query + n_keys * per_key)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the problem as plain JSON values."""
         values = {name: getattr(self, name) for name in self.__slots__}

@@ -46,9 +46,8 @@ def summarize(plan: Plan) -> LoadSummary:
     chosen = range(n_tasks) if n_tasks <= _MOST_TASKS[plan.strategy] else spread
     counts = [(plan.load(t), plan.held_bytes(t), plan.partial_bytes(t)) for t in map(plan.task, chosen)]
     loads, held, partial = zip(*counts, strict=True)
-    per_query, per_key = p.n_heads * p.width, p.n_kv_heads * (p.width + p.value_width)
-    elements = (p.n_batch_heads // p.n_heads) * (p.n_queries * per_query + p.n_keys * per_key)
-    return LoadSummary(n_tasks, len(counts), min(loads), max(loads), max(held), elements * p.itemsize, max(partial))
+    whole = p.input_bytes(p.n_queries, p.n_keys)
+    return LoadSummary(n_tasks, len(counts), min(loads), max(loads), max(held), whole, max(partial))
 
 
 def plan_json(plan: Plan, summary: LoadSummary) -> dict[str, Any]:

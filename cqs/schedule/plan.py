@@ -80,11 +80,9 @@ class Plan:
 
     def held_bytes(self, task: Task) -> int:
         """Return the bytes of queries, keys and values that a task reads."""
-        p = self.problem
         n_queries = sum(len(group) for group in task.query_groups)
         n_keys = sum(len(group) for group in task.key_groups)
-        per_query, per_key = p.n_heads * p.width, p.n_kv_heads * (p.width + p.value_width)
-        return (p.n_batch_heads // p.n_heads) * p.itemsize * (n_queries * per_query + n_keys * per_key)
+        return self.problem.input_bytes(n_queries, n_keys)
 
     def partial_bytes(self, task: Task) -> int:
         """Return the bytes of a task's result: output and lse, in the accumulator's type, for each of its strips."""
