@@ -58,7 +58,22 @@ def _plan(args: Namespace) -> Plan:
         return cqs.plan(*read_inputs(args.files), **choice)
     if missing := [f"--{name}" for name in ("tokens", "heads", "dim") if getattr(args, name) is None]:
         raise OptionError(f"give files, or --tokens, --heads and --dim; missing: {', '.join(missing)}")
+    dtype = "float32" if args.dtype is None else args.dtype
+    return cqs.plan(*_shapes(args), dtype=dtype, **choice)
+
+
+def _shapes(args: Namespace) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes of q, k and v that the options describe."""
     batch = tuple(args.batch or ())
-    keys = args.kv_heads or args.heads, args.tokens if args.key_tokens is None else args.key_tokens
-    q, k = (*batch, args.heads, args.tokens, args.dim), (*batch, *keys, args.dim)
-    return cqs.plan(q, k, (*batch, *keys, args.value_dim or args.dim), dtype=args.dtype or "float32", **choice)
+    G, E = _default(args, "kv_heads", "heads"), _default(args, "value_dim", "dim")
+    S = args.tokens if args.key_tokens is None else args.key_tokens
+    return (*batch, args.heads, args.tokens, args.dim), (*batch, G, S, args.dim), (*batch, G, S, E)
+
+
+def _default(args: Namespace, name: str, other: str) -> int:
+    """Return an option that is at least 1, or where it is left out the value of another."""
+    value: int | None = getattr(args, name)
+    if value == 0:
+        option = f"--{name.replace('_', '-')}"
+        raise OptionError.of(option, "be at least 1", 0, f"leave it out to have it equal --{other}")
+    return getattr(args, other) if value is None else value
