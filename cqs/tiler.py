@@ -3,8 +3,9 @@
 from collections import Counter
 
 from cqs.backend import dtype_of, namespace_of, quiet_floats
-from cqs.errors import TileError
+from cqs.errors import DTypeError, TileError
 from cqs.partial import Partial, merge_into
+from cqs.problem import dtype_name
 from cqs.schedule import Plan, Strip, Task
 from cqs.sources import check_out
 from cqs.types import Array
@@ -52,7 +53,10 @@ class Tiler:
         Raises
         ------
         TileError
-            If the task is not of this plan, has tiles that the plan does not give it or lacks some, or came before.
+            If the task is not of this plan, has tiles that the plan does not give it or lacks some, came before, or
+            has a result of the wrong shape.
+        DTypeError
+            If a partial result is of another type than the accumulator, in which it would be rounded unnoticed.
         """
         self._check(result)
         self._waiting[result.task.index] = result
@@ -107,15 +111,23 @@ class Tiler:
         if index < self._next or index in self._waiting:
             raise TileError(f"task {index} with {_first_tile(planned)} came twice; each task is added once")
         for strip, partial in zip(planned.strips, result.partials, strict=False):
-            expected = (*self._out.shape[:-2], len(strip.query), self._out.shape[-1])
-            if tuple(partial.out.shape) != expected or tuple(partial.lse.shape) != expected[:-1]:
-                tile = next(strip.tiles)
-                raise TileError(f"the result for {tile} must have shape {expected}, got {tuple(partial.out.shape)}")
+            self._check_partial(strip, partial)
         if len(result.partials) < len(planned.strips):
             tile = next(planned.strips[len(result.partials)].tiles)
             raise TileError(f"{tile} is missing from the result of task {index}")
         if len(result.partials) > len(planned.strips):
             raise TileError(f"task {index} has {len(planned.strips)} strips, but {len(result.partials)} results came")
+
+    def _check_partial(self, strip: Strip, partial: Partial) -> None:
+        tile, expected = next(strip.tiles), (*self._out.shape[:-2], len(strip.query), self._out.shape[-1])
+        if tuple(partial.out.shape) != expected or tuple(partial.lse.shape) != expected[:-1]:
+            raise TileError(f"the result for {tile} must have shape {expected}, got {tuple(partial.out.shape)}")
+        dtype = dtype_name(self._sum.out)
+        for name, array in (("out", partial.out), ("lse", partial.lse)):
+            if dtype_name(array) != dtype:
+                rule = f"have the accumulator's type, {dtype}, in the result for {tile}"
+                remedy = "partial results are kept in `problem.accumulator_dtype`, whatever the inputs' type"
+                raise DTypeError.of(name, rule, dtype_name(array), remedy)
 
 
 def _first_tile(task: Task) -> str:

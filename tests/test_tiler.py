@@ -11,7 +11,7 @@ from array_api_compat import array_namespace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cqs.errors import CQSError, TileError
+from cqs.errors import CQSError, DTypeError, TileError
 from cqs.kernels import KERNELS, KeyChunk
 from cqs.masks import Causal, NoMask
 from cqs.partial import Partial, merge, merge_into
@@ -153,12 +153,12 @@ def test_a_plan_without_any_visible_pair_gives_zeros() -> None:
 # What is refused
 
 
-def refuses(plan: Plan, bad: TaskResult, match: str, after: int = 0) -> None:
+def refuses(plan: Plan, bad: TaskResult, match: str, after: int = 0, error: type[CQSError] = TileError) -> None:
     """The result is refused with that message, and does no harm: the right ones give the right output afterwards."""
     results, tiler = results_of(plan), tiler_of(plan)
     for result in results[:after]:
         tiler.add(result)
-    with pytest.raises(TileError, match=match):
+    with pytest.raises(error, match=match):
         tiler.add(bad)
     for result in results[after:]:
         tiler.add(result)
@@ -290,6 +290,18 @@ def test_a_result_of_the_wrong_shape_is_refused_by_its_first_tile(change) -> Non
     tile = next(result.task.strips[1].tiles)
     wrong = TaskResult(result.task, (first, change[1](second), *others))
     refuses(plan, wrong, f"the result for {words(tile)} must have shape")
+
+
+@pytest.mark.parametrize(("dtype", "wrong"), [("float32", "float64"), ("float64", "float32"), ("float16", "float16")])
+@pytest.mark.parametrize("name", ["out", "lse"])
+def test_a_result_of_another_type_than_the_accumulator_is_refused(name: str, dtype: str, wrong: str) -> None:
+    plan = planned(7, dtype=dtype)
+    result = results_of(plan)[2]
+    first, second, *others = result.partials
+    cast = replace(second, **{name: getattr(second, name).astype(wrong)})
+    tile = next(result.task.strips[1].tiles)
+    message = f"`{name}` must have the accumulator's type, float.., in the result for {words(tile)}, got {wrong}; "
+    refuses(plan, TaskResult(result.task, (first, cast, *others)), message, error=DTypeError)
 
 
 @pytest.mark.parametrize("shape", [(2, T, 5), (2, T + 1, 4), (1, T, 4), (T, 4)], ids=str)
