@@ -139,7 +139,7 @@ def attention(
     xp = namespace_of(q=q, k=k, v=v)
     refuse_gradients(q=q, k=k, v=v)
     problem = AttentionProblem.of(q, k, v, mask=mask, is_causal=is_causal, scale=scale)
-    plan = Scheduler(workers=workers, strategy=strategy).plan(problem)
+    planned = Scheduler(workers=workers, strategy=strategy).plan(problem)
     attend = choose_kernel(kernel, xp).attend
     runner = as_engine(engine)
     if out is None:
@@ -148,11 +148,11 @@ def attention(
         check_out(out, problem, q=q, k=k, v=v)
 
     worker = Worker(problem, ArraySource(q, k, v), attend)
-    tiler = Tiler(plan, out)
+    tiler = Tiler(planned, out)
     with reporting(progress) as report:
-        for n_done, result in enumerate(runner.run(plan, worker), start=1):
+        for n_done, result in enumerate(runner.run(planned, worker), start=1):
             tiler.add(result)
-            report(n_done, len(plan))
+            report(n_done, len(planned))
     partial = tiler.result()
     return (partial.out, partial.lse) if return_lse else partial.out
 
