@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 import cqs
 from cqs.cli.interrupts import ending_at_once
-from cqs.cli.options import Namespace, Parsers, add_command, add_common
+from cqs.cli.options import Arguments, Parsers, add_command, add_common
 from cqs.cli.summary import plan_json, plan_rows, summarize
 from cqs.cli.terminal import print_json, print_table, print_verdict, progress_bar
 from cqs.cli.verify import error_rows, verdict, verification_json
@@ -38,7 +38,7 @@ def add_parser(parsers: Parsers) -> None:
     parser.set_defaults(command=command)
 
 
-def command(args: Namespace) -> int:
+def command(args: Arguments) -> int:
     """Run the command."""
     q, k, v = _data()
     choice = {"workers": args.workers, "is_causal": args.causal}

@@ -12,7 +12,7 @@ import numpy as np
 
 import cqs
 from cqs.backend import BlasLibrary, blas_libraries
-from cqs.cli.options import Namespace, Parsers, add_command, add_common
+from cqs.cli.options import Arguments, Parsers, add_command, add_common
 from cqs.cli.terminal import print_json, print_table, print_text, print_verdict
 from cqs.machine import available_cpus
 from cqs.schedule import default_workers
@@ -72,7 +72,7 @@ def add_parser(parsers: Parsers) -> None:
     parser.set_defaults(command=command)
 
 
-def command(args: Namespace) -> int:
+def command(args: Arguments) -> int:
     """Run the command."""
     facts = _facts()
     remedies = advice(facts)

@@ -3,9 +3,9 @@
 import argparse
 from typing import Any
 
-__all__ = ["Namespace", "Parsers", "add_command", "add_common", "whole"]
+__all__ = ["Arguments", "Parsers", "add_command", "add_common", "whole"]
 
-Namespace = argparse.Namespace
+Arguments = argparse.Namespace
 Parsers = Any  # what `add_subparsers` returns has no public name
 
 

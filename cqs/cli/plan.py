@@ -2,7 +2,7 @@
 
 import cqs
 from cqs.cli.files import read_inputs
-from cqs.cli.options import Namespace, Parsers, add_command, add_common, whole
+from cqs.cli.options import Arguments, Parsers, add_command, add_common, whole
 from cqs.cli.summary import plan_json, plan_rows, summarize
 from cqs.cli.terminal import print_json, print_table
 from cqs.errors import OptionError
@@ -37,7 +37,7 @@ def add_parser(parsers: Parsers) -> None:
     parser.set_defaults(command=command)
 
 
-def command(args: Namespace) -> int:
+def command(args: Arguments) -> int:
     """Run the command."""
     plan = _plan(args)
     summary = summarize(plan)
@@ -48,7 +48,7 @@ def command(args: Namespace) -> int:
     return 0
 
 
-def _plan(args: Namespace) -> Plan:
+def _plan(args: Arguments) -> Plan:
     given = [name for name in _SHAPE if getattr(args, name) is not None]
     choice = {"workers": args.workers, "is_causal": args.causal, "strategy": args.strategy}
     if args.files:
@@ -62,7 +62,7 @@ def _plan(args: Namespace) -> Plan:
     return cqs.plan(*_shapes(args), dtype=dtype, **choice)
 
 
-def _shapes(args: Namespace) -> tuple[tuple[int, ...], ...]:
+def _shapes(args: Arguments) -> tuple[tuple[int, ...], ...]:
     """Return the shapes of q, k and v that the options describe."""
     batch = tuple(args.batch or ())
     G, E = _default(args, "kv_heads", "heads"), _default(args, "value_dim", "dim")
@@ -70,7 +70,7 @@ def _shapes(args: Namespace) -> tuple[tuple[int, ...], ...]:
     return (*batch, args.heads, args.tokens, args.dim), (*batch, G, S, args.dim), (*batch, G, S, E)
 
 
-def _default(args: Namespace, name: str, other: str) -> int:
+def _default(args: Arguments, name: str, other: str) -> int:
     """Return an option that is at least 1, or where it is left out the value of another."""
     value: int | None = getattr(args, name)
     if value == 0:

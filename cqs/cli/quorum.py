@@ -3,7 +3,7 @@
 import colorsys
 from typing import Any
 
-from cqs.cli.options import Namespace, Parsers, add_command, add_common, whole
+from cqs.cli.options import Arguments, Parsers, add_command, add_common, whole
 from cqs.cli.terminal import print_json, print_table, print_text, stdout_console
 from cqs.quorum import CyclicQuorumSet
 
@@ -30,7 +30,7 @@ def add_parser(parsers: Parsers) -> None:
     parser.set_defaults(command=command)
 
 
-def command(args: Namespace) -> int:
+def command(args: Arguments) -> int:
     """Run the command."""
     quorums = CyclicQuorumSet(args.workers)
     if args.json:

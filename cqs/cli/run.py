@@ -10,7 +10,7 @@ import numpy as np
 import cqs
 from cqs.cli.files import check_output, read_inputs, writing
 from cqs.cli.interrupts import ending_at_once
-from cqs.cli.options import Namespace, Parsers, add_command, add_common
+from cqs.cli.options import Arguments, Parsers, add_command, add_common
 from cqs.cli.summary import plan_json, plan_rows, summarize
 from cqs.cli.terminal import print_json, print_table, progress_bar
 from cqs.engines import LocalEngine
@@ -48,7 +48,7 @@ def add_parser(parsers: Parsers) -> None:
     parser.set_defaults(command=command)
 
 
-def command(args: Namespace) -> int:
+def command(args: Arguments) -> int:
     """Run the command."""
     targets = _targets(args)
     q, k, v = read_inputs(args.files)
@@ -72,7 +72,7 @@ def command(args: Namespace) -> int:
     return 0
 
 
-def _targets(args: Namespace) -> list[Path]:
+def _targets(args: Arguments) -> list[Path]:
     targets = [check_output("-o", args.out, args.files, args.force)]
     if args.lse is not None:
         targets.append(check_output("--lse", args.lse, args.files, args.force))
@@ -81,7 +81,7 @@ def _targets(args: Namespace) -> list[Path]:
     return targets
 
 
-def _print(args: Namespace, plan: Plan, targets: list[Path], seconds: float) -> None:
+def _print(args: Arguments, plan: Plan, targets: list[Path], seconds: float) -> None:
     p, summary = plan.problem, summarize(plan)
     flops = p.flops(p.n_pairs)
     if args.json:

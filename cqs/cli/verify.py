@@ -4,7 +4,7 @@ from math import prod
 from time import perf_counter
 
 from cqs.cli.files import read_array, read_inputs
-from cqs.cli.options import Namespace, Parsers, add_command, add_common, whole
+from cqs.cli.options import Arguments, Parsers, add_command, add_common, whole
 from cqs.cli.terminal import print_json, print_table, print_verdict, progress_bar
 from cqs.errors import OptionError
 from cqs.units import format_seconds
@@ -35,7 +35,7 @@ def add_parser(parsers: Parsers) -> None:
     parser.set_defaults(command=command)
 
 
-def command(args: Namespace) -> int:
+def command(args: Arguments) -> int:
     """Run the command."""
     *inputs, output = args.files
     if len(inputs) not in (1, 3):
