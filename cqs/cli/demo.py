@@ -11,9 +11,10 @@ import cqs
 from cqs.cli.interrupts import ending_at_once
 from cqs.cli.options import Arguments, Parsers, add_command, add_common
 from cqs.cli.summary import plan_json, plan_rows, summarize
-from cqs.cli.terminal import print_json, print_table, print_verdict, progress_bar
+from cqs.cli.terminal import print_json, print_table, print_verdict
 from cqs.cli.verify import error_rows, verdict, verification_json
 from cqs.engines import LocalEngine
+from cqs.progress import progress_bar
 from cqs.units import format_count, format_seconds
 from cqs.verify import verify_rows
 

@@ -12,10 +12,11 @@ from cqs.cli.files import check_output, read_inputs, writing
 from cqs.cli.interrupts import ending_at_once
 from cqs.cli.options import Arguments, Parsers, add_command, add_common
 from cqs.cli.summary import plan_json, plan_rows, summarize
-from cqs.cli.terminal import print_json, print_table, progress_bar
+from cqs.cli.terminal import print_json, print_table
 from cqs.engines import LocalEngine
 from cqs.errors import OptionError
 from cqs.kernels import choose_kernel
+from cqs.progress import progress_bar
 from cqs.schedule import Plan
 from cqs.units import format_bytes, format_count, format_seconds
 
@@ -60,7 +61,7 @@ def command(args: Arguments) -> int:
     with ending_at_once(), ExitStack() as files:
         out = files.enter_context(writing(targets[0], p.out_shape, p.dtype))
         lse = files.enter_context(writing(targets[1], p.lse_shape, p.accumulator_dtype)) if args.lse else None
-        with progress_bar("computing tasks", len(plan), args.quiet) as report:
+        with progress_bar("computing tasks", len(plan), is_quiet=args.quiet) as report:
             started = perf_counter()
             _, found = cqs.attention(
                 q, k, v, **choice, kernel=args.kernel, engine=engine, return_lse=True, out=out, progress=report

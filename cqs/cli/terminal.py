@@ -1,12 +1,11 @@
-"""Printing: tables and JSON to stdout, progress to stderr. The only file here that knows rich, imported when needed."""
+"""Printing to stdout: tables and JSON. The only file here that knows rich, imported when needed."""
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["print_json", "print_table", "print_text", "print_verdict", "progress_bar", "stdout_console"]
+__all__ = ["print_json", "print_table", "print_text", "print_verdict", "stdout_console"]
 
 _UNLIMITED = 10_000  # columns; a file or a pipe has no width
 
@@ -59,17 +58,3 @@ def stdout_console() -> Any:
     if not console.is_terminal:
         console.width = _UNLIMITED
     return console
-
-
-@contextmanager
-def progress_bar(label: str, total: int, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on stderr while inside, if that is a terminal; gives the function (done, in all) that moves it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    hidden = quiet or not console.is_terminal
-    with Progress(*columns, console=console, disable=hidden, transient=True, redirect_stdout=False) as bar:
-        row = bar.add_task(label, total=total)
-        yield lambda done, total: bar.update(row, completed=done, total=total)

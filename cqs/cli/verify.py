@@ -5,8 +5,9 @@ from time import perf_counter
 
 from cqs.cli.files import read_array, read_inputs
 from cqs.cli.options import Arguments, Parsers, add_command, add_common, whole
-from cqs.cli.terminal import print_json, print_table, print_verdict, progress_bar
+from cqs.cli.terminal import print_json, print_table, print_verdict
 from cqs.errors import OptionError
+from cqs.progress import progress_bar
 from cqs.units import format_seconds
 from cqs.verify import ULPS, Verification, verify_rows
 
