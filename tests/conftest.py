@@ -1,10 +1,15 @@
+import multiprocessing
 import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
 import cqs
+from cqs.backend import blas_libraries
 
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 settings.register_profile("default", max_examples=60, **_COMMON)
@@ -20,3 +25,19 @@ def real_qkv() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     with resources.as_file(resources.files(cqs) / "data" / "text_qkv_4096.npz") as path, np.load(path) as arrays:
         return arrays["q"], arrays["k"], arrays["v"]
+
+
+@pytest.fixture
+def nothing_is_left_behind() -> Iterator[None]:
+    """No thread outlives the test, and BLAS has the threads that it had."""
+    threads, libraries = set(threading.enumerate()), blas_libraries()
+    yield
+    assert set(threading.enumerate()) <= threads
+    assert blas_libraries()[: len(libraries)] == libraries
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[ProcessPoolExecutor]:
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(int, range(4)))  # its own threads start here, not in a test
+        yield pool

@@ -1,0 +1,129 @@
+"""Calls at the same time, within each other and in forked processes: the same bits, and BLAS as it was."""
+
+import multiprocessing
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from engine_cases import (
+    BrokenError,
+    BrokenSource,
+    blas_threads,
+    on_one_thread,
+    output,
+    planned,
+)
+
+from cqs.backend import compute_threads, single_threaded_blas
+from cqs.engines import LocalEngine
+from cqs.schedule import Group
+from cqs.sources import ArraySource
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
+
+
+# BLAS
+
+
+def test_blas_has_one_thread_during_a_run_and_its_own_afterwards() -> None:
+    before, during = blas_threads(), []
+    output("many small tasks", LocalEngine(2), progress=lambda done, total: during.append(blas_threads()))
+    assert before
+    assert all(n == 1 for counts in during for n in counts)
+    assert blas_threads() == before
+
+
+def test_blas_is_restored_when_the_last_of_those_who_limit_it_leaves() -> None:
+    before = blas_threads()
+    with single_threaded_blas():
+        with single_threaded_blas():
+            assert set(blas_threads()) == {1}
+        assert set(blas_threads()) == {1}
+    assert blas_threads() == before
+
+
+def test_blas_is_limited_by_any_thread_and_restored_by_any_other() -> None:
+    before = blas_threads()
+    with single_threaded_blas():  # by this thread first
+        pass
+    with ThreadPoolExecutor(1) as pool, ExitStack() as elsewhere:
+        pool.submit(elsewhere.enter_context, single_threaded_blas()).result()
+        assert set(blas_threads()) == {1}
+        with single_threaded_blas():
+            pool.submit(elsewhere.close).result()
+            assert set(blas_threads()) == {1}
+        assert blas_threads() == before
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_blas_is_restored_after_an_error_in_a_task(n_threads: int) -> None:
+    before = blas_threads()
+    with pytest.raises(BrokenError):
+        list(LocalEngine(n_threads).run(*planned(source=BrokenSource)))
+    assert blas_threads() == before
+
+
+# Calls at the same time
+
+
+@pytest.mark.parametrize("engines", [[None] * 4, [LocalEngine(n) for n in (1, 2, 2, 3)]], ids=["default", "mixed"])
+def test_calls_from_several_threads_at_once_give_the_same_bits(engines: list[Any]) -> None:
+    before, start = blas_threads(), threading.Barrier(len(engines))
+    names = ["many small tasks", "even tasks", "a remainder on all threads"]
+    expected = [on_one_thread(name) for name in names]
+
+    def call(engine: Any) -> list[tuple[bytes, bytes]]:
+        start.wait()
+        return [output(name, engine) for name in names]
+
+    with ThreadPoolExecutor(len(engines)) as pool:
+        for outputs in pool.map(call, engines):
+            assert outputs == expected
+    assert blas_threads() == before
+
+
+@pytest.mark.parametrize("inner", [1, 2, 3])
+@pytest.mark.parametrize("outer", [1, 2])
+def test_a_call_from_within_a_call_gives_the_same_bits(outer: int, inner: int) -> None:
+    nested = set()
+    expected = on_one_thread("many small tasks")
+    progress = lambda done, total: nested.add(output("even tasks", LocalEngine(inner)))  # noqa: E731
+    assert output("many small tasks", LocalEngine(outer), progress=progress) == expected
+    assert nested == {on_one_thread("even tasks")}
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_a_call_from_within_a_task_gives_the_same_bits(n_threads: int) -> None:
+    nested = set()
+
+    class NestedSource(ArraySource):
+        def queries(self, group: Group) -> Any:
+            if group.index == 3:
+                nested.add(output("a remainder on all threads", LocalEngine(n_threads)))
+            return super().queries(group)
+
+    results = list(LocalEngine(n_threads).run(*planned(source=NestedSource)))
+    assert len(results) == 31
+    assert nested == {on_one_thread("a remainder on all threads")}
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="fork is not to be relied on here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_process_forked_during_a_run_computes_on_threads_of_its_own() -> None:
+    fork, name = multiprocessing.get_context("fork"), "a remainder on all threads"
+    expected, both = on_one_thread(name), threading.Barrier(2)
+    receiver, sender = fork.Pipe(duplex=False)
+    own = blas_threads()
+    child = fork.Process(target=lambda: sender.send((output(name, LocalEngine(2)) == expected, blas_threads() == own)))
+    with compute_threads() as threads:
+        threads.share(range(2), lambda item, space: both.wait(), 2)  # starts both threads; a child has neither
+        child.start()
+        try:
+            assert receiver.poll(60), "the child waits for threads that it does not have"
+            assert receiver.recv() == (True, True)  # nor is BLAS limited there any more
+        finally:
+            child.kill()
+            child.join()
