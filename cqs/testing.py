@@ -1,37 +1,21 @@
 """The one rule by which a result counts as exact, for this library's tests and for yours."""
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-from cqs.backend import single_threaded_blas
-from cqs.errors import OptionError
-from cqs.kernels.contract import KeyChunk
-from cqs.kernels.reference import attend
-from cqs.kernels.region import Region
-from cqs.masks import Causal, Mask
-from cqs.problem import DTYPES, dtype_name
-from cqs.types import Array
+from cqs.masks import Mask
+from cqs.oracle import ULPS, Floats, Rows, judge
+from cqs.problem import AttentionProblem
 
 __all__ = ["ULPS", "assert_exact", "reference_attention"]
-
-# What the rule grants beyond twice the error of the plain formula. A merge weighs its sides by exponentials of
-# log-sum-exps, whose own rounding is a few units; where the plain formula is right to the last place, that shows.
-ULPS = 8
-_EVALUATIONS = 9
-
-Floats = npt.NDArray[np.floating[Any]]
 
 
 def reference_attention(
     q: Floats, k: Floats, v: Floats, *, scale: float, mask: Mask | None = None
 ) -> tuple[Floats, Floats]:
     """Return output and log-sum-exp by the plain formula in float64, whatever the type of the inputs."""
-    q, k, v = (np.asarray(x).astype(np.float64) for x in (q, k, v))
-    with np.errstate(all="ignore"), single_threaded_blas():
-        partial = attend(q, [KeyChunk(k, v)], scale=scale, region=Region.whole(q.shape[-2], k.shape[-2], mask))
-    return partial.out, partial.lse
+    problem = AttentionProblem.of(q, k, v, mask=mask, scale=scale)
+    out, lse, _ = _rows(q, k, v, problem).exact()
+    return out.reshape(problem.out_shape).astype(np.float64), lse.reshape(problem.lse_shape).astype(np.float64)
 
 
 def assert_exact(
@@ -73,61 +57,36 @@ def assert_exact(
     The plain formula keeps float32 scores for 16-bit inputs, as matrix hardware does, and is rounded to the type of
     `out` at the end. On a handful of numbers its error may be nearly zero by luck, so it is taken as the largest of
     nine evaluations: with the scale multiplied into the scores, the queries or half into each side, of the inputs as
-    they are and of inputs a unit in the last place away. The output must be finite
-    wherever the plain formula is, and infinite or NaN wherever float64 is.
+    they are and of queries a unit in the last place away. The output must be finite wherever the plain formula is, and
+    infinite or NaN wherever float64 is. For float64 outputs, float64 here means long double, where a machine has it.
     """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if is_causal and mask is not None:
-        raise OptionError.of("mask", "be left out when `is_causal=True`", repr(mask), "give one of them")
-    mask = Causal() if is_causal else mask
-    both, exact_lse = reference_attention(q, k, np.concatenate([v, abs(v)], axis=-1), scale=scale, mask=mask)
-    exact_out, of_magnitudes = both[..., : v.shape[-1]], both[..., v.shape[-1] :]
-    summed = float(np.max(of_magnitudes, where=np.isfinite(of_magnitudes), initial=0))
-    plain = _plain_evaluations(q, k, v, scale, mask)
-    _assert_close("out", out, exact_out, [np.asarray(p.out).astype(out.dtype) for p in plain], least=summed / ULPS)
+    problem = AttentionProblem.of(q, k, v, mask=mask, is_causal=is_causal, scale=scale)
+    rows = _rows(q, k, v, problem)
+    exact_out, exact_lse, least = rows.exact()
+    plain = rows.plain()
+    _assert_close("out", out, exact_out, [formula for formula, _ in plain], problem.out_shape, least)
     if lse is not None:
         # it counts through its exponential, of which the last place is worth eps even where lse is near 0
-        _assert_close("lse", lse, exact_lse, [p.lse for p in plain], least=1)
+        _assert_close("lse", lse, exact_lse, [formula for _, formula in plain], problem.lse_shape, least=1)
 
 
-def _plain_evaluations(q: Floats, k: Floats, v: Floats, scale: float, mask: Mask | None) -> list[Any]:
-    dtype = np.dtype(DTYPES[dtype_name(q)][1])
-    q, k, v = (x.astype(dtype) for x in (q, k, v))
-    rng = np.random.default_rng(0)
-    root = np.sqrt(abs(scale))
-    placements = [(1.0, 1.0, scale), (scale, 1.0, 1.0), (root, np.copysign(root, scale), 1.0)]
-    region = Region.whole(q.shape[-2], k.shape[-2], mask)
-    plain = []
-    for n in range(_EVALUATIONS):
-        for_q, for_k, for_scores = placements[n % len(placements)]
-        towards = rng.choice([-np.inf, np.inf], q.shape).astype(dtype)
-        with np.errstate(all="ignore"), single_threaded_blas():
-            near_q = q if n < len(placements) else np.nextafter(q, towards)
-            q_n, k_n = near_q * dtype.type(for_q), k * dtype.type(for_k)
-            plain.append(attend(q_n, [KeyChunk(k_n, v)], scale=for_scores, region=region))
-    return plain
+def _rows(q: Floats, k: Floats, v: Floats, problem: AttentionProblem) -> Rows:
+    """Take all rows, with the heads as (G, H / G), whose second axis shares keys."""
+    *batch, H, T, D = q.shape
+    G = k.shape[-3]
+    grouped = q.reshape(*batch, G, H // G, T, D)
+    return Rows(grouped, k[..., None, :, :], v[..., None, :, :], np.arange(T), problem.scale, problem.mask)
 
 
-def _assert_close(name: str, actual: Array, exact: Floats, plain: list[Floats], least: float) -> None:
-    got = np.asarray(actual).astype(np.float64)
-    assert got.shape == exact.shape, f"{name} must have shape {exact.shape}, got {got.shape}"
-    hopeless = ~np.isfinite(exact)
-    assert np.array_equal(got[hopeless], exact[hopeless], equal_nan=True), f"{name} must be {exact[hopeless][:3]}..."
-    finite = np.isfinite(plain[0].astype(np.float64)) & ~hopeless
-    assert np.isfinite(got[finite]).all(), f"{name} must be finite wherever the plain formula is"
-    if not finite.any():
-        return
-    error, *plain_errors = (abs(np.where(finite, x, 0.0) - np.where(finite, exact, 0.0)) for x in (got, *plain))
-    plain_error = max(float(np.max(e, where=np.isfinite(e), initial=0)) for e in plain_errors)
-    eps = _eps(actual.dtype)
-    largest = max(float(np.max(np.where(finite, abs(exact), 0))), least)
-    bound = 2 * plain_error + ULPS * eps * largest
-    worst = np.unravel_index(int(error.argmax()), error.shape)
-    assert error.max() <= bound, (
-        f"{name} is off by {error.max():.3g} at {tuple(map(int, worst))}, where at most {bound:.3g} is allowed: "
-        f"twice the plain formula's {plain_error:.3g}, plus {ULPS} ulp of {largest:.3g}"
+def _assert_close(
+    name: str, actual: Floats, exact: Floats, plain: list[Floats], shape: tuple[int, ...], least: float
+) -> None:
+    assert actual.shape == shape, f"{name} must have shape {shape}, got {actual.shape}"
+    exact, *plain = (x.reshape(shape) for x in (exact, *plain))
+    found = judge(actual, exact, plain, least)
+    assert not found.n_unlike, f"{name} must be {exact[~np.isfinite(exact)][:3]}..."
+    assert not found.n_lost, f"{name} must be finite wherever the plain formula is"
+    assert found.error <= found.bound, (
+        f"{name} is off by {found.error:.3g} at {found.worst}, where at most {found.bound:.3g} is allowed: "
+        f"twice the plain formula's {found.plain_error:.3g}, plus {ULPS} ulp of {found.largest:.3g}"
     )
-
-
-def _eps(dtype: np.dtype[Any]) -> float:
-    return 2.0**-7 if dtype.name == "bfloat16" else float(np.finfo(dtype).eps)

@@ -2,62 +2,34 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cqs.backend import single_threaded_blas
 from cqs.errors import DTypeError, OptionError, ShapeError
-from cqs.kernels.region import Region
-from cqs.masks import Mask, NoMask
+from cqs.masks import Mask
+from cqs.oracle import EVALUATIONS, ULPS, Floats, Judgement, Rows, judge
 from cqs.problem import AttentionProblem, dtype_name
-from cqs.testing import ULPS
 
 __all__ = ["ULPS", "Verification", "verify_rows"]
 
 _MOST_ROWS = 512  # of one head at a time
-_AREA = 2 << 20  # elements of a block of scores, keys or values: 16 MiB in float64
-_FEW = 4096  # numbers; on fewer, the plain formula may be nearly exact by luck
-
-Floats = npt.NDArray[np.floating[Any]]
+_FEW = 4096  # numbers, from which on fewer evaluations of the plain formula do: it is not exact in all by luck
+_EVALUATIONS_OF_MANY = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Verification:
-    """What `verify_rows` found.
+class Verification(Judgement):
+    """What `verify_rows` found; see `cqs.oracle.Judgement` for the rest.
 
     Parameters
     ----------
     n_rows : int
         Rows computed again, over all heads.
-    error, plain_error : float
-        Largest absolute error against float64, and the largest of the plain softmax formula on the same rows.
-    ulp : float
-        One unit in the last place of the largest element of those rows, in the output's type.
-    worst : tuple of int or None
-        Where the largest error is: an index of the output.
-    n_broken : int
-        Elements that are not finite where they should be, or the other way round.
     """
 
-    n_rows: int
-    error: float
-    plain_error: float
-    ulp: float
-    worst: tuple[int, ...] | None
-    n_broken: int
-
-    @property
-    def bound(self) -> float:
-        """The largest error that is allowed."""
-        return 2 * self.plain_error + ULPS * self.ulp
-
-    @property
-    def passed(self) -> bool:
-        """Whether the error is within the bound and nothing is broken."""
-        return self.error <= self.bound and self.n_broken == 0
+    n_rows: int = 0
 
 
 def verify_rows(
@@ -91,10 +63,9 @@ def verify_rows(
     Returns
     -------
     Verification
-        Whose rule is that of `cqs.testing`: at most twice the error of the plain formula in the accumulators' type,
-        and 8 ulp. That formula is evaluated with the scale in the scores and in the queries, once as it is and once,
-        on few numbers six times, with queries and weights that are off by less than rounding. Where float64 is not
-        finite the output has to be the same, unless there is a mask: then nothing is asked of it there.
+        Whose rule is that of `cqs.testing.assert_exact`, with the plain formula evaluated four times where the rows of
+        a head have many numbers. Where float64 is not finite the output has to be the same, unless there is a mask:
+        then nothing is asked of it there.
 
     Raises
     ------
@@ -107,16 +78,17 @@ def verify_rows(
         raise OptionError.of("n_rows", "be at least 1", n_rows, "64 rows find what is wrong throughout")
     rng = np.random.default_rng(seed)
     heads = list(np.ndindex(*problem.batch, problem.n_heads))
-    found: list[Verification] = []
+    found: list[Judgement] = []
+    n_found = 0
     for n, head in enumerate(heads):
         *batch, h = head
         kv_head = (*batch, h * problem.n_kv_heads // problem.n_heads)
         for rows in _chosen(problem.n_queries, n_rows, rng):
-            computed = _Rows(q[head][rows], k[kv_head], v[kv_head], rows, problem)
-            with single_threaded_blas():  # for such products the threads of BLAS cost more than they save
-                found.append(_compare(out[head][rows], computed, (*head, rows), rng))
+            computed = Rows(q[head][rows], k[kv_head], v[kv_head], rows, problem.scale, problem.mask)
+            found.append(_judge(out[head][rows], computed, (*head, rows)))
+            n_found += len(rows)
         report(n + 1, len(heads))
-    return _together(found)
+    return _together(n_found, found)
 
 
 def _check(out: Floats, problem: AttentionProblem) -> None:
@@ -137,93 +109,28 @@ def _chosen(T: int, n_rows: int | None, rng: np.random.Generator) -> Iterator[np
     return (rows[first : first + _MOST_ROWS] for first in range(0, len(rows), _MOST_ROWS))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Rows:
-    """Some rows of one head: queries `(R, D)`, all keys `(S, D)` and values `(S, E)`, and which rows they are."""
-
-    q: Floats
-    k: Floats
-    v: Floats
-    rows: npt.NDArray[np.int64]
-    problem: AttentionProblem
-
-    def formula(self, sides: Sequence[tuple[Floats, float]], rng: np.random.Generator | None = None) -> list[Floats]:
-        """Evaluate softmax(scale q k^T) v for several (q, scale), each in its q's type, with weights jittered by `rng`.
-
-        The keys are read twice, for the rows' maxima and for the sums, so that nothing is ever rescaled.
-        """
-        tops = [np.full((len(self.rows), 1), -np.inf, q.dtype) for q, _ in sides]
-        for _, scores in self._blocks():
-            tops = [np.maximum(t, scores(*side).max(-1, keepdims=True)) for t, side in zip(tops, sides, strict=True)]
-        tops = [np.where(top == -np.inf, 0, top) for top in tops]  # a row that sees no key: -inf - -inf is NaN
-        totals = [np.zeros_like(top) for top in tops]
-        sums = [np.zeros((len(self.rows), self.v.shape[-1]), q.dtype) for q, _ in sides]
-        for keys, scores in self._blocks():
-            for side, top, total, weighted in zip(sides, tops, totals, sums, strict=True):
-                weights = np.exp(scores(*side) - top)
-                weights = weights if rng is None else _jittered(weights, rng)
-                total += weights.sum(-1, keepdims=True)
-                weighted += weights @ self.v[keys].astype(top.dtype)
-        return [weighted / np.where(total == 0, 1, total) for weighted, total in zip(sums, totals, strict=True)]
-
-    def _blocks(self) -> Iterator[tuple[slice, Callable[[Floats, float], Floats]]]:
-        """Yield runs of keys, and for each the function from (q, scale) to its scores."""
-        ends = np.flatnonzero(np.diff(self.rows) != 1) + 1  # consecutive rows stay together
-        queries = tuple(range(int(run[0]), int(run[-1]) + 1) for run in np.split(self.rows, ends))
-        width = max(_AREA // max(len(self.rows), self.k.shape[-1], self.v.shape[-1]), 1)
-        for start in range(0, len(self.k), width):
-            keys = range(start, min(start + width, len(self.k)))
-            yield slice(keys.start, keys.stop), partial(self._scores, Region(queries, (keys,), self.problem.mask))
-
-    def _scores(self, region: Region, q: Floats, scale: float) -> Floats:
-        (keys,) = region.keys
-        scores: Floats = q.dtype.type(scale) * (q @ self.k[keys.start : keys.stop].astype(q.dtype).T)
-        region.hide(np, scores, range(len(q)), [range(len(keys))])
-        return scores
+def _judge(out: Floats, rows: Rows, index: tuple[Any, ...]) -> Judgement:
+    """Judge rows of the output, whose worst element is given as an index of the whole."""
+    exact, _, least = rows.exact()
+    plain = rows.plain(EVALUATIONS if out.size < _FEW else _EVALUATIONS_OF_MANY)
+    found = judge(out, exact, [formula for formula, _ in plain], least)
+    assert found.worst is not None
+    row, column = found.worst
+    n_unlike = found.n_unlike if rows.mask.hides_nothing else 0
+    return replace(found, n_unlike=n_unlike, worst=(*index[:-1], int(index[-1][row]), column))
 
 
-def _compare(out: Floats, computed: _Rows, index: tuple[Any, ...], rng: np.random.Generator) -> Verification:
-    """Compare rows of the output, and what the plain formula makes of them, with float64."""
-    problem, dtype = computed.problem, np.dtype(computed.problem.accumulator_dtype)
-    better: Any = np.float64 if dtype == np.float32 else np.longdouble  # which may be float64, and is slow
-    q, scale = computed.q.astype(dtype), problem.scale
-    with np.errstate(all="ignore"):
-        (exact,) = computed.formula([(q.astype(better), scale)])
-        sides = [(q, scale), (q * dtype.type(scale), 1.0)]
-        plain = computed.formula(sides)
-        for _ in range(6 if out.size < _FEW else 1):
-            plain += computed.formula([(_jittered(x, rng), factor) for x, factor in sides], rng)
-        plain, got = [p.astype(out.dtype).astype(better) for p in plain], out.astype(better)
-        finite = np.isfinite(exact) & np.isfinite(plain[0])
-        error, *plain_errors = (np.where(finite, abs(x - exact), 0) for x in (got, *plain))
-    hopeless = ~np.isfinite(exact) if isinstance(problem.mask, NoMask) else np.zeros_like(finite)
-    broken = (finite & ~np.isfinite(got)) | (hopeless & (got != exact) & ~(np.isnan(got) & np.isnan(exact)))
-    error = np.where(np.isfinite(error), error, 0)
-    eps = 2.0**-7 if out.dtype.name == "bfloat16" else float(np.finfo(out.dtype).eps)
-    row, column = np.unravel_index(int(error.argmax()), error.shape)
-    return Verification(
-        n_rows=len(out),
-        error=float(error.max()),
-        plain_error=max(float(e.max(initial=0, where=np.isfinite(e))) for e in plain_errors),
-        ulp=eps * float(abs(exact).max(initial=0, where=finite)),
-        worst=(*index[:-1], int(index[-1][row]), int(column)),
-        n_broken=int(broken.sum()),
-    )
-
-
-def _jittered(x: Floats, rng: np.random.Generator) -> Floats:
-    """Change every element by half an ulp at most."""
-    return x * (1 + np.finfo(x.dtype).eps / 2 * rng.uniform(-1, 1, x.shape)).astype(x.dtype)
-
-
-def _together(found: Sequence[Verification]) -> Verification:
+def _together(n_rows: int, found: Sequence[Judgement]) -> Verification:
     if not found:  # there are no queries
-        return Verification(0, 0.0, 0.0, 0.0, None, 0)
+        return Verification(0.0, 0.0, 0.0, 0.0, None, 0, 0)
     worst = max(found, key=lambda one: one.error)
-    return replace(
-        worst,
-        n_rows=sum(one.n_rows for one in found),
+    return Verification(
+        error=worst.error,
         plain_error=max(one.plain_error for one in found),
-        ulp=max(one.ulp for one in found),
-        n_broken=sum(one.n_broken for one in found),
+        largest=max(one.largest for one in found),
+        eps=worst.eps,
+        worst=worst.worst,
+        n_lost=sum(one.n_lost for one in found),
+        n_unlike=sum(one.n_unlike for one in found),
+        n_rows=n_rows,
     )

@@ -18,6 +18,7 @@ from problems import Problem, problems
 
 import cqs
 import cqs.cli.files
+import cqs.oracle
 import cqs.verify
 from cqs.backend import BlasLibrary
 from cqs.cli import main
@@ -500,7 +501,7 @@ def test_verify_rows_has_no_false_alarms(problem: Problem, n_rows: int | None, s
 
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_verify_rows_finds_the_error_that_float64_finds(monkeypatch: pytest.MonkeyPatch, is_causal: bool) -> None:
-    monkeypatch.setattr(cqs.verify, "_AREA", 1000)  # many blocks of keys
+    monkeypatch.setattr(cqs.oracle, "_AREA", 1000)  # many blocks of keys
     monkeypatch.setattr(cqs.verify, "_MOST_ROWS", 30)
     rng = np.random.default_rng(1)
     q, k = (rng.standard_normal((2, n, 50, 8), dtype=np.float32) for n in (6, 3))
@@ -524,7 +525,7 @@ def test_verify_rows_expects_infinities_and_nan_where_float64_has_them() -> None
 
 
 def test_verify_rows_memory_does_not_grow_with_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cqs.verify, "_AREA", 1 << 16)  # blocks of 512 KiB in float64
+    monkeypatch.setattr(cqs.oracle, "_AREA", 1 << 16)  # blocks of 512 KiB in float64
     k = np.random.default_rng(3).standard_normal((1, 100_000, 4), dtype=np.float32)
     q = k[:, :100]
     out = cqs.attention(q, k, k)

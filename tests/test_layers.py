@@ -23,7 +23,7 @@ LAYERS = (
     ("worker",),
     ("tiler",),
     ("engines",),
-    ("progress", "verify", "testing", "plot"),
+    ("progress", "oracle", "verify", "testing", "plot"),
     ("api",),
     ("__init__",),
     ("cli",),

@@ -1,0 +1,218 @@
+"""The plain softmax formula in any precision and in bounded memory, and the one rule that judges a result by it.
+
+NumPy only, and none of what it judges: no kernel, no merge, no region, of a mask only its definition.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cqs.backend import single_threaded_blas
+from cqs.masks import Mask
+from cqs.problem import DTYPES, dtype_name
+
+__all__ = ["EVALUATIONS", "ULPS", "Floats", "Judgement", "Rows", "judge"]
+
+# What the rule grants beyond twice the error of the plain formula. A merge weighs its sides by exponentials of
+# log-sum-exps, whose own rounding is a few units; where the plain formula is right to the last place, that shows.
+ULPS = 8
+EVALUATIONS = 9  # of the plain formula; on a handful of numbers a single one may be nearly exact by luck
+
+_AREA = 2 << 20  # elements of a block of scores, keys or values: 16 MiB in float64
+
+Floats = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """How far an array is from float64, and how far it may be.
+
+    Parameters
+    ----------
+    error, plain_error : float
+        Largest absolute error against float64, and the largest of the plain softmax formula.
+    largest : float
+        What the units in the last place are counted of.
+    eps : float
+        One unit in the last place of 1, in the array's type.
+    worst : tuple of int or None
+        Where the largest error is; None if there is nothing to compare.
+    n_lost : int
+        Elements that are not finite where the plain formula is.
+    n_unlike : int
+        Elements that differ from float64 where that is not finite.
+    """
+
+    error: float
+    plain_error: float
+    largest: float
+    eps: float
+    worst: tuple[int, ...] | None
+    n_lost: int
+    n_unlike: int
+
+    @property
+    def ulp(self) -> float:
+        """One unit in the last place of `largest`."""
+        return self.eps * self.largest
+
+    @property
+    def bound(self) -> float:
+        """The largest error that is allowed."""
+        return 2 * self.plain_error + ULPS * self.ulp
+
+    @property
+    def n_broken(self) -> int:
+        """Elements that are not finite where they should be, or the other way round."""
+        return self.n_lost + self.n_unlike
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the bound and nothing is broken."""
+        return self.error <= self.bound and self.n_broken == 0
+
+
+def judge(actual: Floats, exact: Floats, plain: list[Floats], least: float) -> Judgement:
+    """Judge an array by its exact value and evaluations of the plain formula, which are rounded to its type first.
+
+    `largest` is the largest exact element, and `least` at the least. Where the formula or float64 is not finite there
+    is no error.
+    """
+    with np.errstate(all="ignore"):
+        got, *rounded = (x.astype(actual.dtype).astype(exact.dtype) for x in (actual, *plain))
+        hopeless = ~np.isfinite(exact)
+        finite = np.isfinite(rounded[0]) & ~hopeless
+        error, *plain_errors = (np.where(finite & np.isfinite(x), abs(x - exact), 0) for x in (got, *rounded))
+    unlike = hopeless & (got != exact) & ~(np.isnan(got) & np.isnan(exact))
+    worst = np.unravel_index(int(error.argmax()), error.shape) if error.size else None
+    return Judgement(
+        error=float(error.max(initial=0)),
+        plain_error=max(float(e.max(initial=0)) for e in plain_errors),
+        largest=max(float(abs(exact).max(initial=0, where=finite)), least),
+        eps=2.0**-7 if actual.dtype.name == "bfloat16" else float(np.finfo(actual.dtype).eps),
+        worst=None if worst is None else tuple(map(int, worst)),
+        n_lost=int((finite & ~np.isfinite(got)).sum()),
+        n_unlike=int(unlike.sum()),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """Where the scale goes in one evaluation: scores are `for_scores * (q @ (for_k * k)^T)`."""
+
+    q: Floats
+    for_k: float
+    for_scores: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Some queries `(..., R, D)`, and all keys `(..., S, D)` and values `(..., S, E)`, of one head or of many.
+
+    Parameters
+    ----------
+    q, k, v : array
+        Their leading axes broadcast. Keys and values may be memory maps, which are read block by block.
+    numbers : array of int, `(R,)`
+        Which tokens the queries are.
+    scale : float
+        What scores are multiplied by.
+    mask : Mask
+        What each query sees.
+    """
+
+    q: Floats
+    k: Floats
+    v: Floats
+    numbers: npt.NDArray[np.int64]
+    scale: float
+    mask: Mask
+
+    def exact(self) -> tuple[Floats, Floats, float]:
+        """Evaluate the formula in float64; for float64 in long double, which on some machines is float64 again.
+
+        Returns
+        -------
+        out, lse : array, `(..., R, E)` and `(..., R)`
+            Output, and log-sum-exp.
+        least : float
+            What `largest` is at the least in judging `out`, so that one unit of the largest weighted mean of
+            magnitudes is allowed: where values cancel, their sum cannot be more exact than they are.
+        """
+        better: Any = np.float64 if self._dtype == np.float32 else np.longdouble
+        ((both, lse),) = self._formula([_Side(self.q.astype(better), 1.0, self.scale)], with_magnitudes=True)
+        E = self.v.shape[-1]
+        out, of_magnitudes = both[..., :E], both[..., E:]
+        return out, lse, float(of_magnitudes.max(where=np.isfinite(of_magnitudes), initial=0)) / ULPS
+
+    def plain(self, n: int = EVALUATIONS) -> list[tuple[Floats, Floats]]:
+        """Evaluate the formula n times as a user would, in the type that scores are kept in; (output, lse) of each.
+
+        The scale is multiplied into the scores, the queries or half into each side, in turn, of the inputs as they are
+        and then of queries a unit in the last place away.
+        """
+        q, rng, root = self.q.astype(self._dtype), np.random.default_rng(0), np.sqrt(abs(self.scale))
+        placements = [(1.0, 1.0, self.scale), (self.scale, 1.0, 1.0), (root, np.copysign(root, self.scale), 1.0)]
+        sides = []
+        for i in range(n):
+            for_q, for_k, for_scores = placements[i % len(placements)]
+            towards = rng.choice([-np.inf, np.inf], q.shape).astype(q.dtype)
+            near_q = q if i < len(placements) else np.nextafter(q, towards)
+            with np.errstate(all="ignore"):
+                sides.append(_Side(near_q * q.dtype.type(for_q), for_k, for_scores))
+        return self._formula(sides)
+
+    @property
+    def _dtype(self) -> np.dtype[Any]:
+        return np.dtype(DTYPES[dtype_name(self.q)][1])
+
+    def _formula(self, sides: list[_Side], with_magnitudes: bool = False) -> list[tuple[Floats, Floats]]:
+        """Evaluate softmax(scores) v and the log-sum-exp of several sides, in their type; and after v its magnitudes.
+
+        The keys are read twice, for the rows' maxima and for the sums, so that nothing is ever rescaled.
+        """
+        dtype, E = sides[0].q.dtype, self.v.shape[-1] * (2 if with_magnitudes else 1)
+        tops = [np.full((*self._leading, 1), -np.inf, dtype) for _ in sides]
+        totals = [np.zeros_like(top) for top in tops]
+        sums = [np.zeros((*self._leading, E), dtype) for _ in sides]
+        with np.errstate(all="ignore"), single_threaded_blas():  # whose threads cost more than they save here
+            for keys in self._blocks():
+                for i, scores in enumerate(self._scores(sides, keys)):
+                    tops[i] = np.maximum(tops[i], scores.max(-1, keepdims=True))
+            shifts = [np.where(top == -np.inf, 0, top) for top in tops]  # sees no key: -inf - -inf is NaN
+            for keys in self._blocks():
+                v = self.v[..., keys, :].astype(dtype)
+                v = np.concatenate([v, abs(v)], axis=-1) if with_magnitudes else v
+                for i, scores in enumerate(self._scores(sides, keys)):
+                    weights = np.exp(scores - shifts[i])
+                    totals[i] += weights.sum(-1, keepdims=True)
+                    sums[i] += weights @ v
+            divisors = [np.where(total == 0, 1, total) for total in totals]
+            parts = zip(sums, divisors, tops, strict=True)
+            return [(weighted / total, (top + np.log(total))[..., 0]) for weighted, total, top in parts]
+
+    @property
+    def _leading(self) -> tuple[int, ...]:
+        """The axes of scores but for that of the keys."""
+        return *np.broadcast_shapes(self.q.shape[:-2], self.k.shape[:-2]), len(self.numbers)
+
+    def _blocks(self) -> Iterator[slice]:
+        """Yield runs of keys of which neither the scores nor the keys or values themselves are large."""
+        *kv_heads, S, D = self.k.shape
+        a_key = max(int(np.prod(self._leading)), int(np.prod(kv_heads)) * max(D, self.v.shape[-1]), 1)
+        width = max(_AREA // a_key, 1)
+        return (slice(start, min(start + width, S)) for start in range(0, S, width))
+
+    def _scores(self, sides: list[_Side], keys: slice) -> Iterator[Floats]:
+        """Yield the scores of each side against a run of keys, -inf where a query does not see the key."""
+        k = self.k[..., keys, :].astype(sides[0].q.dtype)
+        visible = None
+        if not self.mask.hides_nothing:
+            visible = self.mask.visible(self.numbers[:, None], np.arange(keys.start, keys.stop)[None, :])
+        for side in sides:
+            for_k, for_scores = k.dtype.type(side.for_k), k.dtype.type(side.for_scores)
+            scores = for_scores * (side.q @ (k * for_k).swapaxes(-1, -2))
+            yield scores if visible is None else np.where(visible, scores, -np.inf)
