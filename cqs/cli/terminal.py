@@ -1,4 +1,4 @@
-"""Printing to stdout: tables and JSON. The only file here that knows rich, imported when needed."""
+"""Printing to stdout: tables and JSON. Here rich is imported when it is needed."""
 
 import json
 import sys
