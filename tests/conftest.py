@@ -3,13 +3,16 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import Run
 from hypothesis import HealthCheck, settings
 
 import cqs
 from cqs.backend import blas_libraries
+from cqs.cli import main
 
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 settings.register_profile("default", max_examples=60, **_COMMON)
@@ -41,3 +44,28 @@ def processes() -> Iterator[ProcessPoolExecutor]:
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(int, range(4)))  # its own threads start here, not in a test
         yield pool
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command line in an empty directory; gives exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(line: str) -> tuple[int, str, str]:
+        code = main(line.split())
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def qkv(tmp_path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Grouped-query arrays, saved as .npy files and as one .npz."""
+    rng = np.random.default_rng(5)
+    q = rng.standard_normal((4, 300, 16), dtype=np.float32)
+    k, v = rng.standard_normal((2, 300, 16), dtype=np.float32), rng.standard_normal((2, 300, 24), dtype=np.float32)
+    for name, array in zip("qkv", (q, k, v), strict=True):
+        np.save(tmp_path / f"{name}.npy", array)
+    np.savez(tmp_path / "inputs.npz", q=q, k=k, v=v)
+    return q, k, v
