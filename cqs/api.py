@@ -15,7 +15,7 @@ from cqs.schedule import Plan, Scheduler
 from cqs.sources import ArraySource, allocate_out, check_out
 from cqs.tiler import Tiler
 from cqs.types import Array
-from cqs.worker import Worker
+from cqs.worker import TaskResult, Worker
 
 __all__ = ["attention", "plan"]
 
@@ -150,9 +150,12 @@ def attention(
     worker = Worker(problem, ArraySource(q, k, v), attend)
     tiler = Tiler(planned, out)
     with reporting(progress) as report:
-        for n_done, result in enumerate(runner.run(planned, worker), start=1):
+
+        def accept(result: TaskResult) -> None:
             tiler.add(result)
-            report(n_done, len(planned))
+            report(tiler.n_added, len(planned))
+
+        runner.run(planned, worker, accept)
     partial = tiler.result()
     return (partial.out, partial.lse) if return_lse else partial.out
 

@@ -1,5 +1,6 @@
 """A partial result of attention, and the operation that merges two of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Self
@@ -69,17 +70,25 @@ def merge(a: Partial, b: Partial) -> Partial:
     return Partial(a.out * weight_a[..., None] + b.out * weight_b[..., None], lse)
 
 
-def merge_into(xp: Namespace, total: Partial, part: Partial) -> None:
-    """Merge `part` into `total` in place, some rows at a time, so that little is held beside them."""
-    weight_total, weight_part, lse = _weights(xp, total.lse, part.lse)
-    *heads, n_rows, width = part.out.shape
-    step = max(_BLOCK // max(prod(heads) * width, 1), 1)
-    for start in range(0, n_rows, step):
-        rows = slice(start, min(start + step, n_rows))
-        out = total.out[..., rows, :]
-        out *= weight_total[..., rows, None]
-        out += part.out[..., rows, :] * weight_part[..., rows, None]
-    total.lse[...] = lse
+def merge_into(xp: Namespace, totals: Sequence[Partial], parts: Sequence[Partial]) -> None:
+    """Merge each part into the total beside it, in place, some rows at a time, so that little is held meanwhile."""
+    weights = _weights(xp, *(_side_by_side(xp, [p.lse for p in partials]) for partials in (totals, parts)))
+    first = 0
+    for total, part in zip(totals, parts, strict=True):
+        *heads, n_rows, width = part.out.shape
+        weight_total, weight_part, lse = (w[..., first : first + n_rows] for w in weights)
+        step = max(_BLOCK // max(prod(heads) * width, 1), 1)
+        for start in range(0, n_rows, step):
+            rows = slice(start, min(start + step, n_rows))
+            out = total.out[..., rows, :]
+            out *= weight_total[..., rows, None]
+            out += part.out[..., rows, :] * weight_part[..., rows, None]
+        total.lse[...] = lse
+        first += n_rows
+
+
+def _side_by_side(xp: Namespace, arrays: list[Array]) -> Array:
+    return arrays[0] if len(arrays) == 1 else xp.concat(arrays, axis=-1)
 
 
 def _weights(xp: Namespace, lse_a: Array, lse_b: Array) -> tuple[Array, Array, Array]:

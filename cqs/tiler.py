@@ -63,9 +63,13 @@ class Tiler:
         while self._next in self._waiting:
             ready = self._waiting.pop(self._next)
             with quiet_floats():
-                for strip, partial in zip(ready.task.strips, ready.partials, strict=True):
-                    self._merge(strip, partial)
+                self._merge(ready)
             self._next += 1
+
+    @property
+    def n_added(self) -> int:
+        """How many results have come."""
+        return self._next + len(self._waiting)
 
     def result(self) -> Partial:
         """Return the output and its log-sum-exp, once every task has come.
@@ -76,7 +80,7 @@ class Tiler:
             Naming a tile that never came.
         """
         if self._next < len(self._plan):
-            n_missing = len(self._plan) - self._next - len(self._waiting)
+            n_missing = len(self._plan) - self.n_added
             what = _first_tile(self._plan.task(self._next))
             raise TileError(
                 f"{n_missing} of {len(self._plan)} tasks never came, the first of them task {self._next} with {what}"
@@ -85,14 +89,18 @@ class Tiler:
             self._out[...] = self._xp.astype(self._sum.out, self._out.dtype)
         return Partial(self._out, self._sum.lse)
 
-    def _merge(self, strip: Strip, partial: Partial) -> None:
-        rows = slice(strip.query.start, strip.query.stop)
-        total = Partial(self._sum.out[..., rows, :], self._sum.lse[..., rows])
-        if rows.start in self._begun:
-            merge_into(self._xp, total, partial)
-        else:
-            self._begun.add(rows.start)
-            total.out[...], total.lse[...] = partial.out, partial.lse
+    def _merge(self, result: TaskResult) -> None:
+        merged: list[tuple[Partial, Partial]] = []
+        for strip, part in zip(result.task.strips, result.partials, strict=True):
+            rows = slice(strip.query.start, strip.query.stop)
+            total = Partial(self._sum.out[..., rows, :], self._sum.lse[..., rows])
+            if rows.start in self._begun:
+                merged.append((total, part))
+            else:
+                self._begun.add(rows.start)
+                total.out[...], total.lse[...] = part.out, part.lse
+        if merged:
+            merge_into(self._xp, *zip(*merged, strict=True))
 
     def _check(self, result: TaskResult) -> None:
         index, n_tasks = result.task.index, len(self._plan)

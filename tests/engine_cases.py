@@ -1,7 +1,6 @@
 """Problems, executors and sources for the tests of engines."""
 
 import random
-from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +10,7 @@ import numpy as np
 
 import cqs
 from cqs.backend import blas_libraries
-from cqs.engines import LocalEngine
+from cqs.engines import Accept, LocalEngine
 from cqs.kernels import KERNELS
 from cqs.schedule import Group, Plan
 from cqs.sources import ArraySource
@@ -89,10 +88,18 @@ class ShuffledEngine:
 
     seed: int
 
-    def run(self, plan: Plan, worker: Worker) -> Iterator[TaskResult]:
+    def run(self, plan: Plan, worker: Worker, accept: Accept) -> None:
         tasks = list(plan.tasks())
         random.Random(self.seed).shuffle(tasks)
-        return map(worker.run, tasks)
+        for task in tasks:
+            accept(worker.run(task))
+
+
+def results_of(engine: Any, **options: Any) -> list[TaskResult]:
+    """Run the tasks of `planned(**options)`."""
+    results: list[TaskResult] = []
+    engine.run(*planned(**options), results.append)
+    return results
 
 
 class BrokenError(Exception):

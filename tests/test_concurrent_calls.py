@@ -14,7 +14,7 @@ from engine_cases import (
     blas_threads,
     on_one_thread,
     output,
-    planned,
+    results_of,
 )
 
 from cqs.backend import compute_threads, single_threaded_blas
@@ -62,7 +62,7 @@ def test_blas_is_limited_by_any_thread_and_restored_by_any_other() -> None:
 def test_blas_is_restored_after_an_error_in_a_task(n_threads: int) -> None:
     before = blas_threads()
     with pytest.raises(BrokenError):
-        list(LocalEngine(n_threads).run(*planned(source=BrokenSource)))
+        results_of(LocalEngine(n_threads), source=BrokenSource)
     assert blas_threads() == before
 
 
@@ -105,7 +105,7 @@ def test_a_call_from_within_a_task_gives_the_same_bits(n_threads: int) -> None:
                 nested.add(output("a remainder on all threads", LocalEngine(n_threads)))
             return super().queries(group)
 
-    results = list(LocalEngine(n_threads).run(*planned(source=NestedSource)))
+    results = results_of(LocalEngine(n_threads), source=NestedSource)
     assert len(results) == 31
     assert nested == {on_one_thread("a remainder on all threads")}
 

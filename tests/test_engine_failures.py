@@ -6,10 +6,11 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from engine_cases import BrokenError, BrokenSource, ShuffledEngine, on_one_thread, output, planned
+from engine_cases import BrokenError, BrokenSource, ShuffledEngine, on_one_thread, output, planned, results_of
 
 from cqs.backend import compute_threads
 from cqs.engines import ExecutorEngine, LocalEngine
+from cqs.worker import TaskResult
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
 
@@ -22,7 +23,7 @@ def engines() -> dict[str, Any]:
 def test_an_error_in_a_task_is_raised_and_ends_every_thread(engine: str) -> None:
     before = set(threading.enumerate())
     with pytest.raises(BrokenError, match="group"):
-        list(engines()[engine].run(*planned(source=BrokenSource)))
+        results_of(engines()[engine], source=BrokenSource)
     assert set(threading.enumerate()) <= before
     assert output("many small tasks", engines()[engine]) == on_one_thread("many small tasks")
 
@@ -30,13 +31,13 @@ def test_an_error_in_a_task_is_raised_and_ends_every_thread(engine: str) -> None
 def test_an_error_in_a_task_of_a_pool_is_raised_and_cancels_what_waits() -> None:
     with ThreadPoolExecutor(2) as pool:
         with pytest.raises(BrokenError, match="group"):
-            list(ExecutorEngine(pool).run(*planned(source=BrokenSource)))
+            results_of(ExecutorEngine(pool), source=BrokenSource)
         assert output("many small tasks", pool) == on_one_thread("many small tasks")
 
 
 def test_an_error_in_another_process_is_raised(processes: ProcessPoolExecutor) -> None:
     with pytest.raises(BrokenError, match="group"):
-        list(ExecutorEngine(processes).run(*planned(source=BrokenSource)))
+        results_of(ExecutorEngine(processes), source=BrokenSource)
     assert output("many small tasks", processes) == on_one_thread("many small tasks")
 
 
@@ -75,12 +76,17 @@ def test_an_error_in_a_piece_of_shared_work_ends_the_sharing_soon(n_threads: int
 
 @pytest.mark.parametrize("n_results", [0, 1, 5])
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
-def test_a_run_that_is_given_up_ends_its_threads(n_threads: int, n_results: int) -> None:
-    before = set(threading.enumerate())
-    run = LocalEngine(n_threads).run(*planned())
-    for _ in range(n_results):
-        next(run)
-    run.close()
+def test_a_run_whose_results_are_refused_ends_its_threads(n_threads: int, n_results: int) -> None:
+    before, taken = set(threading.enumerate()), []
+
+    def accept(result: TaskResult) -> None:
+        if len(taken) == n_results:
+            raise BrokenError("enough")
+        taken.append(result)
+
+    with pytest.raises(BrokenError, match="enough"):
+        LocalEngine(n_threads).run(*planned(), accept)
+    assert len(taken) == n_results
     assert set(threading.enumerate()) <= before
 
 

@@ -1,17 +1,29 @@
 """Engines: bitwise the same output from every one, told as it comes, and what is no engine."""
 
+import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
-from engine_cases import PROBLEMS, ShuffledEngine, ShufflingExecutor, arrays, on_one_thread, output, planned
+from engine_cases import (
+    PROBLEMS,
+    ShuffledEngine,
+    ShufflingExecutor,
+    arrays,
+    on_one_thread,
+    output,
+    planned,
+    results_of,
+)
 
 import cqs
 from cqs.backend import Threads
 from cqs.engines import ExecutorEngine, LocalEngine, as_engine
 from cqs.errors import OptionError
 from cqs.kernels import KERNELS
+from cqs.schedule import Task
+from cqs.worker import TaskResult
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
 
@@ -79,8 +91,8 @@ def test_every_kernel_gives_the_same_bits_on_any_number_of_threads(kernel: str) 
     ids=["one thread", "three threads", "shuffled"],
 )
 def test_every_task_is_run_once(engine: Any) -> None:
-    plan, worker = planned()
-    results = list(engine.run(plan, worker))
+    plan, _ = planned()
+    results = results_of(engine)
     assert sorted(result.task.index for result in results) == list(range(len(plan)))
     assert all(result.task == plan.task(result.task.index) for result in results)
 
@@ -96,6 +108,27 @@ def test_a_large_task_is_shared_out_over_the_threads(name: str, monkeypatch: pyt
     monkeypatch.setattr(Threads, "share", spy)
     output(name, LocalEngine(2))
     assert 2 in shared
+
+
+@pytest.mark.parametrize("n_threads", [2, 3, 5])
+def test_a_thread_does_not_run_far_ahead_of_the_others(n_threads: int) -> None:
+    started: list[int] = []
+    accepted: list[int] = []
+    ahead: list[int] = []
+    waits = threading.Event()
+
+    class SlowAtFirst:
+        def run(self, task: Task, threads: int = 1) -> TaskResult:
+            started.append(task.index)
+            if task.index == 0:
+                waits.wait(0.2)  # nobody sets it: time for the others to go as far as they may
+                ahead.append(max(started))
+            return TaskResult(task, ())
+
+    plan, _ = planned()
+    LocalEngine(n_threads).run(plan, SlowAtFirst(), lambda result: accepted.append(result.task.index))
+    assert accepted == list(range(len(plan)))
+    assert ahead[0] < 2 * n_threads
 
 
 # Progress

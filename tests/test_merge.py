@@ -131,7 +131,7 @@ class TestMerge:
     def test_in_place_gives_the_same_bits(self, library: str, dtype: str, data: st.DataObject) -> None:
         a, b = (move(load(library), partial) for partial in data.draw(partials(2, dtype)))
         merged, before = checked(a, b), back(b).out.copy()
-        merge_into(load(library), a, b)
+        merge_into(load(library), [a], [b])
         assert np.array_equal(back(a).out, merged.out)
         assert np.array_equal(back(a).lse, merged.lse)
         assert np.array_equal(back(b).out, before)
@@ -142,9 +142,18 @@ class TestMerge:
         numbers = [rng.standard_normal(s).astype(dtype) for s in (shape, shape[:-1], shape, shape[:-1])]
         a, b = (move(xp, Partial(*numbers[i : i + 2])) for i in (0, 2))
         merged = checked(a, b)
-        merge_into(xp, a, b)
+        merge_into(xp, [a], [b])
         assert np.array_equal(back(a).out, merged.out)
         assert np.array_equal(back(a).lse, merged.lse)
+
+    @given(data=st.data())
+    def test_in_place_several_at_once_give_the_same(self, library: str, dtype: str, data: st.DataObject) -> None:
+        xp = load(library)
+        pairs = [[move(xp, partial) for partial in data.draw(partials(2, dtype))] for _ in range(3)]
+        expected = [checked(a, b) for a, b in pairs]
+        merge_into(xp, [a for a, _ in pairs], [b for _, b in pairs])
+        for (a, b), merged in zip(pairs, expected, strict=True):  # vectors end elsewhere, so not always bit for bit
+            assert_close(back(a), merged, scale_by_lse=False, parts=[merged, back(b)])
 
     @pytest.mark.parametrize("magnitude", [1e3, 1e30])
     def test_neither_overflows_nor_vanishes(self, library: str, dtype: str, magnitude: float) -> None:

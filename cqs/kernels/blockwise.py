@@ -45,7 +45,7 @@ def attend(
                 scores = scores * for_scores
             region.hide(xp, scores, rows, pieces)
             weights, lse = softmax_parts(xp, scores)
-            merge_into(xp, total, Partial(weights @ v[..., None, :, :], lse))
+            merge_into(xp, [total], [Partial(weights @ v[..., None, :, :], lse)])
     return Partial(xp.reshape(split.out, (*batch, H, T, E)), xp.reshape(split.lse, (*batch, H, T)))
 
 

@@ -88,7 +88,7 @@ class _Call:
         most = max(_BUFFER_BYTES // self.widest_bytes, 16)
         rows = min(_ROWS, most, self.q.shape[-2])
         if self.region.is_masked:  # half of a block on the diagonal is wasted, so there rows are few
-            rows = min(rows, max(self.q.shape[-2] // 8, _LEAST_ROWS))
+            rows = min(rows, max(self.q.shape[-2] // 16, _LEAST_ROWS))
         return rows, min(_AREA // rows, _MOST_COLUMNS, most)
 
     def units(self, flops: int) -> list[_Unit]:
@@ -166,7 +166,9 @@ class _BlockLoader:
         if for_scores != 1:
             scores *= self.q.dtype.type(for_scores)
         if not self.call.region.is_full:
-            self.call.region.hide(np, scores.reshape(g, r, t, n_columns), self.unit.rows, pieces)
+            split = scores.reshape(g, r, t, n_columns)
+            for window, hidden in self.call.region.hidden(np, self.unit.rows, pieces):
+                np.copyto(split[window], -np.inf, where=hidden)
         return scores, self._gather("v", places, n_columns)
 
     def _gather(self, name: str, places: list[tuple[int, range]], n_columns: int) -> Floats:

@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from types import EllipsisType
-from typing import Self
+from typing import Literal, Self
 
 from cqs.masks import Coverage, Mask, NoMask
 from cqs.types import Array, Namespace
 
 __all__ = ["Region"]
+
+Window = tuple[EllipsisType, slice, slice]
+Hidden = tuple[Window, "Array | Literal[True]"]  # part of a block of scores, and what is hidden in it
 
 _FINEST = 128  # a rectangle that is visible in part is halved down to this many columns before the mask is evaluated
 
@@ -75,15 +78,23 @@ class Region:
             if reached:
                 yield range(first + min(part.start for part in reached), first + max(part.stop for part in reached))
 
-    def hide(self, xp: Namespace, scores: Array, rows: range, pieces: Sequence[range]) -> None:
-        """Set the scores to -inf that are not visible, in place.
+    def hidden(self, xp: Namespace, rows: range, pieces: Sequence[range], device: object = None) -> Iterator[Hidden]:
+        """Yield the rectangles of a block of scores in which something is to be hidden, and what.
+
+        The block has `rows`, and the columns of all `pieces` side by side; it is not looked at, so that each kernel
+        may hide in the way that suits its arrays.
 
         Parameters
         ----------
         xp : namespace
             Of the scores.
-        scores : array, `(..., rows, columns)`
-            Scores of `rows` against the columns of all `pieces`, side by side.
+
+        Yields
+        ------
+        window : tuple
+            What to index the scores by, `(..., rows, columns)`.
+        hidden : array of bool, or True
+            Which scores of the window count for nothing, `(rows, columns)`; True for all of them.
         """
         n_before = 0  # columns of earlier pieces
         query_runs = list(_overlaps(self.queries, self._query_ends, rows))
@@ -92,25 +103,31 @@ class Region:
             for (i, row_part, queries), (j, col_part, keys) in itertools.product(query_runs, key_runs):
                 corner = row_part.start - rows.start, n_before + col_part.start - piece.start
                 if (i, j) in self.foreign:
-                    scores[_window(corner, queries, keys)] = -xp.inf
+                    yield _window(corner, queries, keys), True
                 elif self.is_masked:
-                    self._hide(xp, scores, corner, queries, keys)
+                    yield from self._masked(xp, corner, queries, keys, device)
             n_before += len(piece)
 
-    def _hide(self, xp: Namespace, scores: Array, corner: tuple[int, int], queries: range, keys: range) -> None:
-        """Hide what the mask hides in one rectangle, whose first row and column in `scores` are `corner`."""
-        coverage, window = self.mask.classify(queries, keys), _window(corner, queries, keys)
+    def hide(self, xp: Namespace, scores: Array, rows: range, pieces: Sequence[range]) -> None:
+        """Set the scores of a block to -inf that are not visible, in place, whatever they were."""
+        for window, hidden in self.hidden(xp, rows, pieces, scores.device):
+            scores[window] = -xp.inf if hidden is True else xp.where(hidden, -xp.inf, scores[window])
+
+    def _masked(
+        self, xp: Namespace, corner: tuple[int, int], queries: range, keys: range, device: object
+    ) -> Iterator[Hidden]:
+        """Yield what the mask hides in one rectangle, whose first row and column in the block are `corner`."""
+        coverage = self.mask.classify(queries, keys)
         if coverage is Coverage.EMPTY:
-            scores[window] = -xp.inf
+            yield _window(corner, queries, keys), True
         elif coverage is Coverage.PARTIAL and len(keys) > _FINEST:
             middle = len(keys) // 2
-            self._hide(xp, scores, corner, queries, keys[:middle])
-            self._hide(xp, scores, (corner[0], corner[1] + middle), queries, keys[middle:])
+            yield from self._masked(xp, corner, queries, keys[:middle], device)
+            yield from self._masked(xp, (corner[0], corner[1] + middle), queries, keys[middle:], device)
         elif coverage is Coverage.PARTIAL:
-            q_idx = xp.arange(queries.start, queries.stop, device=scores.device)
-            k_idx = xp.arange(keys.start, keys.stop, device=scores.device)
-            visible = self.mask.visible(q_idx[:, None], k_idx[None, :])
-            scores[window] = xp.where(visible, scores[window], -xp.inf)
+            q_idx = xp.arange(queries.start, queries.stop, device=device)
+            k_idx = xp.arange(keys.start, keys.stop, device=device)
+            yield _window(corner, queries, keys), ~self.mask.visible(q_idx[:, None], k_idx[None, :])
 
     @cached_property
     def _query_ends(self) -> list[int]:
@@ -132,7 +149,7 @@ def _overlaps(runs: Sequence[range], ends: Sequence[int], part: range) -> Iterat
             yield number, share, runs[number][share.start - first : share.stop - first]
 
 
-def _window(corner: tuple[int, int], queries: range, keys: range) -> tuple[EllipsisType, slice, slice]:
+def _window(corner: tuple[int, int], queries: range, keys: range) -> Window:
     """Index the rectangle of these sizes at a corner."""
     row, column = corner
     return ..., slice(row, row + len(queries)), slice(column, column + len(keys))
