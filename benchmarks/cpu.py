@@ -4,8 +4,9 @@
     OPENBLAS_CORETYPE=SkylakeX python benchmarks/cpu.py
     python benchmarks/cpu.py --quick         # one shape, few repeats
 
-Every contestant runs once in each round, in turn, so that a machine whose speed drifts slows all of them; figures are
-medians over rounds. GFLOP/s count 4 H N^2 D operations, half for causal.
+Every contestant runs once in each round, in turn, so that a machine whose speed drifts slows all of them, and after a
+pause, because the threads of OpenBLAS and OpenMP spin for a while when a product is done and would hold up whoever is
+next; figures are medians over rounds. GFLOP/s count 4 H N^2 D operations, half for causal.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from cqs.machine import available_cpus
 
 SHAPES = [(8, 8192, 64), (8, 4096, 128), (8, 2048, 64), (1, 16384, 64)]
 WORKERS = [1, 7, 13, 31, 57]
+PAUSE = 0.2  # seconds
 
 
 def main() -> None:
@@ -81,6 +83,7 @@ def measure_shape(H: int, N: int, D: int, rounds: int) -> list[dict[str, Any]]:
     times: dict[tuple[str, bool], list[float]] = {key: [] for key in contestants}
     for _ in range(rounds + 1):
         for key, (run, _) in contestants.items():
+            time.sleep(PAUSE)
             start = time.perf_counter()
             run()
             times[key].append(time.perf_counter() - start)

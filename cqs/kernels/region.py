@@ -56,7 +56,7 @@ class Region:
     @cached_property
     def is_masked(self) -> bool:
         """Whether the mask hides anything from any of the rows."""
-        return not isinstance(self.mask, NoMask) and any(
+        return not self.mask.hides_nothing and any(
             self.mask.classify(queries, keys) is not Coverage.FULL for queries in self.queries for keys in self.keys
         )
 
