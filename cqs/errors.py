@@ -12,6 +12,7 @@ from typing import Any, Self
 __all__ = [
     "BackendError",
     "CQSError",
+    "CertificateError",
     "DTypeError",
     "OptionError",
     "QuorumError",
@@ -48,6 +49,10 @@ class OptionError(CQSError, ValueError):
 
 class QuorumError(CQSError, ValueError):
     """A set of residues is not a difference cover, or no cover is known for the modulus."""
+
+
+class CertificateError(CQSError, ValueError):
+    """A step of a proof does not hold."""
 
 
 class BackendError(CQSError, RuntimeError):
