@@ -120,7 +120,7 @@ def test_a_label_says_no_more_than_is_known(W: int) -> None:
     assert minimality_of(W, bound).label == "proved by counting"
     label = minimality_of(W, bound + 1).label
     if W in ONE_MORE or W > 131:
-        obstructed, searched, cited = W in (43, 111, 157), W <= 43, W <= 131
+        obstructed, searched, cited = W in (43, 111, 157), W <= 56, W <= 131
         reasons = ((obstructed, "proved by obstruction"), (searched, "proved by search"), (cited, "cited"))
         assert label == next((name for holds, name in reasons if holds), "unknown")
     else:

@@ -1,11 +1,12 @@
 """`cqs quorum`: the quorum set behind W workers."""
 
 import colorsys
+import json
 from typing import Any
 
 from cqs.cli.options import Arguments, Parsers, add_command, add_common, whole
 from cqs.cli.terminal import print_json, print_table, print_text, stdout_console
-from cqs.quorum import CyclicQuorumSet
+from cqs.quorum import CyclicQuorumSet, DifferenceCover
 
 __all__ = ["add_parser", "command"]
 
@@ -19,6 +20,7 @@ shown, and who owns which tile (rows are query groups, columns key groups).
 examples:
   cqs quorum 7
   cqs quorum 133 --json
+  cqs quorum 43 --prove
 """
 
 
@@ -26,6 +28,9 @@ def add_parser(parsers: Parsers) -> None:
     """Add the command to the parser."""
     parser = add_command(parsers, "quorum", "[options] W", "show the quorum set behind W workers", _EPILOG)
     parser.add_argument("workers", type=whole, metavar="W", help="number of workers, the modulus")
+    parser.add_argument(
+        "--prove", action="store_true", help="prove the cover, step by step, and say whether a smaller one can exist"
+    )
     add_common(parser, "json")
     parser.set_defaults(command=command)
 
@@ -33,8 +38,15 @@ def add_parser(parsers: Parsers) -> None:
 def command(args: Arguments) -> int:
     """Run the command."""
     quorums = CyclicQuorumSet(args.workers)
+    if args.prove:
+        quorums.cover.certificate.verify()
+        quorums.cover.minimality.verify()
     if args.json:
-        print_json(_json(quorums))
+        proof = _json_proof(quorums.cover) if args.prove else {}
+        print_json(_json(quorums) | proof)
+        return 0
+    if args.prove:
+        print_text(*_proof_lines(quorums.cover))
         return 0
     W, shown = quorums.modulus, quorums.modulus <= _MOST_SHOWN
     print_table(f"cqs quorum {W}", _rows(quorums))
@@ -52,11 +64,27 @@ def _rows(quorums: CyclicQuorumSet) -> list[tuple[str, str]]:
     causal = f"{least:g}" if least == most else f"{least:g} to {most:g}"
     return [
         ("base", " ".join(map(str, cover.base))),
+        ("from", str(cover.construction)),
         ("size", f"{cover.size}; no cover has less than {cover.lower_bound}"),
+        ("minimal", cover.minimality.label),
         ("perfect", "yes: every difference occurs exactly once" if cover.is_perfect else "no"),
         ("a worker holds", f"{cover.size} of {W} groups, {cover.size / W:.0%}"),
         ("a worker owns", f"{W} of {W * W:,} tiles; causal: {causal} tiles' worth"),
     ]
+
+
+def _proof_lines(cover: DifferenceCover) -> list[str]:
+    """Return the proof for a person to read; it was checked before."""
+    lines = [f"{cover.size} elements cover Z_{cover.modulus}: {' '.join(map(str, cover.base))}", ""]
+    lines += [f"Proof, each step checked ({cover.construction}):"]
+    lines += [f"  {number}. {step}" for number, step in enumerate(cover.certificate.steps(), start=1)]
+    lines += ["", str(cover.minimality)]
+    return lines + [f"  {number}. {step}" for number, step in enumerate(cover.minimality.steps(), start=1)]
+
+
+def _json_proof(cover: DifferenceCover) -> dict[str, Any]:
+    certificate = json.loads(cover.certificate.to_json())
+    return {"certificate": certificate, "minimality": cover.minimality.to_dict()}
 
 
 def _loads(quorums: CyclicQuorumSet) -> tuple[float, float]:
@@ -71,6 +99,7 @@ def _json(quorums: CyclicQuorumSet) -> dict[str, Any]:
     cover, W = quorums.cover, quorums.modulus
     least, most = _loads(quorums)
     values: dict[str, Any] = {"workers": W, "base": cover.base, "size": cover.size, "lower_bound": cover.lower_bound}
+    values |= {"construction": str(cover.construction), "minimality": cover.minimality.label}
     values |= {"is_perfect": cover.is_perfect, "tiles": W, "causal_tiles": {"least": least, "most": most}}
     shown = W <= _MOST_SHOWN
     values["quorums"] = [quorums.quorum(i) for i in range(W)] if shown else None

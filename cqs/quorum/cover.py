@@ -1,32 +1,23 @@
 """Cyclic difference covers: small sets whose differences reach every residue."""
 
-import json
 import operator
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
 from itertools import product
-from math import isqrt
-from typing import Self
+from typing import Final, Self
 
 import numpy as np
 
 from cqs.checks import whole_number
 from cqs.errors import QuorumError
+from cqs.quorum.bounds import size_lower_bound
+from cqs.quorum.certificate import Certificate
+from cqs.quorum.construction import Construction, Listed
+from cqs.quorum.minimality import Minimality, minimality_of
 
-__all__ = ["DifferenceCover", "difference_cover", "known_moduli", "size_lower_bound"]
+__all__ = ["DifferenceCover"]
 
-
-def size_lower_bound(W: int) -> int:
-    """Return the smallest m with m(m - 1) >= W - 1, which no cover of Z_W can undercut.
-
-    m residues have m(m - 1) ordered differences other than zero, and W - 1 residues have to be reached.
-
-    >>> size_lower_bound(7), size_lower_bound(8)
-    (3, 4)
-    """
-    m = (1 + isqrt(max(4 * W - 3, 0))) // 2
-    return m if m * (m - 1) >= W - 1 else m + 1
+UNSTATED: Final = Listed(1, (0,))  # the construction of a cover that was made without one
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +30,14 @@ class DifferenceCover:
         W, at least 1.
     base : tuple of int
         The elements of D in increasing order, each in `range(W)`.
+    construction : Construction
+        What the elements follow from; by default they are stated as they are. Equal covers may have different ones.
 
     Raises
     ------
     QuorumError
         If `base` is not a cover; the message names a residue that it does not reach. Every instance has
-        been checked when it was made, in O(m^2).
+        been checked when it was made, in O(W + m^2).
 
     Notes
     -----
@@ -60,11 +53,14 @@ class DifferenceCover:
 
     modulus: int
     base: tuple[int, ...]
+    construction: Construction = field(default=UNSTATED, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         base = self.base
         W = whole_number("modulus", self.modulus, 1, "W is the number of workers", QuorumError)
         object.__setattr__(self, "modulus", W)
+        if self.construction is UNSTATED:
+            object.__setattr__(self, "construction", Listed(W, base))
         if not all(type(a) is int and 0 <= a < W for a in base) or list(base) != sorted(set(base)):
             rule = f"be distinct residues of Z_{W} in increasing order"
             raise QuorumError.of("base", rule, base, f"use `DifferenceCover.of({W}, ...)` to have them put so")
@@ -90,6 +86,11 @@ class DifferenceCover:
             raise QuorumError.of("base", "be whole numbers", repr(base), f"see `difference_cover({modulus})`") from None
         return cls(modulus, tuple(sorted(elements)))
 
+    @classmethod
+    def by(cls, construction: Construction) -> Self:
+        """Make the cover that a construction gives, verified like any other."""
+        return cls(construction.modulus, construction.elements(), construction)
+
     @property
     def size(self) -> int:
         """The number m of elements: how many groups a worker holds."""
@@ -109,51 +110,12 @@ class DifferenceCover:
         """Return the first pair (a, b) of elements with a - b = d modulo W."""
         return next((a, b) for a, b in product(self.base, repeat=2) if (a - b - d) % self.modulus == 0)
 
+    @property
+    def certificate(self) -> Certificate:
+        """What proves the cover: its construction, step by step, and the Hall identity."""
+        return Certificate(self.modulus, self.base, self.construction)
 
-@cache
-def _table() -> dict[int, tuple[int, ...]]:
-    from importlib import resources  # slow to import, and not needed to import cqs
-
-    text = resources.files("cqs.quorum").joinpath("data/difference_covers.json").read_text()
-    return {int(W): tuple(base) for W, base in json.loads(text).items()}
-
-
-def known_moduli() -> tuple[int, ...]:
-    """Return every W that `difference_cover` answers, in increasing order."""
-    return tuple(sorted(_table()))
-
-
-def difference_cover(W: int) -> DifferenceCover:
-    """Return the smallest known difference cover of Z_W.
-
-    Parameters
-    ----------
-    W : int
-        The modulus, one of `known_moduli()`: 1 to 200, and 210, 220, 230, 240, 256, 280, 300.
-
-    Returns
-    -------
-    DifferenceCover
-        From the table that is shipped with the library, verified as it is read, in O(m^2).
-
-    Raises
-    ------
-    QuorumError
-        If W is less than 1 or not in the table.
-
-    Examples
-    --------
-    >>> difference_cover(13)
-    DifferenceCover(modulus=13, base=(0, 1, 3, 9))
-    """
-    W = whole_number("W", W, 1, "W is the number of workers", QuorumError)
-    if W not in _table():
-        nearest = min(known_moduli(), key=lambda known: abs(known - W))
-        rule = f"be one of the {len(_table())} moduli with a shipped cover (1..200 and some to 300)"
-        raise QuorumError.of("W", rule, W, f"the nearest is {nearest}; or give a cover of your own as `base`")
-    return _verified(W)
-
-
-@cache
-def _verified(W: int) -> DifferenceCover:
-    return DifferenceCover(W, _table()[W])
+    @property
+    def minimality(self) -> Minimality:
+        """Whether a smaller cover of Z_W can exist, and why not."""
+        return minimality_of(self.modulus, self.size)

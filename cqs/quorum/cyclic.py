@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cqs.errors import QuorumError
-from cqs.quorum.cover import DifferenceCover, difference_cover
+from cqs.quorum.choice import difference_cover
+from cqs.quorum.cover import DifferenceCover
 
 __all__ = ["CyclicQuorumSet"]
 

@@ -22,7 +22,7 @@ Label = Literal["proved by counting", "proved by obstruction", "proved by search
 _STARTS: Final = (20, 29, 38, 40, 52, 66, 80, 94, 96, 114, 118)
 _STOPS: Final = (21, 31, 39, 44, 57, 73, 91, 95, 112, 117, 132)
 _SETTLED: Final = 131
-_SEARCHED: Final = 43  # the last modulus at which a proof by search is offered, which `verify` runs again
+_SEARCHED: Final = 56  # the last modulus at which a proof by search is offered, which `verify` runs again
 
 # The last modulus that a source settles, and the source
 _SOURCES: Final = {

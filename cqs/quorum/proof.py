@@ -1,4 +1,4 @@
-"""Proofs that are checked as they are read: a list of steps, each a claim in words and a computation that decides it."""
+"""Proofs that are checked as they are read: steps, each a claim in words and a computation that decides it."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from cqs.checks import whole_number
 from cqs.errors import QuorumError
-from cqs.quorum.cover import DifferenceCover, size_lower_bound
+from cqs.quorum.bounds import size_lower_bound
+from cqs.quorum.cover import DifferenceCover
 
 __all__ = ["search"]
 

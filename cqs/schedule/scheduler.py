@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from cqs.checks import whole_number
-from cqs.errors import OptionError, QuorumError
+from cqs.errors import OptionError
 from cqs.machine import available_cpus
 from cqs.problem import AttentionProblem
-from cqs.quorum import CyclicQuorumSet, difference_cover, known_moduli
+from cqs.quorum import CyclicQuorumSet, choose_workers, singer_moduli
 from cqs.schedule.plan import Plan
 
 __all__ = ["STRATEGIES", "Scheduler", "default_workers"]
@@ -25,9 +25,8 @@ def default_workers(n_tokens: int, n_cpus: int | None = None) -> int:
     (3, 21, 1)
     """
     n_cpus = available_cpus() if n_cpus is None else n_cpus
-    perfect = [W for W in known_moduli() if difference_cover(W).is_perfect]
-    wanted = next((W for W in perfect if n_cpus <= W), perfect[-1])
-    return max(W for W in perfect if max(min(wanted, n_tokens // _LEAST_GROUP), 1) >= W)
+    wanted = next(W for W in (1, 3, *singer_moduli(4 * n_cpus + 7)) if n_cpus <= W)
+    return choose_workers(1, max(min(wanted, n_tokens // _LEAST_GROUP), 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +53,12 @@ class Scheduler:
         ------
         OptionError
             If `workers` is not a whole number of at least 1, or the strategy is unknown or does not fit.
-        QuorumError
-            If no difference cover is known for W.
         """
         strategy = self._strategy(problem)
         W = default_workers(problem.n_queries) if self.workers is None else self._workers()
         return Plan(problem, strategy, W, self._base(W) if strategy == "cqs" else None)
 
     def _base(self, W: int) -> tuple[int, ...]:
-        if W not in known_moduli():
-            nearest = min(known_moduli(), key=lambda known: abs(known - W))
-            rule = "be 1..200 or one of the moduli to 300 with a shipped cover"
-            remedy = f"use {nearest}, or strategy='tiles', which takes any number"
-            raise QuorumError.of("workers", rule, W, remedy)
         return CyclicQuorumSet(W).base
 
     def _strategy(self, problem: AttentionProblem) -> str:

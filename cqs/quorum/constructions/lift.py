@@ -1,0 +1,181 @@
+"""Lifting a cover by a ruler: from Z_v to any modulus up to 2 L v + 1, and a little beyond."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from math import gcd, isqrt
+from typing import ClassVar
+
+import numpy as np
+
+from cqs.checks import whole_number
+from cqs.errors import QuorumError
+from cqs.quorum.construction import Construction, registered
+from cqs.quorum.constructions.amend import Repaired, repair
+from cqs.quorum.constructions.move import move
+from cqs.quorum.constructions.wichmann import reach_of_ruler
+from cqs.quorum.cover import DifferenceCover
+from cqs.quorum.hall import cover_steps
+from cqs.quorum.proof import Step
+
+__all__ = ["Lift", "lift", "partial_lift"]
+
+_EFFORT, _LEAST_MOVES, _MOST_MOVES = 2_000_000, 24, 600  # differences to go through for the best move, and bounds
+
+
+@registered
+@dataclass(frozen=True, slots=True)
+class Lift:
+    r"""Copies of a cover of Z_v, one at each mark of a ruler whose unit is v.
+
+    Parameters
+    ----------
+    cover : Construction
+        Of a cover D of Z_v.
+    ruler : tuple of int
+        Marks R, in increasing order from 0.
+    modulus : int
+        W.
+
+    Notes
+    -----
+    *Theorem.* Let D cover Z_v, as integers 0..v-1, and let the ruler R measure every length up to L. Then
+    :math:`D + v R` covers Z_W for every :math:`W \le 2 L v + 1`.
+
+    *Proof.* Every residue is x or -x for an integer :math:`0 \le x \le L v`. D has a, b with
+    :math:`a - b \equiv x \pmod v`, and :math:`-v < a - b < v`. So :math:`x = (a - b) + v t` with
+    :math:`0 \le t \le L`, since :math:`v t > x - v \ge -v` and :math:`v t < x + v \le (L + 1) v`; and t is a difference
+    of two marks.
+
+    With a perfect D of :math:`\sqrt v` elements the lift has about :math:`|R| / \sqrt{2 L} \cdot \sqrt W`: 1.155 for
+    R = {0, 1, 4, 6}. Beyond :math:`2 L v + 1` the same proof covers every x up to L v, and some more.
+
+    References
+    ----------
+    J. Leech, *On the representation of 1, 2, ..., n by differences*, Journal of the London Mathematical Society 31
+    (1956) 160-169, multiplies difference bases so; S. W. Golomb's rulers are the case of marks that never repeat.
+    """
+
+    kind: ClassVar[str] = "lift"
+
+    cover: Construction
+    ruler: tuple[int, ...]
+    modulus: int
+
+    def elements(self) -> tuple[int, ...]:
+        """Return a + v r for all a and r, modulo W. O(m)."""
+        v = self.cover.modulus
+        return tuple(sorted({(a + v * r) % self.modulus for a in self.cover.elements() for r in self.ruler}))
+
+    def steps(self) -> Iterator[Step]:
+        """Yield: the cover, what the ruler measures, and how far that reaches."""
+        v, W, L = self.cover.modulus, self.modulus, reach_of_ruler(self.ruler)
+        yield Step(f"D is a cover of Z_{v}: {self.cover}", check=lambda: v >= 1)
+        yield from cover_steps(self.cover)
+        yield Step(
+            f"the ruler R = {self.ruler} measures every length from 1 to {L}",
+            rf"\{{1, \dots, {L}\}} \subseteq R - R",
+            lambda: list(self.ruler) == sorted(set(self.ruler)) and self.ruler[0] == 0,
+        )
+        is_whole = 2 * L * v + 1 >= W
+        sign = r"\le" if is_whole else ">"
+        yield Step(
+            f"so D + {v} R reaches every x from 0 to L v = {L * v}"
+            + (f", which is half of the way around Z_{W}" if is_whole else f", of {W // 2} that it takes for Z_{W}"),
+            rf"x = (a - b) + {v}\,(r - r'), \quad W = {W} {sign} 2 L v + 1 = {2 * L * v + 1}",
+            lambda: W >= 1,
+        )
+
+    def __str__(self) -> str:
+        return f"lift of Z_{self.cover.modulus} ({self.cover}) by the ruler {self.ruler}"
+
+
+def lift(cover: DifferenceCover, ruler: tuple[int, ...], W: int) -> DifferenceCover:
+    """Return the cover D + v R of Z_W; see `Lift`.
+
+    Parameters
+    ----------
+    cover : DifferenceCover
+        D, of Z_v.
+    ruler : tuple of int
+        R, marks in increasing order from 0, that measure every length up to L.
+    W : int
+        At most 2 L v + 1.
+
+    Returns
+    -------
+    DifferenceCover
+        Of at most `cover.size * len(ruler)` elements. O(W + m^2).
+
+    Raises
+    ------
+    QuorumError
+        If W is too large, or the ruler does not begin at 0 or does not increase.
+
+    Examples
+    --------
+    >>> from cqs.quorum import difference_cover
+    >>> lift(difference_cover(7), (0, 1, 4, 6), 85).size
+    12
+    """
+    W, most = _checked(cover, ruler, W)
+    if most < W:
+        remedy = "use a longer ruler, a cover of a larger modulus, or `partial_lift`"
+        raise QuorumError.of("W", f"be at most 2 L v + 1 = {most}", W, remedy)
+    return DifferenceCover.by(Lift(cover.construction, ruler, W))
+
+
+def partial_lift(
+    cover: DifferenceCover, ruler: tuple[int, ...], W: int, most_added: int | None = None
+) -> DifferenceCover | None:
+    """Return D + v R with elements added until it covers Z_W, where W may be larger than 2 L v + 1.
+
+    Parameters
+    ----------
+    cover, ruler, W
+        As for `lift`, but that W has no limit.
+    most_added : int, optional
+        Give up and return None where more would have to be added; by default never.
+
+    Notes
+    -----
+    Of the x between L v and W/2 are reached those for which a - b = x - L v or W - x - L v with a > b in D. So D is
+    moved first, to where most are: of some multiples t D those with a wide gap at the end. Then elements are added, one
+    at a time, each the one that reaches most of what is left.
+    """
+    W, reach = _checked(cover, ruler, W)
+    if reach < W:
+        cover = _moved_to_reach(cover, (reach - 1) // 2, W)
+    lifted = Lift(cover.construction, ruler, W)
+    added = repair(W, lifted.elements(), most_added)
+    if added is None:
+        return None
+    return DifferenceCover.by(Repaired(lifted, added) if added else lifted)
+
+
+def _moved_to_reach(cover: DifferenceCover, reach: int, W: int) -> DifferenceCover:
+    """Return the cover moved such that of the x between `reach` and W/2 few are left out."""
+    v, base = cover.modulus, np.asarray(cover.base, dtype=np.int64)
+    beyond = W - 2 * reach
+    y = np.arange(1, beyond // 2 + 1)
+    best = (beyond, 1, 0)
+    n_moves = min(max(_EFFORT // len(base) ** 2, _LEAST_MOVES), _MOST_MOVES)
+    n_gaps = min(len(base), isqrt(n_moves))
+    for factor in islice((t for t in range(1, v + 1) if gcd(t, v) == 1), n_moves // n_gaps):
+        elements = np.sort(factor * base % v)
+        gaps = np.diff(elements, append=elements[0] + v)
+        for widest in np.argsort(-gaps, kind="stable")[:n_gaps].tolist():
+            shift = -int(elements[(widest + 1) % len(elements)]) % v
+            moved = (elements + shift) % v
+            upward = np.zeros(max(beyond, v) + 1, dtype=bool)
+            upward[np.maximum(moved[:, None] - moved, 0)] = True
+            n_missing = int(np.count_nonzero(~upward[y] & ~upward[beyond - y]))
+            best = min(best, (n_missing, factor, shift))
+    return move(cover, *best[1:])
+
+
+def _checked(cover: DifferenceCover, ruler: tuple[int, ...], W: int) -> tuple[int, int]:
+    W = whole_number("W", W, 1, "W is the number of workers", QuorumError)
+    if not ruler or ruler[0] != 0 or list(ruler) != sorted(set(ruler)):
+        raise QuorumError.of("ruler", "be marks in increasing order from 0", ruler, "for example (0, 1, 4, 6)")
+    return W, 2 * reach_of_ruler(ruler) * cover.modulus + 1
