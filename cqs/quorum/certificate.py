@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from html import escape
 from typing import Any, Self
 
 from cqs.errors import CertificateError
@@ -38,15 +37,15 @@ class Certificate:
     --------
     >>> from cqs.quorum import singer
     >>> for step in singer(2).certificate.steps():
-    ...     print("-", step)
-    - p = 2 is prime; q = 2^1 = 2
-    - f = x^3 + x + 1 is monic of degree 3e = 3 and irreducible over GF(2), so GF(2)[x]/f is a field of 2^3 elements
-    - x has order 2^3 - 1 in GF(2)[x]/f: it generates all non-zero elements
-    - Tr(x^i) = x^i + x^(iq) + x^(iq^2) is 0 for each i of the 3 elements
-    - they are all q + 1 = 3 points of the line Tr = 0 in the plane of W = 7 points
-    - two lines meet in one point, so every non-zero residue is a difference in exactly one way (Singer)
-    - the base is {1, 2, 4}, the 3 elements of that
-    - theta(x) theta(1/x) = 2 + (1 + x + ... + x^6) modulo x^7 - 1: a perfect cover of Z_7
+    ...     print("*", step)
+    * p = 2 is prime; q = p^1 = 2
+    * f = x^3 + x + 1 is monic of degree 3e = 3 and irreducible over GF(2), so GF(2)[x]/f is a field of 2^3 elements
+    * x has order 2^3 - 1 in GF(2)[x]/f: it generates all non-zero elements
+    * Tr(x^i) = x^i + x^(iq) + x^(iq^2) is 0 for each i of the 3 elements
+    * they are all q + 1 = 3 points of the line Tr = 0 in the plane of W = 7 points
+    * two lines meet in one point, so every non-zero residue is a difference in exactly one way (Singer)
+    * the base is {1, 2, 4}, the 3 elements of that
+    * theta(x) theta(1/x) = 2 + (1 + x + ... + x^6) modulo x^7 - 1: a perfect cover of Z_7
     """
 
     modulus: int
@@ -87,6 +86,8 @@ class Certificate:
         return "\n".join([r"\begin{enumerate}", *items, r"\end{enumerate}"])
 
     def _repr_html_(self) -> str:
+        from html import escape
+
         items = "".join(f"<li>{escape(s.claim)}{f'<br>${s.latex}$' if s.latex else ''}</li>" for s in self._steps())
         return f"<b>{len(self.base)} elements cover Z<sub>{self.modulus}</sub></b><ol>{items}</ol>"
 

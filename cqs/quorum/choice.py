@@ -75,7 +75,7 @@ def difference_cover(W: int) -> DifferenceCover:
     DifferenceCover(modulus=13, base=(0, 1, 3, 9))
     >>> cover = difference_cover(10_000)
     >>> cover.size, cover.lower_bound
-    (120, 101)
+    (119, 101)
     """
     W = whole_number("W", W, 1, "W is the number of workers", QuorumError)
     if W > _MOST_MODULUS:
@@ -92,6 +92,7 @@ def difference_cover(W: int) -> DifferenceCover:
     for candidate in sorted(_candidates(W), key=lambda candidate: candidate.least_size):
         if candidate.least_size < best.size and (cover := candidate.make(best.size)):
             best = min(best, drop_redundant(cover), key=lambda c: c.size)
+    assert best.modulus == W
     return best
 
 
@@ -106,7 +107,7 @@ def _candidates(W: int) -> Iterator[_Candidate]:
     """Yield everything that may be worth making."""
     q = isqrt(W + 1)
     if q * q == W + 1 and prime_power(q):
-        yield _Candidate(q + size_lower_bound(q - 1) - 1, lambda _: bose(q))
+        yield _Candidate(q + size_lower_bound(q - 1) - 1, partial(_completed, q))
     orders = _prime_powers(isqrt(W))
     for q in orders:
         v = q * q + q + 1
@@ -119,6 +120,10 @@ def _candidates(W: int) -> Iterator[_Candidate]:
             beyond = (W - 1) / v - 2 * L  # of what is beyond reach, in units of v, half is reached all the same
             least = size + (beyond - 0.5) ** 2 * v / 75 if beyond > 0.5 else size - _MOST_DROPPED
             yield _Candidate(least, partial(_lifted, q, ruler, W))
+
+
+def _completed(q: int, _: int) -> DifferenceCover:
+    return bose(q)
 
 
 def _multiplied(q: int, k: int, _: int) -> DifferenceCover:

@@ -190,13 +190,13 @@ class _Differences:
         return left
 
 
-def _walks(W: int, size: int, rng: np.random.Generator) -> Iterator[_Differences]:
+def _walks(W: int, size: int, rng: "np.random.Generator") -> Iterator[_Differences]:
     """Walk from one random set after the other; yields the state at the start of each walk and after each move."""
     while True:
         yield from _walk(_Differences(W, rng.permutation(W)[:size]), rng)
 
 
-def _walk(state: _Differences, rng: np.random.Generator) -> Iterator[_Differences]:
+def _walk(state: _Differences, rng: "np.random.Generator") -> Iterator[_Differences]:
     """Make the best move that is not tabu, until there was no new best for long."""
     W, m = len(state.residues), len(state.elements)
     may_return, may_leave = np.zeros(W, dtype=np.int64), np.zeros((m, 1), dtype=np.int64)  # the moves from which on
