@@ -24,11 +24,11 @@ DTYPES: dict[str, tuple[int, str]] = {
 
 def dtype_name(array: Array) -> str:
     """Return the name of an array's data type without its library: 'float32' for `torch.float32`."""
-    return _name(array.dtype)
+    return _name(type(array.dtype), array.dtype)
 
 
 @lru_cache(maxsize=64)
-def _name(dtype: DType) -> str:
+def _name(_: type, dtype: DType) -> str:  # the type keeps types of different libraries from being compared
     return str(dtype).rsplit(".", maxsplit=1)[-1]  # NumPy takes 10 us to say it
 
 
@@ -208,6 +208,6 @@ def _checked_mask(mask: Mask | None, is_causal: bool) -> Mask:
         remedy = "give `mask=Causal()` or `is_causal=True`, not both"
         raise OptionError.of("mask", "be left out when `is_causal=True`", repr(mask), remedy)
     if not isinstance(mask, Mask):
-        remedy = "use `cqs.masks.Causal(offset)`; arrays as masks are not supported yet"
+        remedy = "as in `cqs.masks.Causal(offset)` or `SlidingWindow(left)`; arrays as masks are not supported yet"
         raise OptionError.of("mask", "be a mask from `cqs.masks`", type(mask).__name__, remedy)
     return mask

@@ -1,11 +1,12 @@
 """Attention block by block, for any array-API library."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from cqs.backend import dtype_of, namespace_of
 from cqs.kernels.blocks import column_blocks, even_cuts, in_chunks, split_scale
 from cqs.kernels.contract import KeyChunk
-from cqs.kernels.reference import softmax_parts
+from cqs.kernels.reference import softmax_parts, weighted_sum
 from cqs.kernels.region import Region
 from cqs.partial import Partial, merge_into
 from cqs.problem import DTYPES, dtype_name
@@ -45,7 +46,8 @@ def attend(
                 scores = scores * for_scores
             region.hide(xp, scores, rows, pieces)
             weights, lse = softmax_parts(xp, scores)
-            merge_into(xp, [total], [Partial(weights @ v[..., None, :, :], lse)])
+            out = weighted_sum(xp, weights, v[..., None, :, :], partial(region.visible, rows, pieces))
+            merge_into(xp, [total], [Partial(out, lse)])
     return Partial(xp.reshape(split.out, (*batch, H, T, E)), xp.reshape(split.lse, (*batch, H, T)))
 
 

@@ -16,6 +16,7 @@ from cqs.kernels.blocks import column_blocks, even_cuts, in_chunks, split_scale
 from cqs.kernels.contract import KeyChunk
 from cqs.kernels.numpy_unit import Floats, UnitBuffers, attend_unit
 from cqs.kernels.region import Region
+from cqs.masks.mask import Booleans
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
 
@@ -167,9 +168,14 @@ class _BlockLoader:
             scores *= self.q.dtype.type(for_scores)
         if not self.call.region.is_full:
             split = scores.reshape(g, r, t, n_columns)
-            for window, hidden in self.call.region.hidden(np, self.unit.rows, pieces):
+            for window, hidden in self.call.region.hidden(self.unit.rows, pieces):
                 np.copyto(split[window], -np.inf, where=hidden)
         return scores, self._gather("v", places, n_columns)
+
+    def visible(self, n: int) -> Booleans:
+        """Return which scores of the n-th block count, `(r t, columns)`."""
+        block = self.call.region.visible(self.unit.rows, self.blocks[n])
+        return np.tile(block, (self.q.shape[1], 1))
 
     def _gather(self, name: str, places: list[tuple[int, range]], n_columns: int) -> Floats:
         """Return the keys or values of some columns: a view where BLAS can take one, else gathered and cast."""

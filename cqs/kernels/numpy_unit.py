@@ -5,8 +5,7 @@ of what came before. It is as exact as the other as long as no exponential overf
 which the sums themselves show. Where they do not, the unit is computed again by the *running maximum* of the textbook.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +13,16 @@ import numpy.typing as npt
 __all__ = ["Floats", "UnitBuffers", "attend_unit"]
 
 Floats = npt.NDArray[np.floating]
-# n -> scores of the n-th block of keys, (G, R, C), which may be overwritten, and the values of those keys, (G, C, E)
-LoadBlock = Callable[[int], tuple[Floats, Floats]]
+
+
+class LoadBlock(Protocol):
+    """Gives a unit's blocks of keys."""
+
+    def __call__(self, n: int) -> tuple[Floats, Floats]:
+        """Return the n-th block: scores `(G, R, C)`, which may be overwritten, and values `(G, C, E)`."""
+
+    def visible(self, n: int) -> npt.NDArray[np.bool_]:
+        """Return which scores of the n-th block count, `(R, C)`."""
 
 
 class UnitBuffers(NamedTuple):
@@ -25,8 +32,8 @@ class UnitBuffers(NamedTuple):
     product: Floats
 
 
-# What weights are multiplied by; the second, a power of two, is for values so large that a sum of them would overflow.
-_FACTORS = (1.0, 2.0**-40)
+# What weights are multiplied by where values are so large that a sum of them would overflow
+_SMALL = 2.0**-40
 
 
 def attend_unit(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> tuple[Floats, Floats, Floats]:
@@ -50,10 +57,10 @@ def attend_unit(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> tuple[Floa
     """
     total, top, factor = _optimistic(load, n_blocks, work), np.zeros(1, work.out.dtype), 1.0
     if total is None:
-        for factor in _FACTORS:
-            total, top = _running_maximum(load, n_blocks, work, factor)
-            if _is_finite(work.out):
-                break
+        total, top = _running_maximum(load, n_blocks, work)
+        if not _is_finite(work.out):
+            factor = _SMALL
+            total, top = _running_maximum(load, n_blocks, work, factor, is_careful=True)
     assert total is not None
     divisor = np.where(total == 0, 1, total)
     return work.out, divisor, np.where(total == 0, -np.inf, top + np.log(divisor / factor))
@@ -77,7 +84,9 @@ def _optimistic(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> Floats | N
     return total if _is_finite(out) and np.isfinite(total.max()) else None
 
 
-def _running_maximum(load: LoadBlock, n_blocks: int, work: UnitBuffers, factor: float) -> tuple[Floats, Floats]:
+def _running_maximum(
+    load: LoadBlock, n_blocks: int, work: UnitBuffers, factor: float = 1.0, is_careful: bool = False
+) -> tuple[Floats, Floats]:
     """Sum weights relative to the largest score so far; return the sums, and what they are relative to."""
     out, product = work.out, work.product
     total = np.zeros(out.shape[:-1], out.dtype)
@@ -95,9 +104,18 @@ def _running_maximum(load: LoadBlock, n_blocks: int, work: UnitBuffers, factor: 
         total *= rescale
         total += weights @ np.ones(weights.shape[-1], out.dtype)
         out *= rescale[..., None]
-        out += np.matmul(weights, values, out=product)
+        out += np.matmul(weights, np.where(np.isfinite(values), values, 0) if is_careful else values, out=product)
+        if is_careful:
+            _add_what_is_not_finite(out, weights, values, load.visible(n))
         top = new_top
     return total, top
+
+
+def _add_what_is_not_finite(out: Floats, weights: Floats, values: Floats, visible: npt.NDArray[np.bool_]) -> None:
+    """Add infinite and NaN values to the rows that see them, and to no other: 0 times infinity would be NaN there."""
+    for g, key in np.argwhere(~np.isfinite(values).all(axis=-1)):
+        value, rows = values[g, key], visible[:, key]
+        out[g, rows] += weights[g, rows, key, None] * np.where(np.isfinite(value), 0, value)
 
 
 def _is_finite(out: Floats) -> bool:

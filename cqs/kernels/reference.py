@@ -1,15 +1,16 @@
 """Attention as its formula says it, for reading and for checking the others. Any array-API library."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cqs.backend import dtype_of, namespace_of
 from cqs.kernels.contract import KeyChunk
 from cqs.kernels.region import Region
+from cqs.masks.mask import Booleans
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
 from cqs.types import Array, Namespace
 
-__all__ = ["attend", "softmax_parts"]
+__all__ = ["attend", "softmax_parts", "weighted_sum"]
 
 
 def attend(
@@ -31,9 +32,10 @@ def attend(
         return Partial.empty(xp, (*batch, H, T, E), dtype, q.device)
     q = xp.reshape(q, (*batch, G, H // G, T, D))  # H / G query heads share a key head
     scores = scale * (q @ xp.matrix_transpose(k)[..., None, :, :])  # (*B, G, H/G, T, S)
-    (region or Region.whole(T, S)).hide(xp, scores, range(T), [range(S)])
+    region = region or Region.whole(T, S)
+    region.hide(xp, scores, range(T), [range(S)])
     weights, lse = softmax_parts(xp, scores)
-    out = weights @ v[..., None, :, :]  # (*B, G, H/G, T, E)
+    out = weighted_sum(xp, weights, v[..., None, :, :], lambda: region.visible(range(T), [range(S)]))
     return Partial(xp.reshape(out, (*batch, H, T, E)), xp.reshape(lse, (*batch, H, T)))
 
 
@@ -45,3 +47,22 @@ def softmax_parts(xp: Namespace, scores: Array) -> tuple[Array, Array]:
     total = xp.sum(weights, axis=-1, keepdims=True)
     divisor = xp.where(total == 0, xp.ones_like(total), total)
     return weights / divisor, (top + xp.log(divisor))[..., 0]
+
+
+def weighted_sum(xp: Namespace, weights: Array, values: Array, visible: Callable[[], Booleans]) -> Array:
+    """Return `weights @ values`, in which values that are not finite reach the rows that see them, and no other.
+
+    `visible` says which rows `(T, S)` see which keys; it is asked only where a value is not finite: a weight of 0 times
+    infinity would be NaN in rows that the mask hides the key from.
+    """
+    is_finite = xp.isfinite(values)
+    if bool(xp.all(is_finite)):
+        return weights @ values
+    zeros = xp.zeros_like(values)
+    total = weights @ xp.where(is_finite, values, zeros)
+    rest = xp.where(is_finite, zeros, values)
+    sees = xp.asarray(visible(), device=weights.device)
+    for key in range(values.shape[-2]):
+        part = weights[..., :, key : key + 1] * rest[..., key : key + 1, :]
+        total = total + xp.where(sees[:, key : key + 1], part, xp.zeros_like(part))
+    return total

@@ -1,7 +1,7 @@
 """Which part of the score matrix a kernel call computes: the tokens of its rows and columns, and what is visible.
 
 A kernel counts rows and columns from 0; a `Region` knows which token each of them is, which rectangles are not this
-task's to compute, and what the mask hides. Integers only.
+task's to compute, and what the mask hides.
 """
 
 import itertools
@@ -13,13 +13,16 @@ from itertools import accumulate
 from types import EllipsisType
 from typing import Literal, Self
 
+import numpy as np
+
 from cqs.masks import Coverage, Mask, NoMask
+from cqs.masks.mask import Booleans, merged
 from cqs.types import Array, Namespace
 
 __all__ = ["Region"]
 
 Window = tuple[EllipsisType, slice, slice]
-Hidden = tuple[Window, "Array | Literal[True]"]  # part of a block of scores, and what is hidden in it
+Hidden = tuple[Window, Booleans | Literal[True]]  # part of a block of scores, and what is hidden in it
 
 _FINEST = 128  # a rectangle that is visible in part is halved down to this many columns before the mask is evaluated
 
@@ -73,27 +76,31 @@ class Region:
         query_runs = list(_overlaps(self.queries, self._query_ends, rows))
         for j, (keys, end) in enumerate(zip(self.keys, self._key_ends, strict=True)):
             first = end - len(keys) - keys.start  # of token t, first + t is the column
-            reached = [self.mask.reach(queries, keys) for i, _, queries in query_runs if (i, j) not in self.foreign]
-            reached = [part for part in reached if part]
-            if reached:
-                yield range(first + min(part.start for part in reached), first + max(part.stop for part in reached))
+            reached = [
+                part
+                for i, _, queries in query_runs
+                if (i, j) not in self.foreign
+                for part in self.mask.reach(queries, keys)
+            ]
+            yield from (range(first + part.start, first + part.stop) for part in merged(reached))
 
-    def hidden(self, xp: Namespace, rows: range, pieces: Sequence[range], device: object = None) -> Iterator[Hidden]:
+    def hidden(self, rows: range, pieces: Sequence[range]) -> Iterator[Hidden]:
         """Yield the rectangles of a block of scores in which something is to be hidden, and what.
 
-        The block has `rows`, and the columns of all `pieces` side by side; it is not looked at, so that each kernel
-        may hide in the way that suits its arrays.
+        The scores are not looked at, so that each kernel may hide in the way that suits its arrays.
 
         Parameters
         ----------
-        xp : namespace
-            Of the scores.
+        rows : range
+            Rows of the block.
+        pieces : sequence of range
+            Its columns, side by side.
 
         Yields
         ------
         window : tuple
             What to index the scores by, `(..., rows, columns)`.
-        hidden : array of bool, or True
+        hidden : NumPy array of bool, or True
             Which scores of the window count for nothing, `(rows, columns)`; True for all of them.
         """
         n_before = 0  # columns of earlier pieces
@@ -105,29 +112,36 @@ class Region:
                 if (i, j) in self.foreign:
                     yield _window(corner, queries, keys), True
                 elif self.is_masked:
-                    yield from self._masked(xp, corner, queries, keys, device)
+                    yield from self._masked(corner, queries, keys)
             n_before += len(piece)
 
     def hide(self, xp: Namespace, scores: Array, rows: range, pieces: Sequence[range]) -> None:
-        """Set the scores of a block to -inf that are not visible, in place, whatever they were."""
-        for window, hidden in self.hidden(xp, rows, pieces, scores.device):
-            scores[window] = -xp.inf if hidden is True else xp.where(hidden, -xp.inf, scores[window])
+        """Set the scores of a block to -inf that are not visible, in place, whatever they were. Any library."""
+        for window, hidden in self.hidden(rows, pieces):
+            if hidden is True:
+                scores[window] = -xp.inf
+            else:
+                scores[window] = xp.where(xp.asarray(hidden, device=scores.device), -xp.inf, scores[window])
 
-    def _masked(
-        self, xp: Namespace, corner: tuple[int, int], queries: range, keys: range, device: object
-    ) -> Iterator[Hidden]:
+    def visible(self, rows: range, pieces: Sequence[range]) -> Booleans:
+        """Return which scores of a block count, `(rows, columns)`."""
+        visible = np.ones((len(rows), sum(map(len, pieces))), dtype=bool)
+        for window, hidden in self.hidden(rows, pieces):
+            visible[window] &= not hidden if hidden is True else ~hidden
+        return visible
+
+    def _masked(self, corner: tuple[int, int], queries: range, keys: range) -> Iterator[Hidden]:
         """Yield what the mask hides in one rectangle, whose first row and column in the block are `corner`."""
         coverage = self.mask.classify(queries, keys)
         if coverage is Coverage.EMPTY:
             yield _window(corner, queries, keys), True
         elif coverage is Coverage.PARTIAL and len(keys) > _FINEST:
             middle = len(keys) // 2
-            yield from self._masked(xp, corner, queries, keys[:middle], device)
-            yield from self._masked(xp, (corner[0], corner[1] + middle), queries, keys[middle:], device)
+            yield from self._masked(corner, queries, keys[:middle])
+            yield from self._masked((corner[0], corner[1] + middle), queries, keys[middle:])
         elif coverage is Coverage.PARTIAL:
-            q_idx = xp.arange(queries.start, queries.stop, device=device)
-            k_idx = xp.arange(keys.start, keys.stop, device=device)
-            yield _window(corner, queries, keys), ~self.mask.visible(q_idx[:, None], k_idx[None, :])
+            q_idx, k_idx = np.arange(queries.start, queries.stop), np.arange(keys.start, keys.stop)
+            yield _window(corner, queries, keys), ~self.mask.visible(q_idx[:, None], k_idx)
 
     @cached_property
     def _query_ends(self) -> list[int]:

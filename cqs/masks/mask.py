@@ -1,0 +1,118 @@
+"""What a query may see. A mask answers for whole rectangles, so that no T x S array is ever built."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import fields
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from cqs.masks.algebra import And, Not, Or
+
+__all__ = ["Booleans", "Coverage", "Integers", "Mask", "merged"]
+
+Integers = npt.NDArray[np.int64]
+Booleans = npt.NDArray[np.bool_]
+
+_ROWS = 1 << 15  # rows whose segments are looked at together
+
+
+class Coverage(Enum):
+    """How much of a rectangle of the score matrix a mask lets through."""
+
+    EMPTY = "empty"
+    PARTIAL = "partial"
+    FULL = "full"
+
+
+class Mask(ABC):
+    """A rule that says which keys each query sees; positions are token numbers, counted from 0.
+
+    `visible` is the definition, and `edges` says where along the keys it may change; what is asked of rectangles
+    follows from these two, in O(rows), or in closed form where a mask has one. Masks are combined by `&`, `|` and `~`.
+    They are evaluated by NumPy, whatever the library of the inputs: only rectangles that are visible in part ever are.
+
+    The methods agree: `classify` says EMPTY or FULL exactly where the rectangle is, `reach` may be too long, and
+    `count` is the exact number of True in `visible`. Where `hides_nothing` is True, so is `visible` everywhere.
+    """
+
+    @property
+    def hides_nothing(self) -> bool:
+        """Whether every query sees every key, however many there are of either."""
+        return False
+
+    @abstractmethod
+    def visible(self, q_idx: Integers, k_idx: Integers) -> Booleans:
+        """Return True where the query sees the key; the indices broadcast."""
+
+    @abstractmethod
+    def edges(self, queries: Integers) -> Integers:
+        """Return, for queries `(n,)`, the keys `(n, e)` from which on each may see other than before, in any order."""
+
+    def classify(self, rows: range, cols: range) -> Coverage:
+        """Return how much of queries `rows` against keys `cols` is visible."""
+        n_visible = self.count(rows, cols)
+        if n_visible == 0:
+            return Coverage.EMPTY
+        return Coverage.FULL if n_visible == len(rows) * len(cols) else Coverage.PARTIAL
+
+    def reach(self, rows: range, cols: range) -> tuple[range, ...]:
+        """Return parts of `cols`, in increasing order and apart, outside of which no query of `rows` sees a key."""
+        parts: list[range] = []
+        for starts, stops, is_seen in self._segments(rows, cols):
+            pairs = np.unique(np.stack([starts[is_seen], stops[is_seen]], axis=-1), axis=0)
+            parts += [range(start, stop) for start, stop in pairs.tolist()]
+        return merged(parts)
+
+    def count(self, rows: range, cols: range) -> int:
+        """Return the number of visible (query, key) pairs in the rectangle, exactly."""
+        return sum(int((stops - starts)[is_seen].sum()) for starts, stops, is_seen in self._segments(rows, cols))
+
+    def _segments(self, rows: range, cols: range) -> Iterator[tuple[Integers, Integers, Booleans]]:
+        """Yield, for some rows at a time, segments of `cols` (start, stop), and whether the row sees them, `(n, s)`."""
+        for first in range(rows.start, rows.stop if cols else rows.start, _ROWS):
+            queries = np.arange(first, min(first + _ROWS, rows.stop))
+            cuts = np.clip(self.edges(queries), cols.start, cols.stop)
+            ends = np.broadcast_to(np.array([cols.start, cols.stop]), (len(queries), 2))
+            cuts = np.sort(np.concatenate([cuts, ends], axis=1), axis=1)
+            starts, stops = cuts[:, :-1], cuts[:, 1:]
+            yield starts, stops, (starts < stops) & self.visible(queries[:, None], starts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the mask as plain JSON values; `mask_from_dict` reads it back."""
+        values: dict[str, Any] = {"kind": type(self).__name__}
+        for field in fields(self):  # type: ignore[arg-type]  # each mask is a dataclass
+            value = getattr(self, field.name)
+            values[field.name] = value.to_dict() if isinstance(value, Mask) else value
+        return values
+
+    def __and__(self, other: "Mask") -> "And":
+        from cqs.masks.algebra import And
+
+        return And(self, other) if isinstance(other, Mask) else NotImplemented
+
+    def __or__(self, other: "Mask") -> "Or":
+        from cqs.masks.algebra import Or
+
+        return Or(self, other) if isinstance(other, Mask) else NotImplemented
+
+    def __invert__(self) -> "Not":
+        from cqs.masks.algebra import Not
+
+        return Not(self)
+
+
+def merged(parts: list[range]) -> tuple[range, ...]:
+    """Return the union of ranges as few ranges, in increasing order and apart."""
+    union: list[range] = []
+    for part in sorted(parts, key=lambda part: part.start):
+        if not part:
+            continue
+        if union and part.start <= union[-1].stop:
+            union[-1] = range(union[-1].start, max(union[-1].stop, part.stop))
+        else:
+            union.append(part)
+    return tuple(union)
