@@ -121,7 +121,7 @@ class Rows:
     scale : float
         What scores are multiplied by.
     mask : Mask
-        What each query sees.
+        What each query sees; where heads differ, the leading axes are `(*B, G, H / G)`.
     """
 
     q: Floats
@@ -211,8 +211,17 @@ class Rows:
         k = self.k[..., keys, :].astype(sides[0].q.dtype)
         visible = None
         if not self.mask.hides_nothing:
-            visible = self.mask.visible(self.numbers[:, None], np.arange(keys.start, keys.stop)[None, :])
+            visible = self._visible(np.arange(keys.start, keys.stop))
         for side in sides:
             for_k, for_scores = k.dtype.type(side.for_k), k.dtype.type(side.for_scores)
             scores = for_scores * (side.q @ (k * for_k).swapaxes(-1, -2))
             yield scores if visible is None else np.where(visible, scores, -np.inf)
+
+    def _visible(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Return which of the keys each query sees, `(R, keys)`, or with the leading axes where heads differ."""
+        queries = self.numbers[:, None]
+        if self.mask.is_shared:
+            return self.mask.at((0,) * 8).visible(queries, keys)
+        *batch, G, shared, _ = self._leading
+        heads = [self.mask.at(index).visible(queries, keys) for index in np.ndindex(*batch, G * shared)]
+        return np.stack(heads).reshape(*self._leading, len(keys))

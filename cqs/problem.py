@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from cqs.errors import DTypeError, OptionError, ShapeError
-from cqs.masks import Causal, Mask, NoMask, mask_from_dict
+from cqs.masks import Causal, Dense, Mask, NoMask, mask_from_dict
 from cqs.types import Array, DType
 
 __all__ = ["DTYPES", "AttentionProblem", "dtype_name"]
@@ -24,11 +24,11 @@ DTYPES: dict[str, tuple[int, str]] = {
 
 def dtype_name(array: Array) -> str:
     """Return the name of an array's data type without its library: 'float32' for `torch.float32`."""
-    return _name(type(array.dtype), array.dtype)
+    return _name(type(array.dtype).__module__, array.dtype)
 
 
 @lru_cache(maxsize=64)
-def _name(_: type, dtype: DType) -> str:  # the type keeps types of different libraries from being compared
+def _name(_: str, dtype: DType) -> str:  # the library keeps types of different libraries from being compared
     return str(dtype).rsplit(".", maxsplit=1)[-1]  # NumPy takes 10 us to say it
 
 
@@ -95,7 +95,7 @@ class AttentionProblem:
             value_width=v.shape[-1],
             dtype=dtype_name(q),
             scale=_checked_scale(scale, D),
-            mask=_checked_mask(mask, is_causal),
+            mask=_checked_mask(mask, is_causal).bind(tuple(batch), H, T, k.shape[-2]),
         )
 
     @property
@@ -125,12 +125,13 @@ class AttentionProblem:
 
     @property
     def n_pairs(self) -> int:
-        """The number of visible (query, key) pairs of one head."""
+        """The number of visible (query, key) pairs of one head, or of all that the mask differs between."""
         return self.mask.count(range(self.n_queries), range(self.n_keys))
 
     def flops(self, n_pairs: int) -> int:
-        """Return the multiplications and additions of both matrix products over `n_pairs` pairs of every head."""
-        return 2 * n_pairs * (self.width + self.value_width) * self.n_batch_heads
+        """Return the multiplications and additions of both matrix products over the pairs that a mask counts."""
+        n_heads = self.n_batch_heads // math.prod(self.mask.lead)  # that share a mask
+        return 2 * n_pairs * (self.width + self.value_width) * n_heads
 
     def input_bytes(self, n_queries: int, n_keys: int) -> int:
         """Return the bytes of that many queries of every query head, and keys and values of every key head."""
@@ -208,6 +209,8 @@ def _checked_mask(mask: Mask | None, is_causal: bool) -> Mask:
         remedy = "give `mask=Causal()` or `is_causal=True`, not both"
         raise OptionError.of("mask", "be left out when `is_causal=True`", repr(mask), remedy)
     if not isinstance(mask, Mask):
-        remedy = "as in `cqs.masks.Causal(offset)` or `SlidingWindow(left)`; arrays as masks are not supported yet"
+        if hasattr(mask, "dtype"):
+            return Dense(mask)
+        remedy = "as in `Causal(offset)` or `SlidingWindow(left)`, or give an array of bool"
         raise OptionError.of("mask", "be a mask from `cqs.masks`", type(mask).__name__, remedy)
     return mask

@@ -84,7 +84,7 @@ def verify_rows(
         *batch, h = head
         kv_head = (*batch, h * problem.n_kv_heads // problem.n_heads)
         for rows in _chosen(problem.n_queries, n_rows, rng):
-            computed = Rows(q[head][rows], k[kv_head], v[kv_head], rows, problem.scale, problem.mask)
+            computed = Rows(q[head][rows], k[kv_head], v[kv_head], rows, problem.scale, problem.mask.at(head))
             found.append(_judge(out[head][rows], computed, (*head, rows)))
             n_found += len(rows)
         report(n + 1, len(heads))

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cqs.backend import namespace_of, quiet_floats
-from cqs.kernels import Attend, Region
+from cqs.kernels import Attend, Region, attend_per_head
 from cqs.partial import Partial
 from cqs.problem import AttentionProblem
 from cqs.schedule import Bundle, Task
@@ -58,7 +58,8 @@ class Worker:
     def _attend(self, bundle: Bundle, threads: int) -> Iterator[Partial]:
         queries = [self.source.queries(strip.query) for strip in bundle.strips]
         xp = namespace_of(q=queries[0])
-        partial = self.attend(
+        partial = attend_per_head(
+            self.attend,
             queries[0] if len(queries) == 1 else xp.concat(queries, axis=-2),
             [self.source.keys(group) for group in bundle.keys],
             scale=self.problem.scale,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cqs
-from cqs.errors import BackendError, CQSError, DTypeError, OptionError, QuorumError, ShapeError
+from cqs.errors import BackendError, CQSError, DTypeError, OptionError, ShapeError
 
 N = 64
 
@@ -89,10 +89,6 @@ def test_tensors_that_record_gradients() -> None:
 @pytest.mark.parametrize("workers", [0, -3, 2.5, "7", True])
 def test_worker_counts_that_are_none(workers: Any) -> None:
     refused(OptionError, "`workers`", "at least 1", repr(workers), workers=workers)
-
-
-def test_worker_counts_without_a_known_cover() -> None:
-    refused(QuorumError, "`workers`", "299", "300", "tiles", workers=299)
 
 
 @pytest.mark.parametrize(

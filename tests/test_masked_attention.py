@@ -1,5 +1,6 @@
 """Attention under every mask: exact, never touched by what is hidden, and never busy with it."""
 
+from pathlib import Path
 from typing import Any
 
 import array_api_strict
@@ -11,8 +12,19 @@ from problems import Problem, problems
 from test_masks import masks
 
 import cqs
+from cqs.errors import DTypeError, OptionError, ShapeError
 from cqs.kernels import KERNELS
-from cqs.masks import Causal, Documents, Mask, PrefixLM, Sinks, SlidingWindow
+from cqs.masks import (
+    Causal,
+    Dense,
+    Documents,
+    KeyLengths,
+    Mask,
+    Predicate,
+    PrefixLM,
+    Sinks,
+    SlidingWindow,
+)
 from cqs.schedule import Group
 from cqs.sources import ArraySource
 from cqs.testing import assert_exact
@@ -77,6 +89,100 @@ def test_rows_that_see_nothing_are_zero_with_lse_minus_infinity(kernel: str, str
     assert not out[:, blind].any()
     assert (lse[:, blind] == -np.inf).all()
     assert np.isfinite(lse[:, ~blind]).all()
+
+
+# Masks that differ between batch entries and heads
+
+
+def per_head_masks(batch: tuple[int, ...], H: int, T: int, S: int, rng: np.random.Generator) -> list[Mask]:
+    lengths = rng.integers(0, S + 1, batch[0]).tolist() if len(batch) == 1 else None
+    shapes = [(T, S), (1, T, S), (H, T, S), (*batch, 1, T, S), (*batch, H, T, S), (*batch, H, 1, S), (1, T, 1)]
+    masks: list[Mask] = [Dense(rng.random(shape) < 0.5) for shape in shapes]
+    masks.append(Predicate(lambda b, h, q, k: (q + k + h) % (b + 2) == 0))
+    masks.append(Predicate(lambda b, h, q, k: k <= q) & Causal(3))
+    if lengths is not None:
+        masks += [KeyLengths(lengths), KeyLengths(lengths) & Causal(), ~KeyLengths(lengths) | SlidingWindow(4)]
+        masks.append(KeyLengths(lengths, query_lengths=rng.integers(0, T + 1, batch[0]).tolist()))
+    return masks
+
+
+@given(problem=problems(), kernel=st.sampled_from(sorted(KERNELS)), data=st.data())
+def test_a_mask_that_differs_between_heads_is_exact_in_every_kernel(
+    problem: Problem, kernel: str, data: st.DataObject
+) -> None:
+    q, k, v = problem.q, problem.k, problem.v
+    *batch, H, T, _ = q.shape
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    mask = data.draw(st.sampled_from(per_head_masks(tuple(batch), H, T, k.shape[-2], rng)))
+    workers, scale = min(problem.workers, 9), problem.scale
+    out, lse = cqs.attention(q, k, v, mask=mask, scale=scale, workers=workers, kernel=kernel, return_lse=True)
+    assert_exact(out, q, k, v, mask=mask, scale=scale, lse=lse)
+
+
+@pytest.mark.parametrize("library", ["array_api_strict", "torch"])
+def test_masks_that_differ_between_heads_work_on_other_libraries(library: str) -> None:
+    xp = array_api_strict if library == "array_api_strict" else pytest.importorskip("torch")
+    q, k, v = example(shape=(3, 2, 60, 8))
+    for mask in per_head_masks((3,), 2, 60, 60, np.random.default_rng(0)):
+        out = cqs.attention(*map(xp.asarray, (q, k, v)), mask=mask, workers=4)
+        assert_exact(np.from_dlpack(out), q, k, v, mask=mask)
+
+
+def test_an_array_of_booleans_is_a_mask() -> None:
+    q, k, v = example()
+    array = np.random.default_rng(1).random((2, 150, 150)) < 0.3
+    expected = cqs.attention(q, k, v, mask=Dense(array), workers=7)
+    assert np.array_equal(cqs.attention(q, k, v, mask=array, workers=7), expected)
+    torch = pytest.importorskip("torch")
+    assert np.array_equal(cqs.attention(q, k, v, mask=torch.from_numpy(array), workers=7), expected)
+
+
+def test_a_mask_on_disk_is_read_block_by_block(tmp_path: Path) -> None:
+    q, k, v = example()
+    array = np.random.default_rng(1).random((150, 150)) < 0.3
+    np.save(tmp_path / "mask.npy", array)
+    mask = Dense(np.load(tmp_path / "mask.npy", mmap_mode="r"))
+    assert_exact(cqs.attention(q, k, v, mask=mask, workers=7), q, k, v, mask=Dense(array))
+
+
+def test_padding_agrees_with_attention_over_what_is_not_padded() -> None:
+    q, k, v = example(shape=(3, 2, 60, 8))
+    lengths = [60, 17, 0]
+    out = cqs.attention(q, k, v, mask=KeyLengths(lengths), workers=7)
+    for b, n in enumerate(lengths):
+        assert_exact(out[b], q[b], k[b, :, :n], v[b, :, :n])
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        (np.ones((150, 150)), DTypeError, "`mask` must be of type bool, got float64; .* `bias`"),
+        (np.ones((150, 150), int), DTypeError, "`mask` must be of type bool, got int64"),
+        (np.ones(150, bool), ShapeError, "`mask` must have the form .*, got shape \\(150,\\); .* add an axis"),
+        (
+            np.ones((150, 149), bool),
+            ShapeError,
+            r"`mask` must broadcast to .* = \(2, 150, 150\), got shape \(150, 149\)",
+        ),
+        (np.ones((3, 150, 150), bool), ShapeError, "`mask` must broadcast to"),
+        (np.ones((1, 2, 150, 150), bool), ShapeError, "`mask` must broadcast to"),
+        (KeyLengths([150, 3]), ShapeError, "`mask` must have a length for each entry of the one batch dimension"),
+        (Predicate(lambda b, h, q, k: q + k), OptionError, "`mask` must return booleans, got int64 from"),
+        (Predicate(lambda b, h, q, k: np.ones((3, 4), bool)), Exception, "broadcast"),
+        ("causal", OptionError, "`mask` must be a mask from `cqs.masks`, got str"),
+        (7, OptionError, "`mask` must be a mask from `cqs.masks`, got int"),
+    ],
+    ids=range(11),
+)
+def test_what_cannot_be_a_mask_is_refused(mask: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        cqs.attention(*example(), mask=mask, workers=3)
+
+
+@pytest.mark.parametrize("mask", [Dense(np.ones((5, 5), bool)), Predicate(lambda b, h, q, k: k <= q)], ids=["d", "p"])
+def test_a_plan_with_a_mask_that_is_no_number_is_not_written_as_json(mask: Mask) -> None:
+    with pytest.raises(OptionError, match="`mask` must be made of numbers to be written as JSON"):
+        cqs.plan((1, 5, 4), (1, 5, 4), (1, 5, 4), mask=mask).to_json()
 
 
 # What is hidden

@@ -8,6 +8,7 @@ one thread, so the result is bitwise the same on any number of threads.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -61,7 +62,7 @@ class _Unit:
     rows: range
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class _Call:
     """The arguments of one `attend`, and where its result goes."""
 
@@ -84,12 +85,15 @@ class _Call:
         widest: int = max(self.q.shape[-1], self.result.out.shape[-1]) * self.result.out.itemsize
         return widest
 
+    @cached_property
     def most_rows_and_columns(self) -> tuple[int, int]:
-        """Return the shape of the largest block of scores."""
-        most = max(_BUFFER_BYTES // self.widest_bytes, 16)
-        rows = min(_ROWS, most, self.q.shape[-2])
-        if self.region.is_masked:  # half of a block on the diagonal is wasted, so there rows are few
-            rows = min(rows, max(self.q.shape[-2] // 16, _LEAST_ROWS))
+        """The shape of the largest block of scores."""
+        T, most = self.q.shape[-2], max(_BUFFER_BYTES // self.widest_bytes, 16)
+        rows = min(_ROWS, most, T)
+        if self.region.is_masked:  # of a block on an edge of the mask about half is wasted, so there rows are few
+            middle = range((T - rows) // 2, (T + rows) // 2)
+            n_seen = sum(map(len, self.region.seen(middle)))
+            rows = min(rows, max(min(T // 16, n_seen // 4), _LEAST_ROWS))
         return rows, min(_AREA // rows, _MOST_COLUMNS, most)
 
     def units(self, flops: int) -> list[_Unit]:
@@ -97,7 +101,7 @@ class _Call:
         *batch, _, T, D = self.q.shape
         if self.q.size == 0:
             return []
-        rows, cols = self.most_rows_and_columns()
+        rows, cols = self.most_rows_and_columns
         row_cuts = even_cuts(T, rows)
         n_rows = len(row_cuts[-1])
         n_columns = min(cols, sum(self.sizes))
@@ -116,7 +120,7 @@ class _Call:
             self._attend(unit, work)
 
     def _attend(self, unit: _Unit, work: Workspace) -> None:
-        blocks = column_blocks(self.region, unit.rows, self.most_rows_and_columns()[1])
+        blocks = column_blocks(self.region, unit.rows, self.most_rows_and_columns[1])
         q, out, lse = (self._rows(array, unit) for array in (self.q, self.result.out, self.result.lse[..., None]))
         if not blocks:  # no row of the unit sees any column
             out[...], lse[...] = 0, -np.inf

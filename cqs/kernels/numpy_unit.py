@@ -1,8 +1,8 @@
 """One unit of the fast NumPy kernel: some query rows of some heads, over all the keys that they see.
 
 Two ways are kept. The *optimistic* one exponentiates scores as they are: no row maximum, no subtraction, no rescaling
-of what came before. It is as exact as the other as long as no exponential overflows and every row's sum is at least 1,
-which the sums themselves show. Where they do not, the unit is computed again by the *running maximum* of the textbook.
+of what came before. It is as exact as the other as long as no exponential overflows and no row's sum is small, which
+the sums themselves show. Where they do not, the unit is computed again by the *running maximum* of the textbook.
 """
 
 from typing import NamedTuple, Protocol
@@ -31,6 +31,9 @@ class UnitBuffers(NamedTuple):
     out: Floats
     product: Floats
 
+
+# With smaller sums of weights, weighted values that are small themselves would lose digits below the smallest number
+_LEAST_SUM = 2.0**-8
 
 # What weights are multiplied by where values are so large that a sum of them would overflow
 _SMALL = 2.0**-40
@@ -76,12 +79,13 @@ def _optimistic(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> Floats | N
         if n == 0:
             total = sums
             np.matmul(weights, values, out=out)
-            if not total.min() >= 1:
-                return None
+            if not total.min(where=total != 0, initial=np.inf) >= _LEAST_SUM or not total.max() < np.inf:
+                return None  # rows that see none of these keys may still see others
         else:
             total += sums
             out += np.matmul(weights, values, out=product)
-    return total if _is_finite(out) and np.isfinite(total.max()) else None
+    is_exact = total.min() >= _LEAST_SUM and total.max() < np.inf and _is_finite(out)
+    return total if is_exact else None
 
 
 def _running_maximum(

@@ -140,8 +140,7 @@ class Region:
             yield from self._masked(corner, queries, keys[:middle])
             yield from self._masked((corner[0], corner[1] + middle), queries, keys[middle:])
         elif coverage is Coverage.PARTIAL:
-            q_idx, k_idx = np.arange(queries.start, queries.stop), np.arange(keys.start, keys.stop)
-            yield _window(corner, queries, keys), ~self.mask.visible(q_idx[:, None], k_idx)
+            yield _window(corner, queries, keys), ~self.mask.block(queries, keys)
 
     @cached_property
     def _query_ends(self) -> list[int]:

@@ -7,16 +7,20 @@ from cqs.masks.algebra import And, Not, Or
 from cqs.masks.bands import Causal, NoMask, PrefixLM, Sinks, SlidingWindow
 from cqs.masks.documents import Documents
 from cqs.masks.mask import Coverage, Mask
+from cqs.masks.per_head import Dense, KeyLengths, Predicate
 
 __all__ = [
     "And",
     "Causal",
     "Coverage",
+    "Dense",
     "Documents",
+    "KeyLengths",
     "Mask",
     "NoMask",
     "Not",
     "Or",
+    "Predicate",
     "PrefixLM",
     "Sinks",
     "SlidingWindow",
@@ -24,7 +28,7 @@ __all__ = [
 ]
 
 _KINDS: dict[str, type[Mask]] = {
-    cls.__name__: cls for cls in (NoMask, Causal, SlidingWindow, PrefixLM, Sinks, Documents, And, Or, Not)
+    cls.__name__: cls for cls in (NoMask, Causal, SlidingWindow, PrefixLM, Sinks, Documents, KeyLengths, And, Or, Not)
 }
 
 

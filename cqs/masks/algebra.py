@@ -1,5 +1,6 @@
 """Masks combined: both, either, not."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +11,44 @@ __all__ = ["And", "Not", "Or"]
 
 
 @dataclass(frozen=True, slots=True)
-class And(Mask):
-    """A query sees what it sees by both masks; written `a & b`."""
+class _Pair(Mask):
+    """What `And` and `Or` have in common."""
 
     left: Mask
     right: Mask
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """What either differs between."""
+        return np.broadcast_shapes(self.left.lead, self.right.lead)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether both are."""
+        return self.left.is_shared and self.right.is_shared
+
+    @property
+    def has_edges(self) -> bool:
+        """Whether both have."""
+        return self.left.has_edges and self.right.has_edges
+
+    def at(self, index: tuple[int, ...]) -> Mask:
+        """Combine both masks of that head."""
+        return type(self)(self.left.at(index), self.right.at(index))
+
+    def bind(self, batch: tuple[int, ...], n_heads: int, n_queries: int, n_keys: int) -> Mask:
+        """Bind both."""
+        sizes = batch, n_heads, n_queries, n_keys
+        return type(self)(self.left.bind(*sizes), self.right.bind(*sizes))
+
+    def edges(self, queries: Integers) -> Integers:
+        """Return the edges of both."""
+        return np.concatenate([self.left.edges(queries), self.right.edges(queries)], axis=1)
+
+
+@dataclass(frozen=True, slots=True)
+class And(_Pair):
+    """A query sees what it sees by both masks; written `a & b`."""
 
     @property
     def hides_nothing(self) -> bool:
@@ -25,16 +59,18 @@ class And(Mask):
         """Return what both let through."""
         return self.left.visible(q_idx, k_idx) & self.right.visible(q_idx, k_idx)
 
-    def edges(self, queries: Integers) -> Integers:
-        """Return the edges of both."""
-        return np.concatenate([self.left.edges(queries), self.right.edges(queries)], axis=1)
+    def block(self, rows: range, cols: range) -> Booleans:
+        """Return what both let through."""
+        return self.left.block(rows, cols) & self.right.block(rows, cols)
 
     def classify(self, rows: range, cols: range) -> Coverage:
         """Ask both, and count only where that does not decide. O(1), or O(rows)."""
-        both = {self.left.classify(rows, cols), self.right.classify(rows, cols)}
-        if Coverage.EMPTY in both:
+        left, right = self.left.classify(rows, cols), self.right.classify(rows, cols)
+        if Coverage.EMPTY in (left, right):
             return Coverage.EMPTY
-        return Coverage.FULL if both == {Coverage.FULL} else Mask.classify(self, rows, cols)
+        if Coverage.FULL in (left, right):
+            return right if left is Coverage.FULL else left
+        return Mask.classify(self, rows, cols)
 
     def reach(self, rows: range, cols: range) -> tuple[range, ...]:
         """Return what both reach."""
@@ -47,11 +83,8 @@ class And(Mask):
 
 
 @dataclass(frozen=True, slots=True)
-class Or(Mask):
+class Or(_Pair):
     """A query sees what it sees by either mask; written `a | b`."""
-
-    left: Mask
-    right: Mask
 
     @property
     def hides_nothing(self) -> bool:
@@ -62,16 +95,18 @@ class Or(Mask):
         """Return what either lets through."""
         return self.left.visible(q_idx, k_idx) | self.right.visible(q_idx, k_idx)
 
-    def edges(self, queries: Integers) -> Integers:
-        """Return the edges of both."""
-        return np.concatenate([self.left.edges(queries), self.right.edges(queries)], axis=1)
+    def block(self, rows: range, cols: range) -> Booleans:
+        """Return what either lets through."""
+        return self.left.block(rows, cols) | self.right.block(rows, cols)
 
     def classify(self, rows: range, cols: range) -> Coverage:
         """Ask both, and count only where that does not decide. O(1), or O(rows)."""
-        both = {self.left.classify(rows, cols), self.right.classify(rows, cols)}
-        if Coverage.FULL in both:
+        left, right = self.left.classify(rows, cols), self.right.classify(rows, cols)
+        if Coverage.FULL in (left, right):
             return Coverage.FULL
-        return Coverage.EMPTY if both == {Coverage.EMPTY} else Mask.classify(self, rows, cols)
+        if Coverage.EMPTY in (left, right):
+            return right if left is Coverage.EMPTY else left
+        return Mask.classify(self, rows, cols)
 
     def reach(self, rows: range, cols: range) -> tuple[range, ...]:
         """Return what either reaches."""
@@ -84,9 +119,36 @@ class Not(Mask):
 
     mask: Mask
 
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """What the mask differs between."""
+        return self.mask.lead
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the mask is."""
+        return self.mask.is_shared
+
+    @property
+    def has_edges(self) -> bool:
+        """Whether the mask has."""
+        return self.mask.has_edges
+
+    def at(self, index: tuple[int, ...]) -> Mask:
+        """Negate the mask of that head."""
+        return Not(self.mask.at(index))
+
+    def bind(self, batch: tuple[int, ...], n_heads: int, n_queries: int, n_keys: int) -> Mask:
+        """Bind the mask."""
+        return Not(self.mask.bind(batch, n_heads, n_queries, n_keys))
+
     def visible(self, q_idx: Integers, k_idx: Integers) -> Booleans:
         """Return what the mask hides."""
         return ~self.mask.visible(q_idx, k_idx)
+
+    def block(self, rows: range, cols: range) -> Booleans:
+        """Return what the mask hides."""
+        return ~self.mask.block(rows, cols)
 
     def edges(self, queries: Integers) -> Integers:
         """Return the edges of the mask."""
@@ -102,4 +164,4 @@ class Not(Mask):
 
     def count(self, rows: range, cols: range) -> int:
         """Return the area without what the mask lets through."""
-        return len(rows) * len(cols) - self.mask.count(rows, cols)
+        return math.prod(self.lead) * len(rows) * len(cols) - self.mask.count(rows, cols)

@@ -1,7 +1,8 @@
 """What a query may see. A mask answers for whole rectangles, so that no T x S array is ever built."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ __all__ = ["Booleans", "Coverage", "Integers", "Mask", "merged"]
 Integers = npt.NDArray[np.int64]
 Booleans = npt.NDArray[np.bool_]
 
-_ROWS = 1 << 15  # rows whose segments are looked at together
+_AREA = 1 << 18  # rows by segments, or pairs, that are looked at together
 
 
 class Coverage(Enum):
@@ -44,6 +45,29 @@ class Mask(ABC):
         """Whether every query sees every key, however many there are of either."""
         return False
 
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """Shape of the batch entries and heads that it differs between, which broadcasts to `(*B, H)`."""
+        return ()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all batch entries and heads see the same."""
+        return math.prod(self.lead) == 1
+
+    @property
+    def has_edges(self) -> bool:
+        """Whether `edges` can say where the mask changes; if not, it is evaluated pair by pair."""
+        return True
+
+    def at(self, index: tuple[int, ...]) -> "Mask":
+        """Return the mask of one batch entry and head, an index into `(*B, H)`: one that all share."""
+        return self
+
+    def bind(self, batch: tuple[int, ...], n_heads: int, n_queries: int, n_keys: int) -> "Mask":
+        """Return the mask for a problem of these sizes, or refuse it with a `ShapeError`."""
+        return self
+
     @abstractmethod
     def visible(self, q_idx: Integers, k_idx: Integers) -> Booleans:
         """Return True where the query sees the key; the indices broadcast."""
@@ -52,8 +76,14 @@ class Mask(ABC):
     def edges(self, queries: Integers) -> Integers:
         """Return, for queries `(n,)`, the keys `(n, e)` from which on each may see other than before, in any order."""
 
+    def block(self, rows: range, cols: range) -> Booleans:
+        """Return `visible` for a rectangle, `(rows, cols)`."""
+        return self.visible(np.arange(rows.start, rows.stop)[:, None], np.arange(cols.start, cols.stop))
+
     def classify(self, rows: range, cols: range) -> Coverage:
-        """Return how much of queries `rows` against keys `cols` is visible."""
+        """Return how much of queries `rows` against keys `cols` is visible, for all heads together."""
+        if not self.is_shared:
+            return _common(mask.classify(rows, cols) for mask in self._heads())
         n_visible = self.count(rows, cols)
         if n_visible == 0:
             return Coverage.EMPTY
@@ -62,19 +92,32 @@ class Mask(ABC):
     def reach(self, rows: range, cols: range) -> tuple[range, ...]:
         """Return parts of `cols`, in increasing order and apart, outside of which no query of `rows` sees a key."""
         parts: list[range] = []
+        if not self.is_shared:
+            return merged([part for mask in self._heads() for part in mask.reach(rows, cols)])
         for starts, stops, is_seen in self._segments(rows, cols):
             pairs = np.unique(np.stack([starts[is_seen], stops[is_seen]], axis=-1), axis=0)
             parts += [range(start, stop) for start, stop in pairs.tolist()]
         return merged(parts)
 
     def count(self, rows: range, cols: range) -> int:
-        """Return the number of visible (query, key) pairs in the rectangle, exactly."""
+        """Return the number of visible (query, key) pairs in the rectangle, exactly; of all of `lead` together."""
+        if not self.is_shared:
+            return sum(mask.count(rows, cols) for mask in self._heads())
         return sum(int((stops - starts)[is_seen].sum()) for starts, stops, is_seen in self._segments(rows, cols))
+
+    def _heads(self) -> Iterator["Mask"]:
+        return (self.at(index) for index in np.ndindex(*self.lead))
 
     def _segments(self, rows: range, cols: range) -> Iterator[tuple[Integers, Integers, Booleans]]:
         """Yield, for some rows at a time, segments of `cols` (start, stop), and whether the row sees them, `(n, s)`."""
-        for first in range(rows.start, rows.stop if cols else rows.start, _ROWS):
-            queries = np.arange(first, min(first + _ROWS, rows.stop))
+        step = _AREA if self.has_edges else max(_AREA // max(len(cols), 1), 1)
+        for first in range(rows.start, rows.stop if cols else rows.start, step):
+            part = range(first, min(first + step, rows.stop))
+            if not self.has_edges:
+                starts = np.arange(cols.start, cols.stop)[None, :].repeat(len(part), axis=0)
+                yield starts, starts + 1, self.block(part, cols)
+                continue
+            queries = np.arange(part.start, part.stop)
             cuts = np.clip(self.edges(queries), cols.start, cols.stop)
             ends = np.broadcast_to(np.array([cols.start, cols.stop]), (len(queries), 2))
             cuts = np.sort(np.concatenate([cuts, ends], axis=1), axis=1)
@@ -116,3 +159,9 @@ def merged(parts: list[range]) -> tuple[range, ...]:
         else:
             union.append(part)
     return tuple(union)
+
+
+def _common(coverages: Iterable[Coverage]) -> Coverage:
+    """Return what all of them are, or PARTIAL."""
+    kinds = set(coverages)
+    return kinds.pop() if len(kinds) == 1 else Coverage.PARTIAL

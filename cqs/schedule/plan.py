@@ -70,7 +70,7 @@ class Plan:
         return (self.task(i) for i in range(self.workers))
 
     def load(self, task: Task) -> int:
-        """Return the visible (query, key) pairs of one head that a task computes."""
+        """Return the visible pairs that a task computes, of one head or of all that the mask differs between."""
         count = self.problem.mask.count
         return sum(count(tile.query.tokens, tile.key.tokens) for tile in task.tiles)
 
