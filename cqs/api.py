@@ -1,5 +1,6 @@
 """The library's two calls: `attention`, and `plan`, which says what `attention` would do."""
 
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Literal, Never, overload
@@ -12,6 +13,7 @@ from cqs.masks import Mask
 from cqs.problem import AttentionProblem
 from cqs.progress import Progress, reporting
 from cqs.schedule import Plan, Scheduler
+from cqs.scores import ALiBi, Scores, checked_sink_logits
 from cqs.sources import ArraySource, allocate_out, check_out
 from cqs.tiler import Tiler
 from cqs.types import Array
@@ -30,6 +32,10 @@ def attention(
     mask: Mask | None = ...,
     is_causal: bool = ...,
     scale: float | None = ...,
+    softcap: float | None = ...,
+    bias: Array | ALiBi | None = ...,
+    score_mod: Callable[..., Array] | None = ...,
+    sink_logits: Array | None = ...,
     kernel: str = ...,
     engine: Engine | Executor | None = ...,
     strategy: str = ...,
@@ -47,6 +53,10 @@ def attention(
     mask: Mask | None = ...,
     is_causal: bool = ...,
     scale: float | None = ...,
+    softcap: float | None = ...,
+    bias: Array | ALiBi | None = ...,
+    score_mod: Callable[..., Array] | None = ...,
+    sink_logits: Array | None = ...,
     kernel: str = ...,
     engine: Engine | Executor | None = ...,
     strategy: str = ...,
@@ -63,6 +73,10 @@ def attention(
     mask: Mask | None = None,
     is_causal: bool = False,
     scale: float | None = None,
+    softcap: float | None = None,
+    bias: Array | ALiBi | None = None,
+    score_mod: Callable[..., Array] | None = None,
+    sink_logits: Array | None = None,
     kernel: str = "auto",
     engine: Engine | Executor | None = None,
     strategy: str = "auto",
@@ -85,12 +99,23 @@ def attention(
         W, the number of tasks. By default the smallest perfect modulus (1, 3, 7, 13, 21, 31, ...) with a task for
         each CPU, less for short sequences; see `cqs.default_workers`. May exceed T. The result is the same
         to rounding for every W.
-    mask : Mask, optional
-        What each query sees: `cqs.masks.Causal(offset)`. By default everything.
+    mask : Mask or array of bool, optional
+        What each query sees: a rule such as `cqs.masks.SlidingWindow(1024)`, or an array that broadcasts to
+        `(*B, H, T, S)`, True where the query sees the key. By default everything.
     is_causal : bool
         Query i sees keys j <= i, aligned at the top left as in PyTorch.
     scale : float, optional
         What scores are multiplied by; by default `1 / sqrt(D)`.
+    softcap : float, optional
+        c > 0: scores become `c * tanh(score / c)`.
+    bias : array or ALiBi, optional
+        What is added to scores: numbers that broadcast to `(*B, H, T, S)`, or `cqs.scores.ALiBi(slopes)`.
+    score_mod : function, optional
+        Of (scores, b, h, q_idx, k_idx), returns new scores, as in PyTorch's FlexAttention. The order is scale, softcap,
+        bias, score_mod, mask. What differs between heads is computed head by head.
+    sink_logits : array, optional
+        Of a shape that broadcasts to `(*B, H)`: a score that takes its share of each query's softmax and gives
+        nothing, as in GPT-OSS. It counts in lse.
     kernel : {"auto", "numpy", "blockwise", "reference"}
         "auto" takes the fastest that takes the arrays: "numpy" for NumPy, else "blockwise".
     engine : Engine or Executor, optional
@@ -140,6 +165,8 @@ def attention(
     refuse_gradients(q=q, k=k, v=v)
     problem = AttentionProblem.of(q, k, v, mask=mask, is_causal=is_causal, scale=scale)
     planned = Scheduler(workers=workers, strategy=strategy).plan(problem)
+    scores = Scores.of(problem, q, softcap, bias, score_mod)
+    logits = None if sink_logits is None else checked_sink_logits(sink_logits, problem, like=q)
     attend = choose_kernel(kernel, xp).attend
     runner = as_engine(engine)
     if out is None:
@@ -147,8 +174,8 @@ def attention(
     else:
         check_out(out, problem, q=q, k=k, v=v)
 
-    worker = Worker(problem, ArraySource(q, k, v), attend)
-    tiler = Tiler(planned, out)
+    worker = Worker(problem, ArraySource(q, k, v), attend, scores)
+    tiler = Tiler(planned, out, logits)
     with reporting(progress) as report:
 
         def accept(result: TaskResult) -> None:

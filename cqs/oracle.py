@@ -3,7 +3,7 @@
 NumPy only, and none of what it judges: no kernel, no merge, no region, of a mask only its definition.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,6 +122,10 @@ class Rows:
         What scores are multiplied by.
     mask : Mask
         What each query sees; where heads differ, the leading axes are `(*B, G, H / G)`.
+    change : function, optional
+        Of the scaled scores `(..., R, s)` against a run of keys, and that run: returns what they become.
+    sink_logits : array, optional
+        Of a shape that broadcasts to the leading axes and `(R, 1)`: one more score of each query, without a value.
     """
 
     q: Floats
@@ -130,6 +134,8 @@ class Rows:
     numbers: npt.NDArray[np.int64]
     scale: float
     mask: Mask
+    change: Callable[[Floats, slice], Floats] | None = None
+    sink_logits: Floats | None = None
 
     def exact(self) -> tuple[Floats, Floats, float]:
         """Evaluate the formula in float64; for float64 in long double, which on some machines is float64 again.
@@ -182,6 +188,8 @@ class Rows:
             for keys in self._blocks():
                 for i, scores in enumerate(self._scores(sides, keys)):
                     tops[i] = np.maximum(tops[i], scores.max(-1, keepdims=True))
+            if self.sink_logits is not None:
+                tops = [np.maximum(top, self.sink_logits.astype(dtype)) for top in tops]
             shifts = [np.where(top == -np.inf, 0, top) for top in tops]  # sees no key: -inf - -inf is NaN
             for keys in self._blocks():
                 v = self.v[..., keys, :].astype(dtype)
@@ -190,6 +198,9 @@ class Rows:
                     weights = np.exp(scores - shifts[i])
                     totals[i] += weights.sum(-1, keepdims=True)
                     sums[i] += weights @ v
+            if self.sink_logits is not None:
+                for total, shift in zip(totals, shifts, strict=True):
+                    total += np.exp(self.sink_logits.astype(dtype) - shift)
             divisors = [np.where(total == 0, 1, total) for total in totals]
             parts = zip(sums, divisors, tops, strict=True)
             return [(weighted / total, (top + np.log(total))[..., 0]) for weighted, total, top in parts]
@@ -215,6 +226,7 @@ class Rows:
         for side in sides:
             for_k, for_scores = k.dtype.type(side.for_k), k.dtype.type(side.for_scores)
             scores = for_scores * (side.q @ (k * for_k).swapaxes(-1, -2))
+            scores = scores if self.change is None else self.change(scores, keys).astype(scores.dtype)
             yield scores if visible is None else np.where(visible, scores, -np.inf)
 
     def _visible(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

@@ -1,10 +1,15 @@
 """The one rule by which a result counts as exact, for this library's tests and for yours."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 
 from cqs.masks import Mask
 from cqs.oracle import ULPS, Floats, Rows, judge
 from cqs.problem import AttentionProblem
+from cqs.scores import ALiBi
 
 __all__ = ["ULPS", "assert_exact", "reference_attention"]
 
@@ -27,6 +32,10 @@ def assert_exact(
     scale: float | None = None,
     mask: Mask | None = None,
     is_causal: bool = False,
+    softcap: float | None = None,
+    bias: Floats | ALiBi | None = None,
+    score_mod: Callable[..., Floats] | None = None,
+    sink_logits: Floats | None = None,
     lse: Floats | None = None,
 ) -> None:
     r"""Assert that an attention output is as good as its data type allows.
@@ -42,7 +51,7 @@ def assert_exact(
         What is to be checked: NumPy, float16, bfloat16, float32 or float64.
     q, k, v : array
         What it was computed from.
-    scale, mask, is_causal
+    scale, mask, is_causal, softcap, bias, score_mod, sink_logits
         As for `cqs.attention`.
     lse : array, `(*B, H, T)`, optional
         The log-sum-exp, if that is to be checked as well.
@@ -61,7 +70,12 @@ def assert_exact(
     infinite or NaN wherever float64 is. For float64 outputs, float64 here means long double, where a machine has it.
     """
     problem = AttentionProblem.of(q, k, v, mask=mask, is_causal=is_causal, scale=scale)
-    rows = _rows(q, k, v, problem)
+    change = partial(_changed, problem, softcap, bias, score_mod)
+    rows = replace(
+        _rows(q, k, v, problem),
+        change=None if softcap is None and bias is None and score_mod is None else change,
+        sink_logits=None if sink_logits is None else _by_group(np.asarray(sink_logits), problem)[..., None, None],
+    )
     exact_out, exact_lse, least = rows.exact()
     plain = rows.plain()
     _assert_close("out", out, exact_out, [formula for formula, _ in plain], problem.out_shape, least)
@@ -76,6 +90,41 @@ def _rows(q: Floats, k: Floats, v: Floats, problem: AttentionProblem) -> Rows:
     G = k.shape[-3]
     grouped = q.reshape(*batch, G, H // G, T, D)
     return Rows(grouped, k[..., None, :, :], v[..., None, :, :], np.arange(T), problem.scale, problem.mask)
+
+
+def _by_group(x: Floats, problem: AttentionProblem) -> Floats:
+    """Expand axes that broadcast to `(*B, H)` to `(*B, G, H / G)`."""
+    heads = (*problem.batch, problem.n_heads)
+    G = problem.n_kv_heads
+    return np.broadcast_to(x, heads).reshape(*problem.batch, G, problem.n_heads // G)
+
+
+def _changed(
+    problem: AttentionProblem,
+    softcap: float | None,
+    bias: Floats | ALiBi | None,
+    score_mod: Callable[..., Floats] | None,
+    scores: Floats,
+    keys: slice,
+) -> Floats:
+    """Apply softcap, bias and function as their formulas say."""
+    q_idx, k_idx = np.arange(problem.n_queries)[:, None], np.arange(keys.start, keys.stop)
+    if softcap is not None:
+        scores = softcap * np.tanh(scores / softcap)
+    if isinstance(bias, ALiBi):
+        slopes = _by_group(np.array(bias.slopes), problem)[..., None, None].astype(scores.dtype)
+        scores = scores - slopes * abs(q_idx + bias.offset - k_idx)
+    elif bias is not None:
+        full = np.broadcast_to(bias, (*problem.batch, problem.n_heads, problem.n_queries, problem.n_keys))
+        scores = scores + full[..., keys].reshape(scores.shape)
+    if score_mod is not None:
+        scores = scores.copy()
+        G = problem.n_kv_heads
+        for b, index in enumerate(np.ndindex(*problem.batch)):
+            for h in range(problem.n_heads):
+                at = (*index, *divmod(h, problem.n_heads // G))
+                scores[at] = score_mod(scores[at], b, h, q_idx, k_idx)
+    return scores
 
 
 def _assert_close(

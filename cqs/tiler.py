@@ -24,6 +24,8 @@ class Tiler:
     out : array, `(*B, H, T, E)`
         Where the output is written, of the inputs' type or the accumulators'. While it has the accumulators' type it
         is itself the accumulator.
+    sink_logits : array, `(*B, H, 1)`, optional
+        Scores that take part in every softmax and have no value.
 
     Notes
     -----
@@ -32,7 +34,7 @@ class Tiler:
     float16 and bfloat16 output an accumulator in float32.
     """
 
-    def __init__(self, plan: Plan, out: Array) -> None:
+    def __init__(self, plan: Plan, out: Array, sink_logits: Array | None = None) -> None:
         problem = plan.problem
         check_out(out, problem)
         xp = namespace_of(out=out)
@@ -43,6 +45,7 @@ class Tiler:
         accumulator = out if out.dtype == dtype else xp.empty(out.shape, dtype=dtype, device=out.device)
         accumulator[...] = 0
         self._sum = Partial(accumulator, xp.full(problem.lse_shape, -xp.inf, dtype=dtype, device=out.device))
+        self._sink_logits = sink_logits
         self._waiting: dict[int, TaskResult] = {}
         self._next = 0  # the task whose result is merged next
         self._begun: set[int] = set()  # first queries of the groups that hold something already
@@ -85,9 +88,23 @@ class Tiler:
             raise TileError(
                 f"{n_missing} of {len(self._plan)} tasks never came, the first of them task {self._next} with {what}"
             )
+        if self._sink_logits is not None:
+            self._add_sinks(self._sink_logits)
+            self._sink_logits = None
         if self._out is not self._sum.out:
             self._out[...] = self._xp.astype(self._sum.out, self._out.dtype)
         return Partial(self._out, self._sum.lse)
+
+    def _add_sinks(self, logits: Array) -> None:
+        """Give each softmax one more term, without a value."""
+        xp, (out, lse) = self._xp, (self._sum.out, self._sum.lse)
+        with quiet_floats():
+            top = xp.maximum(lse, logits)
+            shift = xp.where(top == -xp.inf, xp.zeros_like(top), top)
+            total = shift + xp.log(xp.exp(lse - shift) + xp.exp(logits - shift))
+            weight = xp.where(lse == -xp.inf, xp.zeros_like(lse), xp.exp(lse - total))
+            out *= weight[..., None]
+            lse[...] = xp.where(top == -xp.inf, top, total)
 
     def _merge(self, result: TaskResult) -> None:
         merged: list[tuple[Partial, Partial]] = []

@@ -8,6 +8,7 @@ from cqs.kernels import Attend, Region, attend_per_head
 from cqs.partial import Partial
 from cqs.problem import AttentionProblem
 from cqs.schedule import Bundle, Task
+from cqs.scores import Scores
 from cqs.sources import Source
 
 __all__ = ["TaskResult", "Worker"]
@@ -33,11 +34,14 @@ class Worker:
         What the groups of a task are read from.
     attend : kernel
         A function of the signature `cqs.kernels.Attend`.
+    scores : Scores, optional
+        What is done to scores before the mask.
     """
 
     problem: AttentionProblem
     source: Source
     attend: Attend
+    scores: Scores | None = None
 
     def run(self, task: Task, threads: int = 1) -> TaskResult:
         """Compute the tiles that the task owns, bundle by bundle.
@@ -68,6 +72,7 @@ class Worker:
                 keys=tuple(group.tokens for group in bundle.keys),
                 mask=self.problem.mask,
                 foreign=bundle.foreign,
+                scores=self.scores,
             ),
             threads=threads,
         )

@@ -17,6 +17,7 @@ LAYERS = (
     ("masks", "problem"),
     ("schedule",),
     ("backend",),
+    ("scores",),
     ("partial",),
     ("kernels",),
     ("sources",),

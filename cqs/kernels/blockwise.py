@@ -44,6 +44,7 @@ def attend(
             scores = q_rows @ xp.matrix_transpose(k)[..., None, :, :]  # (*B, G, H/G, rows, columns)
             if for_scores != 1:
                 scores = scores * for_scores
+            region.change(xp, scores, rows, pieces)
             region.hide(xp, scores, rows, pieces)
             weights, lse = softmax_parts(xp, scores)
             out = weighted_sum(xp, weights, v[..., None, :, :], partial(region.visible, rows, pieces))

@@ -170,8 +170,9 @@ class _BlockLoader:
         for_scores = split_scale(self.call.scale)[1]
         if for_scores != 1:
             scores *= self.q.dtype.type(for_scores)
+        split = scores.reshape(g, r, t, n_columns)
+        self.call.region.change(np, split, self.unit.rows, pieces)
         if not self.call.region.is_full:
-            split = scores.reshape(g, r, t, n_columns)
             for window, hidden in self.call.region.hidden(self.unit.rows, pieces):
                 np.copyto(split[window], -np.inf, where=hidden)
         return scores, self._gather("v", places, n_columns)

@@ -1,7 +1,6 @@
-"""Masks that differ between heads: a kernel is called for each of them, with the mask that is its own."""
+"""Masks and scores that differ between heads: a kernel is called for each of them, with what is its own."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -19,22 +18,22 @@ __all__ = ["attend_per_head"]
 def attend_per_head(
     attend: Attend, q: Array, chunks: Sequence[KeyChunk], *, scale: float, region: Region, threads: int = 1
 ) -> Partial:
-    """Call `attend` once where all heads share the mask, else for each batch entry, or each head, that has its own.
+    """Call `attend` once where all heads share mask and scores, else for each batch entry or head that has its own.
 
     See `cqs.kernels.Attend` for the arguments.
     """
-    if region.mask.is_shared:
-        return attend(q, chunks, scale=scale, region=region, threads=threads)
+    if region.is_shared:
+        return attend(q, chunks, scale=scale, region=region.at((0,) * (q.ndim - 2)), threads=threads)
     xp = namespace_of(q=q)
     *batch, H, T, _ = q.shape
     G, E = chunks[0].v.shape[-3], chunks[0].v.shape[-1]
     result = Partial.empty(xp, (*batch, H, T, E), dtype_of(xp, DTYPES[dtype_name(q)][1]), q.device)
-    n_masks = prod(region.mask.lead[-1:])  # along the heads
+    n_masks = prod(region.lead[-1:])  # along the heads
     for b in np.ndindex(*batch):
         for h in range(H) if n_masks > 1 else (None,):
             heads = slice(None) if h is None else slice(h, h + 1)
             kv_heads = slice(None) if h is None else slice(h // (H // G), h // (H // G) + 1)
-            own = replace(region, mask=region.mask.at((*b, h or 0)))
+            own = region.at((*b, h or 0))
             parts = [KeyChunk(chunk.k[(*b, kv_heads, ...)], chunk.v[(*b, kv_heads, ...)]) for chunk in chunks]
             part = attend(q[(*b, heads, ...)], parts, scale=scale, region=own, threads=threads)
             result.out[(*b, heads, ...)], result.lse[(*b, heads, ...)] = part.out, part.lse

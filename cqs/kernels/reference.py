@@ -33,6 +33,7 @@ def attend(
     q = xp.reshape(q, (*batch, G, H // G, T, D))  # H / G query heads share a key head
     scores = scale * (q @ xp.matrix_transpose(k)[..., None, :, :])  # (*B, G, H/G, T, S)
     region = region or Region.whole(T, S)
+    region.change(xp, scores, range(T), [range(S)])
     region.hide(xp, scores, range(T), [range(S)])
     weights, lse = softmax_parts(xp, scores)
     out = weighted_sum(xp, weights, v[..., None, :, :], lambda: region.visible(range(T), [range(S)]))

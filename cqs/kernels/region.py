@@ -7,9 +7,10 @@ task's to compute, and what the mask hides.
 import itertools
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
+from math import prod
 from types import EllipsisType
 from typing import Literal, Self
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from cqs.masks import Coverage, Mask, NoMask
 from cqs.masks.mask import Booleans, merged
+from cqs.scores import Scores
 from cqs.types import Array, Namespace
 
 __all__ = ["Region"]
@@ -39,12 +41,15 @@ class Region:
         What each query sees, by token number.
     foreign : frozenset of (int, int)
         Pairs (run of queries, run of keys) that another task owns.
+    scores : Scores, optional
+        What is done to scores before the mask.
     """
 
     queries: tuple[range, ...]
     keys: tuple[range, ...]
     mask: Mask = field(default_factory=NoMask)
     foreign: frozenset[tuple[int, int]] = frozenset()
+    scores: Scores | None = None
 
     @classmethod
     def whole(cls, n_queries: int, n_keys: int, mask: Mask | None = None) -> Self:
@@ -62,6 +67,20 @@ class Region:
         return not self.mask.hides_nothing and any(
             self.mask.classify(queries, keys) is not Coverage.FULL for queries in self.queries for keys in self.keys
         )
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """Shape of the batch entries and heads between which mask or scores differ, which broadcasts to `(*B, H)`."""
+        return np.broadcast_shapes(self.mask.lead, self.scores.lead if self.scores else ())
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all batch entries and heads have the same mask and scores."""
+        return self.mask.is_shared and prod(self.lead) == 1
+
+    def at(self, index: tuple[int, ...]) -> Self:
+        """Return the region of one batch entry and head, an index into `(*B, H)`."""
+        return replace(self, mask=self.mask.at(index), scores=self.scores and self.scores.at(index))
 
     @property
     def is_full(self) -> bool:
@@ -103,17 +122,18 @@ class Region:
         hidden : NumPy array of bool, or True
             Which scores of the window count for nothing, `(rows, columns)`; True for all of them.
         """
-        n_before = 0  # columns of earlier pieces
-        query_runs = list(_overlaps(self.queries, self._query_ends, rows))
-        for piece in pieces:
-            key_runs = list(_overlaps(self.keys, self._key_ends, piece))
-            for (i, row_part, queries), (j, col_part, keys) in itertools.product(query_runs, key_runs):
-                corner = row_part.start - rows.start, n_before + col_part.start - piece.start
-                if (i, j) in self.foreign:
-                    yield _window(corner, queries, keys), True
-                elif self.is_masked:
-                    yield from self._masked(corner, queries, keys)
-            n_before += len(piece)
+        for i, j, corner, queries, keys in self._rectangles(rows, pieces):
+            if (i, j) in self.foreign:
+                yield _window(corner, queries, keys), True
+            elif self.is_masked:
+                yield from self._masked(corner, queries, keys)
+
+    def change(self, xp: Namespace, scores: Array, rows: range, pieces: Sequence[range]) -> None:
+        """Do to the scores of a block, which are scaled, what is to be done before the mask; in place. Any library."""
+        if self.scores is not None:
+            for _, _, corner, queries, keys in self._rectangles(rows, pieces):
+                window = _window(corner, queries, keys)
+                scores[window] = self.scores.apply(xp, scores[window], queries, keys)
 
     def hide(self, xp: Namespace, scores: Array, rows: range, pieces: Sequence[range]) -> None:
         """Set the scores of a block to -inf that are not visible, in place, whatever they were. Any library."""
@@ -129,6 +149,18 @@ class Region:
         for window, hidden in self.hidden(rows, pieces):
             visible[window] &= not hidden if hidden is True else ~hidden
         return visible
+
+    def _rectangles(
+        self, rows: range, pieces: Sequence[range]
+    ) -> Iterator[tuple[int, int, tuple[int, int], range, range]]:
+        """Yield the parts of a block in which tokens are consecutive: runs, first row and column, tokens."""
+        n_before = 0  # columns of earlier pieces
+        query_runs = list(_overlaps(self.queries, self._query_ends, rows))
+        for piece in pieces:
+            key_runs = list(_overlaps(self.keys, self._key_ends, piece))
+            for (i, row_part, queries), (j, col_part, keys) in itertools.product(query_runs, key_runs):
+                yield i, j, (row_part.start - rows.start, n_before + col_part.start - piece.start), queries, keys
+            n_before += len(piece)
 
     def _masked(self, corner: tuple[int, int], queries: range, keys: range) -> Iterator[Hidden]:
         """Yield what the mask hides in one rectangle, whose first row and column in the block are `corner`."""
