@@ -25,7 +25,8 @@ from cqs.masks import (
     Sinks,
     SlidingWindow,
 )
-from cqs.schedule import Group
+from cqs.quorum import CyclicQuorumSet
+from cqs.schedule import Group, QuorumLayout
 from cqs.sources import ArraySource
 from cqs.testing import assert_exact
 from cqs.tiler import Tiler
@@ -280,3 +281,32 @@ def test_work_grows_with_what_is_visible(mask: Mask, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(np, "matmul", counting)
     cqs.attention(q, q, q, mask=mask, workers=1, kernel="numpy")
     assert n_scores < 8000 * 8000 / 6
+
+
+# Who computes it
+
+
+@pytest.mark.parametrize("W", [8, 13, 31, 64])
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name != "causal"])
+def test_tiles_of_unequal_work_are_shared_out_more_evenly_than_by_the_closed_form(name: str, W: int) -> None:
+    mask, n = EXAMPLES[name], 20 * W
+    plan = cqs.plan(*[(1, n, 8)] * 3, mask=mask, workers=W, strategy="cqs")
+    owners: dict[tuple[int, int], int] = {}
+    quorums = CyclicQuorumSet(W, plan.base)
+    for task in plan.tasks():
+        for tile in task.tiles:
+            pair = tile.query.index, tile.key.index
+            assert pair not in owners
+            assert task.index in quorums.holders(*pair)
+            owners[pair] = task.index
+    closed_form = QuorumLayout(n, quorums)
+    before = [sum(mask.count(t.query.tokens, t.key.tokens) for t in closed_form.tiles(i)) for i in range(W)]
+    assert sum(plan.loads()) == sum(before)
+    assert max(plan.loads()) <= max(before)
+
+
+@pytest.mark.parametrize("W", [16, 100])
+def test_windows_are_balanced_within_a_twentieth_where_groups_are_small(W: int) -> None:
+    plan = cqs.plan(*[(1, 64 * W, 8)] * 3, mask=SlidingWindow(16 * W), workers=W, strategy="cqs")
+    loads = plan.loads()
+    assert max(loads) <= 1.05 * sum(loads) / W

@@ -11,7 +11,19 @@ from cqs.errors import OptionError
 from cqs.masks import Causal, NoMask
 from cqs.problem import AttentionProblem
 from cqs.quorum import CyclicQuorumSet, difference_cover
-from cqs.schedule import Bundle, GridLayout, Plan, QuorumLayout, Scheduler, Task, Tile, default_workers, group
+from cqs.schedule import (
+    BalancedLayout,
+    Bundle,
+    GridLayout,
+    Layout,
+    Plan,
+    QuorumLayout,
+    Scheduler,
+    Task,
+    Tile,
+    default_workers,
+    group,
+)
 
 PERFECT = (1, 3, 7, 13, 21, 31, 57, 73, 91, 133, 183, 273, 307, 381, 553)
 
@@ -40,10 +52,14 @@ def window(tile: Tile) -> tuple[slice, slice]:
     return slice(tile.query.start, tile.query.stop), slice(tile.key.start, tile.key.stop)
 
 
-def layout_of(plan: Plan) -> QuorumLayout | GridLayout:
+def layout_of(plan: Plan) -> Layout:
     """What a plan's tasks have to be made of."""
-    T, S, W = plan.problem.n_queries, plan.problem.n_keys, plan.workers
-    return QuorumLayout(T, CyclicQuorumSet(W)) if plan.base is not None else GridLayout(T, S, W)
+    T, S, W, mask = plan.problem.n_queries, plan.problem.n_keys, plan.workers, plan.problem.mask
+    if plan.base is None:
+        return GridLayout(T, S, W)
+    quorums = CyclicQuorumSet(W)
+    is_even = mask.hides_nothing or mask == Causal()
+    return QuorumLayout(T, quorums) if is_even else BalancedLayout(T, quorums, mask)
 
 
 # Every pair once

@@ -5,13 +5,19 @@ A layout answers one question, `tiles(i)`, lazily: nothing of the size W^2 is ev
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from math import isqrt, sqrt
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
+from cqs.masks import Causal, Mask
 from cqs.quorum import CyclicQuorumSet
+from cqs.schedule.balance import balanced_owners
 from cqs.schedule.task import Group, Tile, group
 
-__all__ = ["GridLayout", "Layout", "QuorumLayout"]
+__all__ = ["BalancedLayout", "GridLayout", "Layout", "QuorumLayout"]
 
 
 class Layout(Protocol):
@@ -41,6 +47,44 @@ class QuorumLayout:
         """Return the W tiles of worker i. O(W log W)."""
         held = {g: group(g, self.n_tasks, self.n_tokens) for g in self.quorums.quorum(i)}
         return (Tile(held[g], held[h]) for g, h in self.quorums.tiles(i))
+
+
+_MOST_BALANCED = 200  # workers whose W^2 tiles are counted and assigned one by one
+
+
+@dataclass(frozen=True)
+class BalancedLayout:
+    """Like `QuorumLayout`, for a mask whose tiles differ in work: tiles go to whichever holder has least to do.
+
+    Tiles that the mask leaves empty belong to nobody. The W^2 tiles are counted when the first is asked for.
+    """
+
+    n_tokens: int
+    quorums: CyclicQuorumSet
+    mask: Mask
+
+    @staticmethod
+    def is_worth(n_workers: int, mask: Mask) -> bool:
+        """Whether the closed form may be uneven, and the tiles are few enough and can be counted without the data."""
+        return not (mask.hides_nothing or mask == Causal()) and mask.has_edges and n_workers <= _MOST_BALANCED
+
+    @property
+    def n_tasks(self) -> int:
+        """W, the modulus."""
+        return self.quorums.modulus
+
+    def tiles(self, i: int) -> Iterator[Tile]:
+        """Return the tiles of worker i. O(W^2)."""
+        W = self.n_tasks
+        for g, h in np.argwhere(self._owners == i).tolist():
+            yield Tile(group(g, W, self.n_tokens), group(h, W, self.n_tokens))
+
+    @cached_property
+    def _owners(self) -> npt.NDArray[np.int64]:
+        W = self.n_tasks
+        tokens = [group(g, W, self.n_tokens).tokens for g in range(W)]
+        weights = np.array([[self.mask.count(rows, cols) for cols in tokens] for rows in tokens], dtype=np.int64)
+        return balanced_owners(self.quorums, weights)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from cqs.masks import Coverage
 from cqs.problem import DTYPES, AttentionProblem
 from cqs.quorum import CyclicQuorumSet
 from cqs.schedule.bundling import bundled
-from cqs.schedule.layout import GridLayout, Layout, QuorumLayout
+from cqs.schedule.layout import BalancedLayout, GridLayout, Layout, QuorumLayout
 from cqs.schedule.task import Strip, Task
 from cqs.units import format_bytes, format_count
 
@@ -130,7 +130,10 @@ def _layout(plan: Plan) -> Layout:
     p = plan.problem
     if plan.base is None:
         return GridLayout(p.n_queries, p.n_keys, plan.workers)
-    return QuorumLayout(p.n_queries, CyclicQuorumSet(plan.workers, plan.base))
+    quorums = CyclicQuorumSet(plan.workers, plan.base)
+    if BalancedLayout.is_worth(plan.workers, p.mask):
+        return BalancedLayout(p.n_queries, quorums, p.mask)
+    return QuorumLayout(p.n_queries, quorums)
 
 
 @lru_cache(maxsize=64)
