@@ -167,7 +167,7 @@ def test_padding_agrees_with_attention_over_what_is_not_padded() -> None:
         ),
         (np.ones((3, 150, 150), bool), ShapeError, "`mask` must broadcast to"),
         (np.ones((1, 2, 150, 150), bool), ShapeError, "`mask` must broadcast to"),
-        (KeyLengths([150, 3]), ShapeError, "`mask` must have a length for each entry of the one batch dimension"),
+        (KeyLengths([150, 3]), ShapeError, r"`lengths` must broadcast to the batch .*, \*B = \(\), got shape \(2,\);"),
         (Predicate(lambda b, h, q, k: q + k), OptionError, "`mask` must return booleans, got int64 from"),
         (Predicate(lambda b, h, q, k: np.ones((3, 4), bool)), Exception, "broadcast"),
         ("causal", OptionError, "`mask` must be a mask from `cqs.masks`, got str"),

@@ -7,7 +7,8 @@ from cqs.masks.algebra import And, Not, Or
 from cqs.masks.bands import Causal, NoMask, PrefixLM, Sinks, SlidingWindow
 from cqs.masks.documents import Documents
 from cqs.masks.mask import Coverage, Mask
-from cqs.masks.per_head import Dense, KeyLengths, Predicate
+from cqs.masks.padding import KeyLengths
+from cqs.masks.per_head import Dense, Predicate
 
 __all__ = [
     "And",

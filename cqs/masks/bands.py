@@ -1,12 +1,13 @@
 """Masks whose edges run along diagonals or columns: everything, causal, windows, prefixes, sinks. All in O(1)."""
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from cqs.checks import whole_number
 from cqs.errors import OptionError
+from cqs.masks.entries import Entries, check_broadcast, entries, entry, shape_of
 from cqs.masks.mask import Booleans, Coverage, Integers, Mask, merged
 
 __all__ = ["Causal", "NoMask", "PrefixLM", "Sinks", "SlidingWindow"]
@@ -42,33 +43,74 @@ class NoMask(Mask):
         return len(rows) * len(cols)
 
 
+class _Aligned(Mask):
+    """What masks have in common whose `offset`, from a query to its own key, may differ between batch entries."""
+
+    offset: Entries
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """None, or the batch entries that have offsets of their own."""
+        return () if isinstance(self.offset, int) else (*shape_of(self.offset), 1)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether there is one offset."""
+        return isinstance(self.offset, int)
+
+    @property
+    def _own(self) -> int:
+        assert isinstance(self.offset, int), "ask the mask `at` a batch entry"
+        return self.offset
+
+    def at(self, index: tuple[int, ...]) -> Mask:
+        """Return the mask of one batch entry."""
+        if isinstance(self.offset, int):
+            return self
+        own: Mask = replace(self, offset=entry(self.offset, index[:-1]))  # type: ignore[type-var]  # both are dataclasses
+        return own
+
+    def bind(self, batch: tuple[int, ...], n_heads: int, n_queries: int, n_keys: int) -> Mask:
+        """Refuse offsets that do not broadcast to the batch dimensions."""
+        check_broadcast("offset", self.offset, batch)
+        return self
+
+
 @dataclass(frozen=True, slots=True)
-class Causal(Mask):
+class Causal(_Aligned):
     """Query i sees the keys j <= i + offset.
 
     Parameters
     ----------
-    offset : int
+    offset : int, or nested sequence or array of int
         0 aligns the top-left corners, as `is_causal=True` does here and in PyTorch. `S - T` aligns the
         bottom-right corners: the queries are the last T of S tokens, as in decoding with a cache. A query with no
-        visible key (possible when `offset < 0`) has output 0 and log-sum-exp -inf.
+        visible key (possible when `offset < 0`) has output 0 and log-sum-exp -inf. Where batch entries differ, as in
+        decoding with pasts of several lengths, offsets have a shape that broadcasts to the batch dimensions `*B`.
+
+    Examples
+    --------
+    >>> Causal([3, 5]).at((1, 0))
+    Causal(offset=5)
     """
 
-    offset: int = 0
+    offset: Entries = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "offset", _whole("offset", self.offset))
+        object.__setattr__(self, "offset", entries("offset", self.offset, _whole))
 
     def visible(self, q_idx: Integers, k_idx: Integers) -> Booleans:
         """Return k <= q + offset."""
-        return k_idx <= q_idx + self.offset
+        return k_idx <= q_idx + self._own
 
     def edges(self, queries: Integers) -> Integers:
         """Return the first key beyond the diagonal."""
-        return queries[:, None] + (self.offset + 1)
+        return queries[:, None] + (self._own + 1)
 
     def classify(self, rows: range, cols: range) -> Coverage:
         """Compare the corners of the rectangle with the diagonal."""
+        if not isinstance(self.offset, int):
+            return Mask.classify(self, rows, cols)
         if not rows or not cols or cols.start > rows.stop - 1 + self.offset:
             return Coverage.EMPTY
         if cols.stop - 1 <= rows.start + self.offset:
@@ -77,11 +119,15 @@ class Causal(Mask):
 
     def reach(self, rows: range, cols: range) -> tuple[range, ...]:
         """End with what the last query sees."""
+        if not isinstance(self.offset, int):
+            return Mask.reach(self, rows, cols)
         part = range(cols.start, min(cols.stop, rows.stop + self.offset))
         return (part,) if rows and part else ()
 
     def count(self, rows: range, cols: range) -> int:
         """Sum, over the queries, how many keys of `cols` lie on or before the diagonal; in closed form."""
+        if not isinstance(self.offset, int):
+            return Mask.count(self, rows, cols)
         # query i sees min(max(i + offset + 1 - cols.start, 0), len(cols)) keys: zero, then a ramp, then all
         shift = self.offset + 1 - cols.start
         ramp_start = min(max(-shift, rows.start), rows.stop)
@@ -92,7 +138,7 @@ class Causal(Mask):
 
 
 @dataclass(frozen=True, slots=True)
-class SlidingWindow(Mask):
+class SlidingWindow(_Aligned):
     """Query i sees the keys i + offset - left <= j <= i + offset + right.
 
     Parameters
@@ -100,47 +146,51 @@ class SlidingWindow(Mask):
     left, right : int
         How many keys are seen on either side of its own, at least 0. `right=0`, the default, is a causal window of
         `left + 1` keys, as `window_size=(left, 0)` of FlashAttention.
-    offset : int
+    offset : int, or nested sequence or array of int
         As of `Causal`.
     """
 
     left: int
     right: int = 0
-    offset: int = 0
+    offset: Entries = 0
 
     def __post_init__(self) -> None:
         for name in ("left", "right"):
             remedy = "it counts the keys that are seen on that side; leave the window out to see all"
             object.__setattr__(self, name, whole_number(name, getattr(self, name), 0, remedy))
-        object.__setattr__(self, "offset", _whole("offset", self.offset))
+        object.__setattr__(self, "offset", entries("offset", self.offset, _whole))
 
     @property
     def _upper(self) -> Causal:
-        return Causal(self.offset + self.right)
+        return Causal(self._own + self.right)
 
     @property
     def _below(self) -> Causal:
         """What is too far back."""
-        return Causal(self.offset - self.left - 1)
+        return Causal(self._own - self.left - 1)
 
     def visible(self, q_idx: Integers, k_idx: Integers) -> Booleans:
         """Return whether k lies in the window of q."""
-        own = q_idx + self.offset
+        own = q_idx + self._own
         return (k_idx >= own - self.left) & (k_idx <= own + self.right)
 
     def edges(self, queries: Integers) -> Integers:
         """Return where the window begins, and the first key after it."""
-        own: Integers = queries[:, None] + self.offset
+        own: Integers = queries[:, None] + self._own
         return np.concatenate([own - self.left, own + self.right + 1], axis=1)
 
     def reach(self, rows: range, cols: range) -> tuple[range, ...]:
         """Return from the first query's first key to the last query's last."""
+        if not isinstance(self.offset, int):
+            return Mask.reach(self, rows, cols)
         start = max(cols.start, rows.start + self.offset - self.left)
         part = range(start, min(cols.stop, rows.stop + self.offset + self.right))
         return (part,) if rows and part else ()
 
     def count(self, rows: range, cols: range) -> int:
         """Count what is up to the window's end, less what is before its start."""
+        if not self.is_shared:
+            return Mask.count(self, rows, cols)
         return self._upper.count(rows, cols) - self._below.count(rows, cols)
 
 

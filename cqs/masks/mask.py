@@ -19,6 +19,8 @@ Integers = npt.NDArray[np.int64]
 Booleans = npt.NDArray[np.bool_]
 
 _AREA = 1 << 18  # rows by segments, or pairs, that are looked at together
+_AT_FIRST = 1 << 12  # pairs that are evaluated first: most rectangles that are seen in part show it early
+_EVALUATED = 1 << 20  # pairs of all heads that a rectangle may have, to be evaluated before it is computed
 
 
 class Coverage(Enum):
@@ -38,6 +40,7 @@ class Mask(ABC):
 
     The methods agree: `classify` says EMPTY or FULL exactly where the rectangle is, `reach` may be too long, and
     `count` is the exact number of True in `visible`. Where `hides_nothing` is True, so is `visible` everywhere.
+    Of a mask without edges, `classify` may say PARTIAL of any rectangle with more than 2^20 pairs, heads counted.
     """
 
     @property
@@ -82,6 +85,8 @@ class Mask(ABC):
 
     def classify(self, rows: range, cols: range) -> Coverage:
         """Return how much of queries `rows` against keys `cols` is visible, for all heads together."""
+        if not self.has_edges:
+            return self._evaluated(rows, cols, _EVALUATED)
         if not self.is_shared:
             return _common(mask.classify(rows, cols) for mask in self._heads())
         n_visible = self.count(rows, cols)
@@ -94,6 +99,8 @@ class Mask(ABC):
         parts: list[range] = []
         if not self.is_shared:
             return merged([part for mask in self._heads() for part in mask.reach(rows, cols)])
+        if not self.has_edges:
+            return self._columns_seen(rows, cols)
         for starts, stops, is_seen in self._segments(rows, cols):
             pairs = np.unique(np.stack([starts[is_seen], stops[is_seen]], axis=-1), axis=0)
             parts += [range(start, stop) for start, stop in pairs.tolist()]
@@ -103,21 +110,42 @@ class Mask(ABC):
         """Return the number of visible (query, key) pairs in the rectangle, exactly; of all of `lead` together."""
         if not self.is_shared:
             return sum(mask.count(rows, cols) for mask in self._heads())
+        if not self.has_edges:
+            return sum(int(np.count_nonzero(self.block(*block))) for block in _blocks(rows, cols))
         return sum(int((stops - starts)[is_seen].sum()) for starts, stops, is_seen in self._segments(rows, cols))
 
     def _heads(self) -> Iterator["Mask"]:
         return (self.at(index) for index in np.ndindex(*self.lead))
 
+    def _evaluated(self, rows: range, cols: range, most: float) -> Coverage:
+        """Classify by evaluating block by block until two pairs differ; PARTIAL if there are more than `most` pairs.
+
+        The least that a head counts for is its first block, as a call costs about as much as that.
+        """
+        area = len(rows) * len(cols)
+        if area and math.prod(self.lead) * max(area, _AT_FIRST) > most:
+            return Coverage.PARTIAL
+        found: set[bool] = set()
+        for mask in self._heads():
+            for block in _blocks(rows, cols):
+                seen = mask.block(*block)
+                found |= {bool(seen.any()), bool(seen.all())}
+                if len(found) > 1:
+                    return Coverage.PARTIAL
+        return Coverage.FULL if True in found else Coverage.EMPTY
+
+    def _columns_seen(self, rows: range, cols: range) -> tuple[range, ...]:
+        """Return `reach` exactly, by evaluation."""
+        seen = np.zeros(len(cols), dtype=bool)
+        for part_rows, part in _blocks(rows, cols):
+            seen[part.start - cols.start : part.stop - cols.start] |= self.block(part_rows, part).any(axis=0)
+        cuts = (np.flatnonzero(np.diff(seen, prepend=False, append=False)) + cols.start).tolist()
+        return tuple(range(start, stop) for start, stop in zip(cuts[::2], cuts[1::2], strict=True))
+
     def _segments(self, rows: range, cols: range) -> Iterator[tuple[Integers, Integers, Booleans]]:
         """Yield, for some rows at a time, segments of `cols` (start, stop), and whether the row sees them, `(n, s)`."""
-        step = _AREA if self.has_edges else max(_AREA // max(len(cols), 1), 1)
-        for first in range(rows.start, rows.stop if cols else rows.start, step):
-            part = range(first, min(first + step, rows.stop))
-            if not self.has_edges:
-                starts = np.arange(cols.start, cols.stop)[None, :].repeat(len(part), axis=0)
-                yield starts, starts + 1, self.block(part, cols)
-                continue
-            queries = np.arange(part.start, part.stop)
+        for first in range(rows.start, rows.stop if cols else rows.start, _AREA):
+            queries = np.arange(first, min(first + _AREA, rows.stop))
             cuts = np.clip(self.edges(queries), cols.start, cols.stop)
             ends = np.broadcast_to(np.array([cols.start, cols.stop]), (len(queries), 2))
             cuts = np.sort(np.concatenate([cuts, ends], axis=1), axis=1)
@@ -161,7 +189,22 @@ def merged(parts: list[range]) -> tuple[range, ...]:
     return tuple(union)
 
 
+def _blocks(rows: range, cols: range) -> Iterator[tuple[range, range]]:
+    """Yield the parts of a rectangle that are evaluated one after the other: a small one, and then larger ones."""
+    size = _AT_FIRST
+    for left in range(cols.start, cols.stop, _AREA):
+        part, top = range(left, min(left + _AREA, cols.stop)), rows.start
+        while top < rows.stop:
+            bottom = min(top + max(size // len(part), 1), rows.stop)
+            yield range(top, bottom), part
+            top, size = bottom, min(2 * size, _AREA)
+
+
 def _common(coverages: Iterable[Coverage]) -> Coverage:
-    """Return what all of them are, or PARTIAL."""
-    kinds = set(coverages)
-    return kinds.pop() if len(kinds) == 1 else Coverage.PARTIAL
+    """Return what all of them are, or PARTIAL; EMPTY if there are none."""
+    first = None
+    for coverage in coverages:
+        first = coverage if first is None else first
+        if coverage is Coverage.PARTIAL or coverage is not first:
+            return Coverage.PARTIAL
+    return first or Coverage.EMPTY

@@ -1,4 +1,4 @@
-"""Masks that may differ between batch entries and heads, and masks of any shape at all."""
+"""Masks of any shape at all, which may differ between batch entries and heads: arrays and functions."""
 
 import math
 from collections.abc import Callable
@@ -8,83 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cqs.checks import whole_number
-from cqs.errors import DTypeError, OptionError, ShapeError
-from cqs.masks.bands import Sinks
+from cqs.errors import BackendError, DTypeError, OptionError, ShapeError
 from cqs.masks.mask import Booleans, Coverage, Integers, Mask
 
-__all__ = ["Dense", "KeyLengths", "Predicate"]
-
-
-@dataclass(frozen=True, slots=True)
-class KeyLengths(Mask):
-    """Padding: the queries of each batch entry see as many keys as it has, the first ones.
-
-    Parameters
-    ----------
-    lengths : sequence of int
-        Keys of each entry of the one batch dimension.
-    query_lengths : sequence of int, optional
-        Queries of each entry; those after them see nothing. By default all see.
-    """
-
-    lengths: tuple[int, ...]
-    query_lengths: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("lengths", "query_lengths"):
-            values = getattr(self, name)
-            if values is not None:
-                numbers = (whole_number(f"{name}[{i}]", n, 0, "lengths count tokens") for i, n in enumerate(values))
-                object.__setattr__(self, name, tuple(numbers))
-        if self.query_lengths is not None and len(self.query_lengths) != len(self.lengths):
-            rule, got = f"be as many as `lengths`, {len(self.lengths)}", len(self.query_lengths)
-            raise OptionError.of("query_lengths", rule, got, "give one for each batch entry")
-
-    @property
-    def lead(self) -> tuple[int, ...]:
-        """One mask for each batch entry, for all its heads."""
-        return (len(self.lengths), 1)
-
-    @property
-    def is_shared(self) -> bool:
-        """False."""
-        return False
-
-    def at(self, index: tuple[int, ...]) -> Mask:
-        """Return the mask of one batch entry."""
-        keys, b = Sinks(self.lengths[index[-2]]), index[-2]
-        return keys if self.query_lengths is None else keys & _FirstQueries(self.query_lengths[b])
-
-    def bind(self, batch: tuple[int, ...], n_heads: int, n_queries: int, n_keys: int) -> Mask:
-        """Refuse another number of lengths than of batch entries."""
-        if batch != (len(self.lengths),):
-            rule = f"have a length for each entry of the one batch dimension, {batch}"
-            raise ShapeError.of("mask", rule, f"{len(self.lengths)} lengths", "make one of several batch dimensions")
-        return self
-
-    def visible(self, q_idx: Integers, k_idx: Integers) -> Booleans:
-        """Raise: there is no one answer for all batch entries."""
-        raise AssertionError("ask the mask `at` a batch entry")
-
-    def edges(self, queries: Integers) -> Integers:
-        """Raise, likewise."""
-        raise AssertionError("ask the mask `at` a batch entry")
-
-
-@dataclass(frozen=True, slots=True)
-class _FirstQueries(Mask):
-    """The first n queries see every key, the others none."""
-
-    n: int
-
-    def visible(self, q_idx: Integers, k_idx: Integers) -> Booleans:
-        """Return q < n."""
-        return np.broadcast_to(q_idx < self.n, np.broadcast_shapes(q_idx.shape, k_idx.shape))
-
-    def edges(self, queries: Integers) -> Integers:
-        """Return none."""
-        return queries[:, None][:, :0]
+__all__ = ["Dense", "Predicate"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,14 +21,19 @@ class Dense(Mask):
     Parameters
     ----------
     array : array of bool
-        NumPy array or memory map of a shape that broadcasts to `(*B, H, T, S)`. Blocks of it are read where they are
-        needed; axes of length 1 are never expanded.
+        NumPy array or memory map, or array of another library in the machine's memory, of a shape that broadcasts to
+        `(*B, H, T, S)`. Blocks of it are read where they are needed; axes of length 1 are never expanded.
+
+    Raises
+    ------
+    DTypeError, ShapeError, BackendError
+        If it is of another type, has no axes of queries and keys, or is on a device that NumPy cannot read.
     """
 
     array: npt.NDArray[np.bool_]
 
     def __post_init__(self) -> None:
-        array = self.array if isinstance(self.array, np.ndarray) else np.asarray(self.array)
+        array = self.array if isinstance(self.array, np.ndarray) else _read(self.array)
         object.__setattr__(self, "array", array)
         if array.dtype != bool:
             remedy = "scores to add are a `bias`, and numbers make a mask by a comparison such as `array > 0`"
@@ -132,6 +64,10 @@ class Dense(Mask):
             remedy = "axes of length 1 stand for all"
             raise ShapeError.of("mask", f"broadcast to (*B, H, T, S) = {full}", f"shape {shape}", remedy)
         return Dense(np.broadcast_to(self.array, (*self.lead, n_queries, n_keys)))
+
+    def classify(self, rows: range, cols: range) -> Coverage:
+        """Read the rectangle of every head, block by block, until two pairs differ; whatever its size."""
+        return self._evaluated(rows, cols, math.inf)
 
     def visible(self, q_idx: Integers, k_idx: Integers) -> Booleans:
         """Look the pairs up; the array has queries and keys alone."""
@@ -164,11 +100,28 @@ class Predicate(Mask):
     ----------
     function : function of (b, h, q_idx, k_idx)
         Of a batch entry, counted in C order, and a query head, both int, and token numbers, NumPy arrays `(n, 1)` and
-        `(m,)`; returns booleans that broadcast to `(n, m)`. It is evaluated block by block, and for every head.
+        `(m,)`; returns booleans that broadcast to `(n, m)`.
+
+    Notes
+    -----
+    It is evaluated block by block, for every head, and never for T x S pairs at once. A plan evaluates each tile that
+    has at most 2^20 pairs, heads counted, until it knows that it is seen in part, so that tiles which are empty are
+    dropped: in time at most what computing it evaluates again. Larger tiles are taken to be seen in part.
+
+    Examples
+    --------
+    >>> even = Predicate(lambda b, h, q_idx, k_idx: (q_idx - k_idx) % 2 == 0).bind((), 1, 6, 6)
+    >>> even.classify(range(6), range(6)).name, even.count(range(6), range(6))
+    ('PARTIAL', 18)
     """
 
     function: Callable[[int, int, Integers, Integers], Any]
     _full: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            remedy = "as in `Predicate(lambda b, h, q_idx, k_idx: k_idx <= q_idx)`"
+            raise OptionError.of("function", "be a function of (b, h, q_idx, k_idx)", repr(self.function), remedy)
 
     @property
     def lead(self) -> tuple[int, ...]:
@@ -195,12 +148,8 @@ class Predicate(Mask):
         b = int(np.ravel_multi_index(batch, self._full[:-1])) if batch else 0
         return _Rule(self.function, b, h)
 
-    def classify(self, rows: range, cols: range) -> Coverage:
-        """Say PARTIAL, for all heads: what is empty is found head by head, when it is computed."""
-        return Coverage.PARTIAL if rows and cols and math.prod(self._full) else Coverage.EMPTY
-
     def reach(self, rows: range, cols: range) -> tuple[range, ...]:
-        """Return `cols`, likewise."""
+        """Return `cols`: what no head sees is not looked for."""
         return (cols,) if rows and cols else ()
 
     def visible(self, q_idx: Integers, k_idx: Integers) -> Booleans:
@@ -237,11 +186,23 @@ class _Rule(Mask):
         if seen.dtype != bool:
             rule, got = "return booleans", f"{seen.dtype} from {self.function!r}"
             raise OptionError.of("mask", rule, got, "compare, as in `k_idx <= q_idx`")
-        if np.broadcast_shapes(seen.shape, shape) != shape:
+        try:
+            return np.broadcast_to(seen, shape)
+        except ValueError:
             rule, got = f"return what broadcasts to {shape}", f"shape {seen.shape} from {self.function!r}"
-            raise ShapeError.of("mask", rule, got, "index by `q_idx` and `k_idx` alone")
-        return np.broadcast_to(seen, shape)
+            raise ShapeError.of("mask", rule, got, "index by `q_idx` and `k_idx` alone") from None
 
     def edges(self, queries: Integers) -> Integers:
         """Raise; see `has_edges`."""
         raise AssertionError("it may change anywhere")
+
+
+def _read(array: Any) -> npt.NDArray[Any]:
+    """View an array of another library as NumPy."""
+    try:
+        return np.asarray(array)
+    except (TypeError, ValueError, RuntimeError) as error:
+        got = f"{type(array).__name__}, {error}"
+        raise BackendError.of(
+            "mask", "be an array that NumPy can read", got, "move it to the machine's memory"
+        ) from None

@@ -1,0 +1,57 @@
+"""Whole numbers that may differ between batch entries: one for all, or nested tuples that broadcast to the batch."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+
+from cqs.errors import ShapeError
+
+__all__ = ["Entries", "check_broadcast", "entries", "entry", "shape_of"]
+
+Entries: TypeAlias = int | tuple[Any, ...]  # tuples of tuples of int, as deep as there are axes
+
+
+def entries(name: str, values: object, checked: Callable[[str, object], int]) -> Entries:
+    """Return a number, a nested sequence or an integer array as what it is made of, each number checked.
+
+    >>> entries("offset", [[1, 2], [3, 4]], lambda name, value: value)
+    ((1, 2), (3, 4))
+    """
+    if hasattr(values, "tolist"):  # an array of most libraries
+        values = values.tolist()
+    if not isinstance(values, Iterable) or isinstance(values, str) or getattr(values, "ndim", 1) == 0:
+        return checked(name, values)
+    parts = tuple(entries(f"{name}[{i}]", value, checked) for i, value in enumerate(values))
+    if len(shapes := sorted({shape_of(part) for part in parts})) > 1:
+        remedy = "give one number for each batch entry"
+        raise ShapeError.of(name, "have rows of one length", f"rows of shape {shapes[0]} and {shapes[-1]}", remedy)
+    return parts
+
+
+def shape_of(values: Entries) -> tuple[int, ...]:
+    """Return the axes of nested tuples; a number has none.
+
+    >>> shape_of(((1, 2, 3), (4, 5, 6)))
+    (2, 3)
+    """
+    return () if isinstance(values, int) else (len(values), *(shape_of(values[0]) if values else ()))
+
+
+def entry(values: Entries, index: tuple[int, ...]) -> int:
+    """Return the number of one batch entry; the last axes of the index count, and axes of length 1 stand for all.
+
+    >>> entry(((1, 2),), (5, 3, 1))
+    2
+    """
+    for i in index[len(index) - len(shape_of(values)) :]:
+        assert not isinstance(values, int)
+        values = values[i if len(values) > 1 else 0]
+    assert isinstance(values, int)
+    return values
+
+
+def check_broadcast(name: str, values: Entries, batch: tuple[int, ...]) -> None:
+    """Refuse numbers that do not broadcast to the batch dimensions, with a `ShapeError`."""
+    shape = shape_of(values)
+    if len(shape) > len(batch) or any(n not in (1, m) for n, m in zip(shape[::-1], batch[::-1], strict=False)):
+        rule = f"broadcast to the batch dimensions, *B = {batch}"
+        raise ShapeError.of(name, rule, f"shape {shape}", "give one number for all, or one for each batch entry")
