@@ -20,7 +20,7 @@ Booleans = npt.NDArray[np.bool_]
 
 _AREA = 1 << 18  # rows by segments, or pairs, that are looked at together
 _AT_FIRST = 1 << 12  # pairs that are evaluated first: most rectangles that are seen in part show it early
-_EVALUATED = 1 << 20  # pairs of all heads that a rectangle may have, to be evaluated before it is computed
+_EVALUATED = 1 << 22  # pairs of all heads that a rectangle may have, to be evaluated before it is computed
 
 
 class Coverage(Enum):
@@ -40,7 +40,7 @@ class Mask(ABC):
 
     The methods agree: `classify` says EMPTY or FULL exactly where the rectangle is, `reach` may be too long, and
     `count` is the exact number of True in `visible`. Where `hides_nothing` is True, so is `visible` everywhere.
-    Of a mask without edges, `classify` may say PARTIAL of any rectangle with more than 2^20 pairs, heads counted.
+    Of a mask without edges, `classify` may say PARTIAL of any rectangle with more than 2^22 pairs, heads counted.
     """
 
     @property

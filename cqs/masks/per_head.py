@@ -105,8 +105,8 @@ class Predicate(Mask):
     Notes
     -----
     It is evaluated block by block, for every head, and never for T x S pairs at once. A plan evaluates each tile that
-    has at most 2^20 pairs, heads counted, until it knows that it is seen in part, so that tiles which are empty are
-    dropped: in time at most what computing it evaluates again. Larger tiles are taken to be seen in part.
+    has at most 2^22 pairs, heads counted, until it knows that it is seen in part, so that tiles which are empty are
+    dropped: in time at most half of what computing it takes. Larger tiles are taken to be seen in part.
 
     Examples
     --------
