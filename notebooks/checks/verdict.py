@@ -1,0 +1,52 @@
+"""What a checker answers, and the decorator that makes one."""
+
+import functools
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Verdict", "exercise"]
+
+
+@dataclass(frozen=True, repr=False)
+class Verdict:
+    """Whether an answer is right, and what there is to learn from it."""
+
+    is_right: bool
+    text: str
+
+    def __repr__(self) -> str:
+        return textwrap.fill(self.text, width=120, break_long_words=False)
+
+
+def exercise(
+    hint: str, right: str, wants: str = "an answer of another form"
+) -> Callable[[Callable[..., str | None]], Callable[..., Verdict]]:
+    """Make a checker of a function that says what is wrong with an answer, or None if nothing is.
+
+    Parameters
+    ----------
+    hint : str
+        Shown while the answer is still `...`.
+    right : str
+        Shown for a right answer: why it is right, or what it leads to.
+    wants : str
+        What kind of answer is expected, for answers that cannot even be looked at.
+    """
+
+    def decorate(fault_of: Callable[..., str | None]) -> Callable[..., Verdict]:
+        @functools.wraps(fault_of)
+        def check(*answer: Any) -> Verdict:
+            if any(part is ... for part in answer):
+                text = f"Not answered yet. Put your answer in place of the three dots. Hint: {hint}"
+                return Verdict(False, text)
+            try:
+                fault = fault_of(*answer)
+            except Exception as error:  # whatever a reader may write
+                fault = f"Your answer raised {type(error).__name__}: {error}. The exercise wants {wants}."
+            return Verdict(True, f"Right. {right}") if fault is None else Verdict(False, f"Not yet. {fault}")
+
+        return check
+
+    return decorate

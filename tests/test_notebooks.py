@@ -1,0 +1,202 @@
+"""The notebooks run from top to bottom, their exercises can be solved, and both halves of each pair are in step.
+
+They are run as plain Python, cell by cell, in this process: no kernel is started, and nothing but matplotlib is needed.
+"""
+
+import ast
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+
+ROOT = Path(__file__).parent.parent / "notebooks"
+sys.path.insert(0, str(ROOT))  # where the notebooks find `checks`, too
+
+import checks  # noqa: E402
+import pair  # noqa: E402
+from checks import attention, case_study, masks, quorums, scheduler, tiler, workers  # noqa: E402
+from checks.solutions import SOLUTIONS  # noqa: E402
+
+from cqs.masks import Causal, Sinks, SlidingWindow  # noqa: E402
+
+NAMES = [path.stem for path in pair.texts()]
+CHECKERS = {
+    name: getattr(module, name)
+    for module in (attention, quorums, scheduler, workers, tiler, masks, case_study)
+    for name in module.__all__
+}
+
+plt.switch_backend("agg")
+
+
+@pytest.fixture(autouse=True)
+def figures_are_closed() -> Iterator[None]:
+    yield
+    plt.close("all")
+
+
+def text_of(name: str) -> str:
+    return (ROOT / f"{name}.py").read_text(encoding="utf-8")
+
+
+def run_cell(source: str, where: str, namespace: dict[str, Any]) -> Any:
+    """Run a cell, and return the value of its last line as Jupyter would show it."""
+    tree = ast.parse(source)
+    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, where, "exec"), namespace)
+    if last is None:
+        return None
+    shown = eval(compile(ast.Expression(last.value), where, "eval"), namespace)
+    repr(shown)
+    return shown
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_runs_and_its_exercises_have_solutions(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    namespace: dict[str, Any] = {"__name__": name}
+    n_exercises = 0
+    for number, cell in enumerate(pair.cells_of(text_of(name))):
+        if not cell.is_code:
+            continue
+        verdict = run_cell(cell.source, f"{name}, cell {number}", namespace)
+        if cell.tag == "exercise":
+            call = ast.parse(cell.source).body[-1].value
+            checker, answer = call.func.id, call.args[0].id
+            assert namespace[answer] is ..., "an exercise is left open"
+            assert not verdict.is_right
+            assert "Hint: " in verdict.text
+            namespace[answer] = SOLUTIONS[checker]
+            solved = namespace[checker](namespace[answer])
+            assert solved.is_right, solved
+            n_exercises += 1
+    assert n_exercises == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_halves_of_a_notebook_are_in_step_and_the_outputs_are_stripped(name: str) -> None:
+    stored = (ROOT / f"{name}.ipynb").read_text(encoding="utf-8")
+    for cell in json.loads(stored)["cells"]:
+        if cell["cell_type"] == "code":
+            assert (cell["outputs"], cell["execution_count"]) == ([], None), "run `python notebooks/pair.py`"
+    assert stored == pair.notebook_of(text_of(name)), "run `python notebooks/pair.py`"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_jupytext_reads_a_text_as_the_same_cells(name: str) -> None:
+    jupytext = pytest.importorskip("jupytext")
+    read = jupytext.reads(text_of(name), fmt="py:percent")
+    theirs = [(cell.cell_type == "code", cell.source) for cell in read.cells]
+    assert theirs == [(cell.is_code, cell.source) for cell in pair.cells_of(text_of(name))]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_has_its_parts_and_defines_nothing(name: str) -> None:
+    cells = pair.cells_of(text_of(name))
+    prose = "\n".join(cell.source for cell in cells if not cell.is_code)
+    for part in ("**Question.**", "by hand", "One step further", "Exercise 1", "Exercise 2", "## References"):
+        assert part in prose, part
+    code = ast.parse("\n".join(cell.source for cell in cells if cell.is_code))
+    assert not [node.name for node in ast.walk(code) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+
+
+def test_there_is_a_solution_and_a_docstring_for_every_checker() -> None:
+    assert set(CHECKERS) == set(SOLUTIONS)
+    assert len(CHECKERS) == 2 * len(NAMES)
+    assert all(checker.__doc__ for checker in CHECKERS.values())
+    assert checks.__doc__
+
+
+# What checkers say
+
+
+def naive_lse(scores: list[float]) -> float:
+    return float(np.log(np.sum(np.exp(scores))))
+
+
+def shifted_lse(scores: list[float]) -> float:
+    return float(max(scores) + np.log(np.sum(np.exp(np.array(scores) - max(scores)))))
+
+
+def naive_merge(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+    total = np.exp(a[1]) + np.exp(b[1])
+    return (a[0] * np.exp(a[1]) + b[0] * np.exp(b[1])) / total, np.log(total)
+
+
+def mean_merge(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+    return (a[0] + b[0]) / 2, float(np.logaddexp(a[1], b[1]))
+
+
+@pytest.mark.parametrize(
+    ("checker", "answer", "explained"),
+    [
+        ("check_longest", 65_536, "one head"),
+        ("check_longest", 23_171, "more than"),
+        ("check_longest", 20_000, "fit"),
+        ("check_longest", 2**29, "square root"),
+        ("check_longest", 23_170.5, "whole numbers"),
+        ("check_query", (3.0, 1.0), "exponentials"),
+        ("check_query", (0.0, math.log(3)), "other way round"),
+        ("check_query", (1.0, 0.0), "0.731"),
+        ("check_query", "ab", "ValueError"),
+        ("check_cover", {0, 1, 2, 3}, "[4, 5, 6, 7, 8, 9]".strip("[]")),
+        ("check_cover", {0, 1, 3}, "Take four"),
+        ("check_cover", {0, 1, 3, 9, 11}, "Four are enough"),
+        ("check_cover", [0, 13, 3, 9], "same residue"),
+        ("check_cover", 5, "TypeError"),
+        ("check_meeting", 5, "without 11"),
+        ("check_meeting", 13, "0 to 12"),
+        ("check_owner", 4, "Without group 2"),
+        ("check_causal_load", 700, "above the diagonal"),
+        ("check_causal_load", 350, "its own key"),
+        ("check_causal_load", 356, "2485"),
+        ("check_overflow", 88, "1.65e38"),
+        ("check_overflow", 90, "too"),
+        ("check_overflow", 50, "float32 has"),
+        ("check_lse", lambda scores: None, "return"),
+        ("check_lse", naive_lse, "overflows"),
+        ("check_lse", shifted_lse, "sees no key"),
+        ("check_lse", max, "5"),
+        ("check_depth", 56, "chain"),
+        ("check_depth", 4, "least power of 2"),
+        ("check_merge", naive_merge, "overflows"),
+        ("check_merge", mean_merge, "3/4 and 1/4"),
+        ("check_merge", lambda a, b: None, "return"),
+        ("check_window_pairs", 100_000, "first 99"),
+        ("check_window_pairs", 94_050, "its own key"),
+        ("check_window_pairs", 200_000, "none sees more"),
+        ("check_chat", Sinks(4) | SlidingWindow(31), "looks ahead"),
+        ("check_chat", (Sinks(4) | SlidingWindow(32)) & Causal(), "33 keys back"),
+        ("check_chat", (Sinks(4) | SlidingWindow(30)) & Causal(), "must see key"),
+        ("check_chat", SlidingWindow(31), "one of the first 4"),
+        ("check_chat", "causal", "Sinks(4)"),
+        ("check_longest_subsequence", 304, "12"),
+        ("check_longest_subsequence", 500, "304 to 308"),
+        ("check_fewest_workers", 25, "24.0%"),
+        ("check_fewest_workers", 57, "fewer would do"),
+        ("check_fewest_workers", "many", "QuorumError"),
+    ],
+)
+def test_a_wrong_answer_is_explained(checker: str, answer: Any, explained: str) -> None:
+    verdict = CHECKERS[checker](answer)
+    assert not verdict.is_right
+    assert repr(verdict).startswith("Not yet.")
+    assert explained in verdict.text
+
+
+@pytest.mark.parametrize(
+    ("checker", "answer"),
+    [
+        ("check_query", (math.log(3) + 5, 5.0)),
+        ("check_cover", [0, 1, 4, 6]),
+        ("check_cover", {13, 1, 3, 22}),
+        ("check_chat", Causal() & (SlidingWindow(31) | Sinks(4) & Causal())),
+    ],
+)
+def test_other_right_answers_are_right(checker: str, answer: Any) -> None:
+    assert CHECKERS[checker](answer).is_right
