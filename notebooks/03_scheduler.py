@@ -54,7 +54,7 @@ assert [len(quorums.tiles(i)) for i in range(7)] == [7] * 7
 # Left: the owner of each tile. Right: the tiles of worker 2, inside the frames of the groups that it holds.
 
 # %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.6), layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.9), layout="constrained")
 plot.ownership_matrix(quorums, ax=left)
 ax = plot.ownership_matrix(quorums, worker=2, ax=right)
 
@@ -87,7 +87,7 @@ for i in range(8):
 # This is where the original is off balance by 1/W for even W. Here it is exact:
 
 # %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.6), layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.9), layout="constrained")
 plot.ownership_matrix(eight, ax=left)
 ax = plot.ownership_matrix(CyclicQuorumSet(133), worker=40, ax=right)
 

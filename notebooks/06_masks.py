@@ -75,12 +75,12 @@ assert SlidingWindow(1023).count(range(10**6), range(10**6)) == 10**6 * 1024 - 1
 
 # %%
 masks = [Causal(), SlidingWindow(260), PrefixLM(400), Documents([500, 100, 300, 400]) & Causal()]
+titles = ["causal", "a window of 261 keys", "a prefix of 400, then causal", "four documents, causal"]
 shape = (1, 1300, 16)
 figure, axes = plt.subplots(2, 2, figsize=(9, 9.2), layout="constrained")
-for ax, mask in zip(axes.flat, masks, strict=True):
+for ax, mask, title in zip(axes.flat, masks, titles, strict=True):
     plan = cqs.plan(shape, shape, shape, workers=13, mask=mask)
-    plot.tile_map(plan, ax=ax)
-    ax.set_title(str(mask).replace(", key_lengths=None", ""), size=8)
+    plot.tile_map(plan, ax=ax).set_title(title)
 
 # %% [markdown]
 # The share of the pairs that is visible, and the share of the tiles that is left:

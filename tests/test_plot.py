@@ -56,6 +56,28 @@ def test_a_picture_is_drawn_on_the_axes_given_or_on_new_ones(draw, monkeypatch: 
     fresh.figure.canvas.draw()  # every label can be laid out
 
 
+@pytest.mark.parametrize("W", [7, 31, 133])
+def test_nothing_of_a_picture_is_cut_off(W: int) -> None:
+    quorums, plan = CyclicQuorumSet(W), make_plan(W, Causal())
+    for ax in (
+        plot.ownership_matrix(quorums),
+        plot.ownership_matrix(quorums, worker=1),
+        plot.quorum_circle(quorums),
+        plot.quorum_circle(quorums, worker=0, other=1),
+        plot.difference_table(quorums),
+        plot.tile_map(plan),
+        plot.load_bars(plan),
+        plot.tokens_held(quorums, 1000),
+        plot.subsequence_lengths(1000, range(1, W + 1)),
+    ):
+        ax.figure.canvas.draw()
+        (left, bottom), (right, top) = ax.get_tightbbox().get_points()
+        width, height = ax.figure.bbox.size
+        assert min(left, bottom) >= -2, ax.get_title()
+        assert right <= width + 2, ax.get_title()
+        assert top <= height + 2, ax.get_title()
+
+
 def test_every_public_function_is_tried_above() -> None:
     assert len(plot.__all__) == 10
 

@@ -9,6 +9,7 @@ import numpy as np
 from cqs.plot.style import KINDS, MOST_LABELLED, axes, pyplot
 from cqs.quorum import CyclicQuorumSet
 from cqs.schedule import Plan
+from cqs.units import format_count
 
 __all__ = ["load_bars", "subsequence_lengths", "tokens_held"]
 
@@ -35,9 +36,10 @@ def load_bars(loads: Plan | Sequence[float], ax: Any = None) -> Any:
     mean = values.mean()
     _bars(ax, values)
     ax.axhline(mean, color=KINDS[5], lw=1.2, ls="--", label=f"mean {mean:,.0f}")
-    ax.legend(loc="lower right", framealpha=0.9)
-    over = f", largest {values.max() / mean:.3f} times the mean" if mean else ""
-    ax.set(xlabel="worker", ylabel="visible pairs", title=f"Loads of {len(values)} workers{over}")
+    ax.legend(loc="upper right", frameon=False)
+    ax.yaxis.set_major_formatter(lambda n, _: format_count(n))
+    over = f": largest {values.max() / mean:.3f} times the mean" if mean else ""
+    ax.set(xlabel="worker", ylabel="visible pairs", title=f"{len(values)} loads{over}")
     return ax
 
 
@@ -120,11 +122,12 @@ def _held(quorums: CyclicQuorumSet, n_tokens: int) -> list[int]:
 def _bars(ax: Any, values: Any) -> None:
     W = len(values)
     ax.bar(range(W), values, width=0.8 if W <= MOST_LABELLED else 1.0, color=KINDS[4], edgecolor="white", lw=0.3)
-    ax.set(xlim=(-0.7, W - 0.3), ylim=(0, 1.15 * max(max(values, default=0), 1)))
+    ax.set(xlim=(-0.7, W - 0.3), ylim=(0, 1.3 * max(max(values, default=0), 1)))
     if W <= _MOST_NUMBERED:
         ax.set_xticks(range(W))
 
 
 def _lower_line(ax: Any, value: float) -> None:
-    ax.axhline(value, color=KINDS[5], lw=1.2, ls="--", label=f"N / sqrt(W) = {value:,.0f}")
-    ax.legend(loc="lower right", framealpha=0.9)
+    number = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    ax.axhline(value, color=KINDS[5], lw=1.2, ls="--", label=f"N / sqrt(W) = {number}")
+    ax.legend(loc="upper right", frameon=False)

@@ -100,7 +100,7 @@ def quorum_circle(
         style = {"ncols": 3, "frameon": False, "handletextpad": 0.1, "columnspacing": 1.0}
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0.02), fontsize=9, **style)
     for g in range(W) if W <= MOST_LABELLED else sorted(held):
-        ax.text(*_place(g, W, radius=1.13), g, ha="center", va="center", size=9 if W <= 15 else 7)
+        ax.text(*_place(g, W, radius=1.17), g, ha="center", va="center", size=9 if W <= 15 else 7)
     subject = f"Quorum of worker {worker}" if other is None else f"Quorums of workers {worker} and {other}"
     ax.set(aspect="equal", xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), title=f"{subject}, W = {W}")
     ax.axis("off")
@@ -141,7 +141,7 @@ def difference_table(cover: DifferenceCover | CyclicQuorumSet, ax: Any = None) -
     names = {1: "reached once", 2: "twice", 3: "more often"}
     handles = [patch(color=shades[n], label=names[n]) for n in seen]
     ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False)
-    ax.set(xlabel="b", ylabel="a", title=f"a - b modulo {W}: {m * (m - 1)} differences, {W - 1} residues")
+    ax.set(xlabel="b", ylabel="a", title=f"Differences a - b modulo {W}")
     return ax
 
 
@@ -163,4 +163,4 @@ def _place(g: float, W: int, radius: float = 1.0) -> tuple[float, float]:
 
 
 def _of_base(base: tuple[int, ...]) -> str:
-    return f", base {set(base)}" if len(base) <= 6 else f", {len(base)} groups each"
+    return f", base {set(base)}" if len(base) <= 5 else ""

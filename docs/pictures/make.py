@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 
 def main() -> None:
     """Write every picture beside this file."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.8), layout="constrained")
     quorums = CyclicQuorumSet(13)
     ownership_matrix(quorums, ax=left)
     ownership_matrix(quorums, worker=2, ax=right)

@@ -15,7 +15,7 @@ _LONGEST = math.isqrt(_BYTES // (_HEADS * _ELEMENT))
 
 @exercise(
     hint="8 heads of N x N scores of 4 bytes are 32 N^2 bytes; 16 GiB are 2^34 bytes.",
-    right=f"N = {_LONGEST:,}. The inputs of that sequence, at width 64, take 0.13 GiB. It is the scores that are large.",
+    right=f"N = {_LONGEST:,}. The inputs of that sequence, at width 64, take 0.13 GiB. The scores are what is large.",
     wants="a whole number",
 )
 def check_longest(n_tokens: int) -> str | None:
