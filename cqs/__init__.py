@@ -8,13 +8,13 @@
 Data flows one way: `AttentionProblem` -> `Scheduler` -> `Plan` -> `Task` -> `Worker` -> `Partial` -> `Tiler` -> output.
 """
 
-from cqs import engines, kernels, masks, quorum
+from cqs import engines, events, kernels, masks, quorum
 from cqs.api import attention, plan
 from cqs.errors import CQSError
 from cqs.partial import Partial, merge
 from cqs.problem import AttentionProblem
 from cqs.quorum import CyclicQuorumSet, DifferenceCover, difference_cover
-from cqs.schedule import Plan, Scheduler, Strip, Task, Tile, default_workers
+from cqs.schedule import Plan, Scheduler, Strip, Task, Tile, default_workers, divide
 from cqs.sources import ArraySource
 from cqs.tiler import Tiler
 from cqs.worker import TaskResult, Worker
@@ -39,7 +39,9 @@ __all__ = [
     "attention",
     "default_workers",
     "difference_cover",
+    "divide",
     "engines",
+    "events",
     "kernels",
     "masks",
     "merge",

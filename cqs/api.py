@@ -1,34 +1,40 @@
 """The library's two calls: `attention`, and `plan`, which says what `attention` would do."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
-from typing import Literal, Never, overload
+from contextlib import closing, contextmanager
+from typing import Literal, Never, TypeAlias, overload
 
 from cqs.backend import namespace_of, refuse_gradients
-from cqs.engines import Engine, as_engine
+from cqs.engines import Engine, as_engine, concurrency
 from cqs.errors import refuse_unknown
+from cqs.events import Emit
 from cqs.kernels import choose_kernel
 from cqs.masks import Mask
 from cqs.problem import AttentionProblem
 from cqs.progress import Progress, reporting
-from cqs.schedule import Plan, Scheduler
+from cqs.schedule import Plan, Scheduler, Setting
 from cqs.scores import ALiBi, Scores, checked_sink_logits
-from cqs.sources import ArraySource, allocate_out, check_out
+from cqs.sources import InputSource, ShapeInput, Sink, Target, like_of, open_inputs, open_output
 from cqs.tiler import Tiler
 from cqs.types import Array
 from cqs.worker import TaskResult, Worker
 
 __all__ = ["attention", "plan"]
 
+Input: TypeAlias = Array | str | os.PathLike[str]
+Output: TypeAlias = Array | str | os.PathLike[str] | Sink | None
+
 
 @overload
 def attention(
-    q: Array,
-    k: Array,
-    v: Array,
+    q: Input,
+    k: Input,
+    v: Input,
     *,
     workers: int | None = ...,
+    memory: int | str | None = ...,
     mask: Mask | None = ...,
     is_causal: bool = ...,
     scale: float | None = ...,
@@ -40,16 +46,18 @@ def attention(
     engine: Engine | Executor | None = ...,
     strategy: str = ...,
     return_lse: Literal[False] = ...,
-    out: Array | None = ...,
+    out: Output = ...,
     progress: Progress = ...,
+    on_event: Emit = ...,
 ) -> Array: ...
 @overload
 def attention(
-    q: Array,
-    k: Array,
-    v: Array,
+    q: Input,
+    k: Input,
+    v: Input,
     *,
     workers: int | None = ...,
+    memory: int | str | None = ...,
     mask: Mask | None = ...,
     is_causal: bool = ...,
     scale: float | None = ...,
@@ -61,15 +69,17 @@ def attention(
     engine: Engine | Executor | None = ...,
     strategy: str = ...,
     return_lse: Literal[True],
-    out: Array | None = ...,
+    out: Output = ...,
     progress: Progress = ...,
+    on_event: Emit = ...,
 ) -> tuple[Array, Array]: ...
 def attention(
-    q: Array,
-    k: Array,
-    v: Array,
+    q: Input,
+    k: Input,
+    v: Input,
     *,
     workers: int | None = None,
+    memory: int | str | None = None,
     mask: Mask | None = None,
     is_causal: bool = False,
     scale: float | None = None,
@@ -81,24 +91,28 @@ def attention(
     engine: Engine | Executor | None = None,
     strategy: str = "auto",
     return_lse: bool = False,
-    out: Array | None = None,
+    out: Output = None,
     progress: Progress = None,
+    on_event: Emit = None,
     **unknown: Never,
 ) -> Array | tuple[Array, Array]:
     r"""Exact softmax attention, :math:`\mathrm{softmax}(\mathrm{scale} \cdot q k^\top)\, v`, in independent tasks.
 
     Parameters
     ----------
-    q : array, `(*B, H, T, D)`
-        Queries: float16, bfloat16, float32 or float64, of NumPy, torch, or another array-API library. NumPy arrays may
-        have any strides and be read-only.
-    k, v : array, `(*B, G, S, D)` and `(*B, G, S, E)`
+    q : array or path, `(*B, H, T, D)`
+        Queries: float16, bfloat16, float32 or float64, of NumPy, torch, or another array-API library; or the path of a
+        `.npy` file; or an array on disk, as of Zarr or h5py. NumPy arrays may have any strides and be read-only.
+    k, v : array or path, `(*B, G, S, D)` and `(*B, G, S, E)`
         Keys and values, of the library, device and type of q. H is a multiple of G: heads h*H/G to (h+1)*H/G - 1
         share key head h (grouped-query attention). E may differ from D, and S from T.
     workers : int, optional
         W, the number of tasks. By default the smallest perfect modulus (1, 3, 7, 13, 21, 31, ...) with a task for
         each CPU, less for short sequences; see `cqs.default_workers`. May exceed T. The result is the same
         to rounding for every W.
+    memory : int or str, optional
+        The most bytes to hold beyond the caller's arrays, as in "256 MiB": inputs that are read from disk, partial
+        results, kernels' blocks, the output if it is not given. Workers, blocks and threads are chosen to fit.
     mask : Mask or array of bool, optional
         What each query sees: a rule such as `cqs.masks.SlidingWindow(1024)`, or an array that broadcasts to
         `(*B, H, T, S)`, True where the query sees the key. By default everything.
@@ -120,33 +134,41 @@ def attention(
         "auto" takes the fastest that takes the arrays: "numpy" for NumPy, else "blockwise".
     engine : Engine or Executor, optional
         What runs the tasks; by default this machine's threads, `cqs.engines.LocalEngine()`.
-    strategy : {"auto", "cqs", "tiles"}
-        How scores are cut into tasks: by a cyclic quorum set (T = S only), or by a grid. "auto" takes "cqs" if T = S.
+    strategy : {"auto", "cqs", "tiles", "ring", "tree"}
+        How scores are cut into tasks: by a cyclic quorum set (T = S only), or by a grid, which under a budget streams
+        keys past queries that stay. "auto" takes "cqs" if T = S, and under a budget, if `workers` is free, what is
+        predicted to be faster. "ring" and "tree" are there to compare with.
     return_lse : bool
         Whether to return the log-sum-exp as well.
-    out : array, `(*B, H, T, E)`, optional
+    out : array or path, `(*B, H, T, E)`, optional
         Where to write the output, of q's type, or float32 for float16 and bfloat16 inputs, which then saves
-        the accumulator. Its contents are undefined if the call fails.
+        the accumulator. The contents of an array are undefined if the call fails. A path names a `.npy` file, which
+        appears when it is complete; an array on disk, as of Zarr or h5py, gets each row once.
     progress : bool or callable, optional
         True for a bar in the terminal, or a function called with (tasks done, tasks in all).
+    on_event : callable, optional
+        Told of every `cqs.events.Event`, from any thread: reads, kernel calls, merges, retries.
 
     Returns
     -------
     out : array, `(*B, H, T, E)`
-        In q's type, or `out` itself. A query that sees no key gets 0.
+        In q's type, or `out` itself; for a path a read-only memory map. A query that sees no key gets 0.
     lse : array, `(*B, H, T)`
         Only with `return_lse=True`: natural log of the sum of exponentials of the scores, in float32, or
         float64 for float64 inputs; -inf for a query that sees no key.
 
     Raises
     ------
-    ShapeError, DTypeError, OptionError, BackendError, QuorumError
+    ShapeError, DTypeError, OptionError, BackendError, BudgetError, QuorumError
         All of them `CQSError`, before anything is allocated: which argument, which rule, what it was, what to do.
+    SourceError, SinkError
+        A file is damaged or changes meanwhile, or cannot be written. No output that looks finished is left.
 
     Notes
     -----
     *Cost.* 2 T S (D + E) operations a head, half if causal. Beyond the output, each thread holds the result of one
     task, about T E / sqrt(W) a head, and at most 16 MiB; float16 and bfloat16 output takes an accumulator in float32.
+    `cqs.plan` says how much it comes to. With `memory` all of it stays within that, or the call is refused.
     *Numerics.* Scores and sums are kept in float32, float64 for float64. NaN and infinity in the inputs come out as in
     PyTorch: a NaN in a query spoils its row, one in a key every row that sees it; a score of +inf gives NaN. As
     there, NaN and infinity in a value may also reach rows that do not see its key, since 0 times infinity is NaN.
@@ -161,67 +183,63 @@ def attention(
     (8, 1000, 64)
     """
     refuse_unknown(attention, unknown)
-    xp = namespace_of(q=q, k=k, v=v)
     refuse_gradients(q=q, k=k, v=v)
-    problem = AttentionProblem.of(q, k, v, mask=mask, is_causal=is_causal, scale=scale)
-    planned = Scheduler(workers=workers, strategy=strategy).plan(problem)
-    scores = Scores.of(problem, q, softcap, bias, score_mod)
-    logits = None if sink_logits is None else checked_sink_logits(sink_logits, problem, like=q)
-    attend = choose_kernel(kernel, xp).attend
-    runner = as_engine(engine)
-    if out is None:
-        out = allocate_out(problem, like=q)
-    else:
-        check_out(out, problem, q=q, k=k, v=v)
+    with closing(open_inputs(q, k, v)) as source, reporting(progress) as report:
+        problem = AttentionProblem.of(source.q, source.k, source.v, mask=mask, is_causal=is_causal, scale=scale)
+        like = like_of(source.q)
+        scores = Scores.of(problem, like, softcap, bias, score_mod)
+        logits = None if sink_logits is None else checked_sink_logits(sink_logits, problem, like=like)
+        chosen = choose_kernel(kernel, namespace_of(q=like))
+        runner = as_engine(engine)
+        target = open_output(out, problem, source)
+        planned = _schedule(
+            problem, source, target, chosen.name, runner, workers, memory, strategy, return_lse, scores is not None
+        )
 
-    worker = Worker(problem, ArraySource(q, k, v), attend, scores)
-    tiler = Tiler(planned, out, logits)
-    with reporting(progress) as report:
+        worker = Worker(problem, source, chosen.attend, scores, planned.grain, on_event)
+        with _finishing(Tiler(planned, target.open(), logits, on_event)) as tiler:
 
-        def accept(result: TaskResult) -> None:
-            tiler.add(result)
-            report(tiler.n_added, len(planned))
+            def accept(result: TaskResult) -> None:
+                tiler.add(result)
+                report(tiler.n_added, len(planned))
 
-        runner.run(planned, worker, accept)
-    partial = tiler.result()
+            runner.run(planned, worker, accept)
+            partial = tiler.result()
     return (partial.out, partial.lse) if return_lse else partial.out
 
 
-@dataclass(frozen=True, slots=True)
-class _Shaped:
-    """The two facts of an array that planning needs."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-
 def plan(
-    q: Array | tuple[int, ...],
-    k: Array | tuple[int, ...],
-    v: Array | tuple[int, ...],
+    q: Input | tuple[int, ...],
+    k: Input | tuple[int, ...],
+    v: Input | tuple[int, ...],
     *,
     workers: int | None = None,
+    memory: int | str | None = None,
     mask: Mask | None = None,
     is_causal: bool = False,
     scale: float | None = None,
     strategy: str = "auto",
     dtype: str = "float32",
+    kernel: str = "auto",
+    engine: Engine | Executor | None = None,
+    return_lse: bool = False,
+    out: Output = None,
     **unknown: Never,
 ) -> Plan:
     """Return the plan that `attention` would run, without running it or touching any data.
 
     Parameters
     ----------
-    q, k, v : array or tuple of int
-        Arrays, anything else with `shape` and `dtype`, or bare shapes.
+    q, k, v : array, path, or tuple of int
+        As for `attention`, anything else with `shape` and `dtype`, or bare shapes, which stand for arrays in memory.
     dtype : str
         The type of the elements, for bare shapes.
-    workers, mask, is_causal, scale, strategy
+    workers, memory, mask, is_causal, scale, strategy, kernel, engine, return_lse, out
         As in `attention`.
 
     Raises
     ------
-    ShapeError, DTypeError, OptionError, QuorumError
+    ShapeError, DTypeError, OptionError, BudgetError, QuorumError
         As `attention` would.
 
     Examples
@@ -230,8 +248,50 @@ def plan(
     >>> plan = cqs.plan(*[(8, 10_000, 64)] * 3, workers=7)
     >>> len(plan), plan.base, sum(plan.loads()) == 10_000**2
     (7, (0, 1, 3), True)
+    >>> cqs.plan(*[(8, 100_000, 64)] * 3, memory="256 MiB").projected_bytes < 2**28
+    True
     """
     refuse_unknown(plan, unknown)
-    shaped = [_Shaped(x, dtype) if isinstance(x, tuple) else x for x in (q, k, v)]
-    problem = AttentionProblem.of(*shaped, mask=mask, is_causal=is_causal, scale=scale)
-    return Scheduler(workers=workers, strategy=strategy).plan(problem)
+    opened = [ShapeInput(x, dtype) if isinstance(x, tuple) else x for x in (q, k, v)]
+    with closing(open_inputs(*opened)) as source:
+        problem = AttentionProblem.of(source.q, source.k, source.v, mask=mask, is_causal=is_causal, scale=scale)
+        target = open_output(out, problem, source)
+        name = choose_kernel(kernel, namespace_of(q=like_of(source.q))).name
+        return _schedule(problem, source, target, name, as_engine(engine), workers, memory, strategy, return_lse)
+
+
+def _schedule(
+    problem: AttentionProblem,
+    source: InputSource,
+    target: Target,
+    kernel: str,
+    engine: Engine,
+    workers: int | None,
+    memory: int | str | None,
+    strategy: str,
+    keeps_lse: bool,
+    has_scores: bool = False,
+) -> Plan:
+    threads, in_flight = concurrency(engine, needs_little=memory is not None or source.is_staged)
+    setting = Setting(
+        kernel=kernel,
+        threads=threads,
+        in_flight=in_flight,
+        is_staged=source.is_staged,
+        output=target.kind,
+        output_dtype=target.dtype,
+        keeps_lse=keeps_lse,
+        has_scores=has_scores,
+        read_bytes=source.read_bytes,
+    )
+    return Scheduler(workers, strategy, memory, setting).plan(problem)
+
+
+@contextmanager
+def _finishing(tiler: Tiler) -> Iterator[Tiler]:
+    """Leave nothing that looks finished if anything fails inside."""
+    try:
+        yield tiler
+    except BaseException:
+        tiler.abandon()
+        raise

@@ -11,12 +11,15 @@ from typing import Any, Self
 
 __all__ = [
     "BackendError",
+    "BudgetError",
     "CQSError",
     "CertificateError",
     "DTypeError",
     "OptionError",
     "QuorumError",
     "ShapeError",
+    "SinkError",
+    "SourceError",
     "TileError",
     "refuse_unknown",
 ]
@@ -57,6 +60,18 @@ class CertificateError(CQSError, ValueError):
 
 class BackendError(CQSError, RuntimeError):
     """Arrays of different libraries or devices, or a library that is missing."""
+
+
+class BudgetError(CQSError, ValueError):
+    """No way to run the problem holds as little memory as was allowed."""
+
+
+class SourceError(CQSError, OSError):
+    """What queries, keys or values are read from is damaged, or changed while it was read."""
+
+
+class SinkError(CQSError, OSError):
+    """The output could not be written; nothing that looks finished is left."""
 
 
 class TileError(CQSError, RuntimeError):

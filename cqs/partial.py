@@ -6,11 +6,10 @@ from math import prod
 from typing import Self
 
 from cqs.backend import namespace_of
+from cqs.schedule import MERGE_BLOCK
 from cqs.types import Array, DType, Namespace
 
 __all__ = ["Partial", "merge", "merge_into"]
-
-_BLOCK = 1 << 18  # elements that are merged at a time: they fit a core's cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +76,7 @@ def merge_into(xp: Namespace, totals: Sequence[Partial], parts: Sequence[Partial
     for total, part in zip(totals, parts, strict=True):
         *heads, n_rows, width = part.out.shape
         weight_total, weight_part, lse = (w[..., first : first + n_rows] for w in weights)
-        step = max(_BLOCK // max(prod(heads) * width, 1), 1)
+        step = max(MERGE_BLOCK // max(prod(heads) * width, 1), 1)
         for start in range(0, n_rows, step):
             rows = slice(start, min(start + step, n_rows))
             out = total.out[..., rows, :]

@@ -1,14 +1,21 @@
 """The Tiler: partial results become the output, each tile exactly once."""
 
 from collections import Counter
+from math import prod
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
 
 from cqs.backend import dtype_of, namespace_of, quiet_floats
 from cqs.errors import DTypeError, TileError
-from cqs.partial import Partial, merge_into
-from cqs.problem import dtype_name
-from cqs.schedule import Plan, Strip, Task
-from cqs.sources import check_out
-from cqs.types import Array
+from cqs.events import BytesWritten, Emit, ResultMerged
+from cqs.partial import Partial
+from cqs.problem import DTYPES, dtype_name
+from cqs.schedule import WRITE_BYTES, HeadBlock, Plan, Strip, Task
+from cqs.sources import ArraySink, Sink, check_out
+from cqs.sums import InMemory, InPlace, Spilled, Sums
+from cqs.types import Array, Namespace
 from cqs.worker import TaskResult
 
 __all__ = ["Tiler"]
@@ -21,34 +28,43 @@ class Tiler:
     ----------
     plan : Plan
         Whose tasks are to come.
-    out : array, `(*B, H, T, E)`
-        Where the output is written, of the inputs' type or the accumulators'. While it has the accumulators' type it
-        is itself the accumulator.
+    out : array `(*B, H, T, E)`, or Sink
+        Where the output is written, of the inputs' type or the accumulators'. An array of the accumulators' type is
+        itself the accumulator. To a sink each row is written once, when it is complete.
     sink_logits : array, `(*B, H, 1)`, optional
         Scores that take part in every softmax and have no value.
+    emit : function, optional
+        Told of every `cqs.events.Event`.
 
     Notes
     -----
     Results are merged in the order of their tasks, whatever order they come in: one that is early waits. So the output
-    is bitwise the same for any engine. Beyond the output the Tiler holds the log-sum-exp, what waits, and for
-    float16 and bfloat16 output an accumulator in float32.
+    is bitwise the same for any engine. Beyond the output the Tiler holds the log-sum-exp, what waits, and sums that are
+    not complete, unless they are in the output: of all rows of a block of heads, or as the plan says in a scratch file.
     """
 
-    def __init__(self, plan: Plan, out: Array, sink_logits: Array | None = None) -> None:
+    def __init__(self, plan: Plan, out: Array | Sink, sink_logits: Array | None = None, emit: Emit = None) -> None:
         problem = plan.problem
-        check_out(out, problem)
-        xp = namespace_of(out=out)
+        self._sink: Sink = out if isinstance(out, Sink) else ArraySink(out)
+        if isinstance(self._sink, ArraySink):
+            check_out(self._sink.array, problem)
+            like = self._sink.array
+        else:
+            like = np.empty(0)
+        xp = namespace_of(out=like)
         dtype = dtype_of(xp, problem.accumulator_dtype)
         self._plan = plan
         self._xp = xp
-        self._out = out
-        accumulator = out if out.dtype == dtype else xp.empty(out.shape, dtype=dtype, device=out.device)
-        accumulator[...] = 0
-        self._sum = Partial(accumulator, xp.full(problem.lse_shape, -xp.inf, dtype=dtype, device=out.device))
+        self._dtype = dtype
+        self._device = like.device
+        self._emit = emit
+        is_in_place = isinstance(self._sink, ArraySink) and like.dtype == dtype
+        keeps_lse = plan.setting.keeps_lse or (is_in_place and not plan.completes_each)
+        self._lse = xp.full(problem.lse_shape, -xp.inf, dtype=dtype, device=like.device) if keeps_lse else None
+        self._sums = None if plan.completes_each else self._new_sums(is_in_place)
         self._sink_logits = sink_logits
         self._waiting: dict[int, TaskResult] = {}
         self._next = 0  # the task whose result is merged next
-        self._begun: set[int] = set()  # first queries of the groups that hold something already
 
     def add(self, result: TaskResult) -> None:
         """Take the result of one task. O(T E / sqrt(W)) a head.
@@ -60,6 +76,8 @@ class Tiler:
             has a result of the wrong shape.
         DTypeError
             If a partial result is of another type than the accumulator, in which it would be rounded unnoticed.
+        SinkError
+            If rows cannot be written.
         """
         self._check(result)
         self._waiting[result.task.index] = result
@@ -75,7 +93,7 @@ class Tiler:
         return self._next + len(self._waiting)
 
     def result(self) -> Partial:
-        """Return the output and its log-sum-exp, once every task has come.
+        """Return the output and its log-sum-exp, once every task has come; None for one that the plan does not keep.
 
         Raises
         ------
@@ -88,36 +106,77 @@ class Tiler:
             raise TileError(
                 f"{n_missing} of {len(self._plan)} tasks never came, the first of them task {self._next} with {what}"
             )
-        if self._sink_logits is not None:
-            self._add_sinks(self._sink_logits)
-            self._sink_logits = None
-        if self._out is not self._sum.out:
-            self._out[...] = self._xp.astype(self._sum.out, self._out.dtype)
-        return Partial(self._out, self._sum.lse)
+        return Partial(self._sink.finish(), self._lse)
 
-    def _add_sinks(self, logits: Array) -> None:
-        """Give each softmax one more term, without a value."""
-        xp, (out, lse) = self._xp, (self._sum.out, self._sum.lse)
-        with quiet_floats():
-            top = xp.maximum(lse, logits)
-            shift = xp.where(top == -xp.inf, xp.zeros_like(top), top)
-            total = shift + xp.log(xp.exp(lse - shift) + xp.exp(logits - shift))
-            weight = xp.where(lse == -xp.inf, xp.zeros_like(lse), xp.exp(lse - total))
-            out *= weight[..., None]
-            lse[...] = xp.where(top == -xp.inf, top, total)
+    def abandon(self) -> None:
+        """Leave nothing that looks finished."""
+        self._sink.abandon()
+
+    def _new_sums(self, is_in_place: bool) -> Sums:
+        problem = self._plan.problem
+        if is_in_place:
+            assert isinstance(self._sink, ArraySink)
+            return InPlace(self._xp, self._sink.array, self._lse)
+        if self._plan.setting.is_spilled:
+            path = getattr(self._sink, "path", None)
+            return Spilled(problem.out_shape, np.dtype(problem.accumulator_dtype), path and str(Path(path).parent))
+        return InMemory(self._xp, problem.out_shape, self._dtype, self._device)
 
     def _merge(self, result: TaskResult) -> None:
-        merged: list[tuple[Partial, Partial]] = []
-        for strip, part in zip(result.task.strips, result.partials, strict=True):
-            rows = slice(strip.query.start, strip.query.stop)
-            total = Partial(self._sum.out[..., rows, :], self._sum.lse[..., rows])
-            if rows.start in self._begun:
-                merged.append((total, part))
-            else:
-                self._begun.add(rows.start)
-                total.out[...], total.lse[...] = part.out, part.lse
-        if merged:
-            merge_into(self._xp, *zip(*merged, strict=True))
+        task, start = result.task, perf_counter()
+        complete = self._plan.completes(task.index)
+        if self._sums is None:
+            self._pass_on(result, complete)
+            return
+        spilled = self._sums.add(task.heads, task.strips, result.partials)
+        if self._emit is not None:
+            n_bytes = sum(x.size * x.dtype.itemsize for p in result.partials for x in (p.out, p.lse))
+            self._emit(ResultMerged(task=task.index, start=start, n_bytes=n_bytes, spilled_bytes=spilled))
+        if complete:
+            for rows, partial, n_bytes in self._sums.take(task.heads, complete):
+                self._finish(task, rows, partial, n_bytes)
+
+    def _pass_on(self, result: TaskResult, complete: range) -> None:
+        """Write the rows of a task that completes its own, and those of them that see nothing."""
+        first = complete.start
+        for strip, partial in zip(result.task.strips, result.partials, strict=True):
+            self._finish_unseen(result.task, range(first, strip.query.start))
+            self._finish(result.task, strip.query.tokens, partial)
+            first = strip.query.stop
+        self._finish_unseen(result.task, range(first, complete.stop))
+
+    def _finish_unseen(self, task: Task, rows: range) -> None:
+        step = self._rows_at_once(task.heads)
+        for start in range(rows.start, rows.stop, step):
+            part = range(start, min(start + step, rows.stop))
+            shape = (*self._leading(task.heads), len(part), self._plan.problem.value_width)
+            self._finish(task, part, Partial.empty(self._xp, shape, self._dtype, self._device))
+
+    def _finish(self, task: Task, rows: range, partial: Partial, spilled: int = 0) -> None:
+        """Take complete rows to where they belong."""
+        start, heads = perf_counter(), task.heads
+        lead = None if heads is None else heads.of_queries
+        if self._sink_logits is not None:
+            _add_sinks(self._xp, partial, self._sink_logits[(*((...,) if lead is None else lead), slice(None))])
+        if self._lse is not None and not isinstance(self._sums, InPlace):
+            self._lse[(*((...,) if lead is None else lead), slice(rows.start, rows.stop))] = partial.lse
+        n_bytes = 0
+        if not isinstance(self._sums, InPlace):
+            step = self._rows_at_once(heads)
+            for first in range(rows.start, rows.stop, step):
+                last = min(first + step, rows.stop)
+                self._sink.write(lead, first, last, partial.out[..., first - rows.start : last - rows.start, :])
+        if self._emit is not None:
+            n_rows = len(rows) * prod(self._leading(heads))
+            n_bytes = n_rows * self._plan.problem.value_width * _itemsize(self._sink)
+            self._emit(BytesWritten(task=task.index, start=start, n_bytes=n_bytes, spilled_bytes=spilled))
+
+    def _leading(self, heads: HeadBlock | None) -> tuple[int, ...]:
+        return self._plan.problem.lse_shape[:-1] if heads is None else (len(heads.queries),)
+
+    def _rows_at_once(self, heads: HeadBlock | None) -> int:
+        row_bytes = prod(self._leading(heads)) * self._plan.problem.value_width * 8
+        return max(WRITE_BYTES // max(row_bytes, 1), 1)
 
     def _check(self, result: TaskResult) -> None:
         index, n_tasks = result.task.index, len(self._plan)
@@ -136,18 +195,18 @@ class Tiler:
         if index < self._next or index in self._waiting:
             raise TileError(f"task {index} with {_first_tile(planned)} came twice; each task is added once")
         for strip, partial in zip(planned.strips, result.partials, strict=False):
-            self._check_partial(strip, partial)
+            self._check_partial(strip, partial, self._leading(planned.heads))
         if len(result.partials) < len(planned.strips):
             tile = next(planned.strips[len(result.partials)].tiles)
             raise TileError(f"{tile} is missing from the result of task {index}")
         if len(result.partials) > len(planned.strips):
             raise TileError(f"task {index} has {len(planned.strips)} strips, but {len(result.partials)} results came")
 
-    def _check_partial(self, strip: Strip, partial: Partial) -> None:
-        tile, expected = next(strip.tiles), (*self._out.shape[:-2], len(strip.query), self._out.shape[-1])
+    def _check_partial(self, strip: Strip, partial: Partial, leading: tuple[int, ...]) -> None:
+        tile, expected = next(strip.tiles), (*leading, len(strip.query), self._plan.problem.value_width)
         if tuple(partial.out.shape) != expected or tuple(partial.lse.shape) != expected[:-1]:
             raise TileError(f"the result for {tile} must have shape {expected}, got {tuple(partial.out.shape)}")
-        dtype = dtype_name(self._sum.out)
+        dtype = self._plan.problem.accumulator_dtype
         for name, array in (("out", partial.out), ("lse", partial.lse)):
             if dtype_name(array) != dtype:
                 rule = f"have the accumulator's type, {dtype}, in the result for {tile}"
@@ -157,3 +216,18 @@ class Tiler:
 
 def _first_tile(task: Task) -> str:
     return str(next(task.tiles, "no tile"))
+
+
+def _add_sinks(xp: Namespace, partial: Partial, logits: Array) -> None:
+    """Give each softmax one more term, without a value; in place."""
+    out, lse = partial.out, partial.lse
+    top = xp.maximum(lse, logits)
+    shift = xp.where(top == -xp.inf, xp.zeros_like(top), top)
+    total = shift + xp.log(xp.exp(lse - shift) + xp.exp(logits - shift))
+    weight = xp.where(lse == -xp.inf, xp.zeros_like(lse), xp.exp(lse - total))
+    out *= weight[..., None]
+    lse[...] = xp.where(top == -xp.inf, top, total)
+
+
+def _itemsize(sink: Sink) -> int:
+    return DTYPES[dtype_name(sink)][0]

@@ -1,6 +1,30 @@
 """Numbers for people: bytes, counts and seconds."""
 
-__all__ = ["format_bytes", "format_count", "format_seconds"]
+import re
+
+from cqs.errors import OptionError
+
+__all__ = ["format_bytes", "format_count", "format_seconds", "parse_bytes"]
+
+_UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+def parse_bytes(name: str, value: object) -> int:
+    """Read a number of bytes: a whole number, or text with a unit, binary (KiB) or decimal (kB).
+
+    >>> parse_bytes("memory", "64 MiB"), parse_bytes("memory", "1.5GB"), parse_bytes("memory", 4096)
+    (67108864, 1500000000, 4096)
+    """
+    if isinstance(value, str):
+        if match := re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)(i?)b?\s*", value.lower()):
+            number, unit, binary = match.groups()
+            if unit or not binary:
+                return int(float(number) * (1024 if binary else 1000) ** _UNITS[unit])
+    elif not isinstance(value, bool) and hasattr(value, "__index__"):
+        number_of_bytes = value.__index__()
+        if number_of_bytes >= 0:
+            return int(number_of_bytes)
+    raise OptionError.of(name, "be a number of bytes", repr(value), "write it like '64 MiB', '2 GB' or 67108864")
 
 
 def format_bytes(n_bytes: float) -> str:

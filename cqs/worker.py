@@ -1,13 +1,17 @@
 """The Worker: a task and a source become partial results. It talks to no one and keeps nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from time import perf_counter
 
-from cqs.backend import namespace_of, quiet_floats
-from cqs.kernels import Attend, Region, attend_per_head
+from cqs.backend import quiet_floats
+from cqs.computing import Computation, joined
+from cqs.events import Emit, Event, TaskDone, TaskStarted
+from cqs.kernels import Attend
 from cqs.partial import Partial
 from cqs.problem import AttentionProblem
-from cqs.schedule import Bundle, Task
+from cqs.reading import Direct, Feed
+from cqs.schedule import Grain, Task
 from cqs.scores import Scores
 from cqs.sources import Source
 
@@ -16,10 +20,21 @@ __all__ = ["TaskResult", "Worker"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TaskResult:
-    """A task and one `Partial` for each of its strips, in the order of the strips."""
+    """A task and one `Partial` for each of its strips, in the order of the strips.
+
+    Parameters
+    ----------
+    task : Task
+        Of a plan.
+    partials : tuple of Partial
+        `(*B, H, t, E)` for t queries of a strip, or `(h, t, E)` for the h heads of a task that has its own.
+    events : tuple of Event
+        What happened meanwhile, if nobody was told at once.
+    """
 
     task: Task
     partials: tuple[Partial, ...]
+    events: tuple[Event, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,14 +51,23 @@ class Worker:
         A function of the signature `cqs.kernels.Attend`.
     scores : Scores, optional
         What is done to scores before the mask.
+    grain : Grain
+        How large kernel calls and their blocks are, as of the plan.
+    emit : function, optional
+        Told of every `cqs.events.Event`, from any thread.
+    records : bool
+        Whether events come back with the result, as from another process.
     """
 
     problem: AttentionProblem
     source: Source
     attend: Attend
     scores: Scores | None = None
+    grain: Grain = Grain()  # noqa: RUF009  # frozen
+    emit: Emit = None
+    records: bool = False
 
-    def run(self, task: Task, threads: int = 1) -> TaskResult:
+    def run(self, task: Task, threads: int = 1, feed: Feed | None = None) -> TaskResult:
         """Compute the tiles that the task owns, bundle by bundle.
 
         Parameters
@@ -52,32 +76,37 @@ class Worker:
             What to compute.
         threads : int
             How many threads the kernel may use; the result does not depend on it.
+        feed : Feed, optional
+            Gives what the task reads; by default it is read from the source when it is wanted.
 
-        The same task always gives the same result, bit for bit, so it may be run again anywhere.
+        Returns
+        -------
+        TaskResult
+            The same task always gives the same result, bit for bit, so it may be run again anywhere.
+
+        Notes
+        -----
+        A task that runs out of memory is divided by `cqs.divide`, what was computed of it is kept, and the rest is
+        computed part by part. Such a result may differ in its last bits, and is the same for the same failures.
+
+        Raises
+        ------
+        MemoryError
+            If there is not even room for one query and one key.
         """
+        events: list[Event] = []
+        emit = events.append if self.records else self.emit
+        start = perf_counter()
+        if emit is not None:
+            emit(TaskStarted(task=task.index, start=start))
         with quiet_floats():
-            partials = (partial for bundle in task.bundles for partial in self._attend(bundle, threads))
-            return TaskResult(task, tuple(partials))
+            computation = Computation(self.problem, self.attend, self.scores, self.grain, self.source, threads, emit)
+            partials = computation.partials(task, feed or Direct(self.source, emit))
+        if emit is not None:
+            emit(TaskDone(task=task.index, start=start))
+        return TaskResult(task, partials, tuple(events))
 
-    def _attend(self, bundle: Bundle, threads: int) -> Iterator[Partial]:
-        queries = [self.source.queries(strip.query) for strip in bundle.strips]
-        xp = namespace_of(q=queries[0])
-        partial = attend_per_head(
-            self.attend,
-            queries[0] if len(queries) == 1 else xp.concat(queries, axis=-2),
-            [self.source.keys(group) for group in bundle.keys],
-            scale=self.problem.scale,
-            region=Region(
-                queries=tuple(strip.query.tokens for strip in bundle.strips),
-                keys=tuple(group.tokens for group in bundle.keys),
-                mask=self.problem.mask,
-                foreign=bundle.foreign,
-                scores=self.scores,
-            ),
-            threads=threads,
-        )
-        first = 0
-        for strip in bundle.strips:
-            rows = slice(first, first + len(strip.query))
-            yield Partial(partial.out[..., rows, :], partial.lse[..., rows])
-            first = rows.stop
+    def join(self, task: Task, parts: Sequence[TaskResult]) -> TaskResult:
+        """Merge the results of the tasks that `cqs.divide` made of a task, in their order."""
+        with quiet_floats():
+            return TaskResult(task, joined(task, [(part.task, part.partials) for part in parts]))

@@ -95,7 +95,7 @@ def test_worker_counts_that_are_none(workers: Any) -> None:
     ("options", "words"),
     [
         ({"kernel": "cudnn"}, ("`kernel`", "numpy", "'cudnn'")),
-        ({"strategy": "ring"}, ("`strategy`", "tiles", "'ring'")),
+        ({"strategy": "rings"}, ("`strategy`", "tiles", "'rings'")),
         ({"scale": float("nan")}, ("`scale`", "finite", "nan")),
         ({"scale": "big"}, ("`scale`", "finite", "big")),
         ({"mask": [[True]]}, ("`mask`", "cqs.masks", "list")),

@@ -1,6 +1,7 @@
 """Importing cqs is cheap: it loads no library that was not asked for, and takes little longer than NumPy alone."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -12,7 +13,10 @@ MOST_SECONDS = 0.1  # beyond what NumPy takes
 
 def run(code: str) -> str:
     """What a fresh interpreter prints."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    command = [sys.executable, "-c", code]
+    # compiled files are kept, as they are of what is installed, wherever the environment of the tests keeps them
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environ)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

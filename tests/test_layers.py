@@ -12,7 +12,7 @@ ROOT = Path(cqs.__file__).parent
 
 # Lowest first. A name is a module of `cqs`, or a package with all that is in it.
 LAYERS = (
-    ("errors", "checks", "units", "types", "machine"),
+    ("errors", "checks", "units", "types", "machine", "events"),
     ("quorum",),
     ("masks", "problem"),
     ("schedule",),
@@ -21,7 +21,10 @@ LAYERS = (
     ("partial",),
     ("kernels",),
     ("sources",),
+    ("reading",),
+    ("computing",),
     ("worker",),
+    ("sums",),
     ("tiler",),
     ("engines",),
     ("progress", "oracle", "verify", "testing", "plot"),

@@ -3,6 +3,7 @@
 from cqs.backend.arrays import (
     dtype_of,
     is_numpy,
+    is_out_of_memory,
     is_writeable,
     may_overlap,
     namespace_of,
@@ -11,16 +12,18 @@ from cqs.backend.arrays import (
     refuse_gradients,
 )
 from cqs.backend.blas import BlasLibrary, blas_libraries, single_threaded_blas
-from cqs.backend.threads import Threads, Workspace, compute_threads
+from cqs.backend.threads import Stopped, Threads, Workspace, compute_threads, stopped_by
 
 __all__ = [
     "BlasLibrary",
+    "Stopped",
     "Threads",
     "Workspace",
     "blas_libraries",
     "compute_threads",
     "dtype_of",
     "is_numpy",
+    "is_out_of_memory",
     "is_writeable",
     "may_overlap",
     "namespace_of",
@@ -28,4 +31,5 @@ __all__ = [
     "quiet_floats",
     "refuse_gradients",
     "single_threaded_blas",
+    "stopped_by",
 ]

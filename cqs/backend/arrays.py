@@ -19,6 +19,7 @@ from cqs.types import Array, DType, Namespace
 __all__ = [
     "dtype_of",
     "is_numpy",
+    "is_out_of_memory",
     "is_writeable",
     "may_overlap",
     "namespace_of",
@@ -105,6 +106,11 @@ def refuse_gradients(**arrays: Array) -> None:
         if getattr(array, "requires_grad", False):
             rule = "not require gradients, which cqs does not compute yet"
             raise BackendError.of(name, rule, "requires_grad=True", f"give `{name}.detach()`")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of the machine or of a device, is used up."""
+    return isinstance(error, MemoryError) or any(t.__name__ == "OutOfMemoryError" for t in type(error).__mro__)
 
 
 def overlaps_itself(array: Array) -> bool:

@@ -13,9 +13,27 @@ import numpy.typing as npt
 
 from cqs.backend.blas import limited_in_this_thread, single_threaded_blas
 
-__all__ = ["Threads", "Workspace", "compute_threads"]
+__all__ = ["Stopped", "Threads", "Workspace", "compute_threads", "stopped_by"]
 
 Item = TypeVar("Item")
+
+
+class Stopped(BaseException):
+    """Work was called off; raised where it was going on, for nobody to handle."""
+
+
+_own = threading.local()  # what stops the work of each thread
+
+
+@contextmanager
+def stopped_by(event: threading.Event) -> Iterator[None]:
+    """Have all that this thread shares out while inside end soon after the event is set."""
+    before = getattr(_own, "stop", None)
+    _own.stop = event
+    try:
+        yield
+    finally:
+        _own.stop = before
 
 
 class Workspace:
@@ -93,8 +111,11 @@ class _Queue(Iterator[Item], Generic[Item]):
     def __init__(self, items: Sequence[Item]) -> None:
         self._items = iter(items)
         self._lock = threading.Lock()
+        self._stop: threading.Event | None = getattr(_own, "stop", None)
 
     def __next__(self) -> Item:
+        if self._stop is not None and self._stop.is_set():
+            raise Stopped
         with self._lock:
             return next(self._items)
 

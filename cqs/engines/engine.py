@@ -4,17 +4,19 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from cqs.backend import Threads, compute_threads
+from cqs.backend import Threads, compute_threads, stopped_by
 from cqs.checks import whole_number
 from cqs.errors import OptionError
 from cqs.machine import available_cpus
+from cqs.reading import Feed, ReadAhead
 from cqs.schedule import Plan
 from cqs.worker import TaskResult, Worker
 
-__all__ = ["Accept", "Engine", "ExecutorEngine", "LocalEngine", "as_engine"]
+__all__ = ["Accept", "Engine", "ExecutorEngine", "LocalEngine", "as_engine", "concurrency"]
 
 
 # Takes one result; a `Tiler.add`, say
@@ -46,15 +48,21 @@ class LocalEngine:
     def run(self, plan: Plan, worker: Worker, accept: Accept) -> None:
         """Pass on results in the plan's order, holding at most two for each thread.
 
-        As many tasks as can be divided evenly run one to a thread, and the thread that completes the order passes the
-        results on: no thread has to wake another. Each of the rest runs on all threads.
+        If the plan has one task in flight, each runs on all threads, while the next inputs are read. Else as many tasks
+        as can be divided evenly run one to a thread, and the thread that completes the order passes the results on: no
+        thread has to wake another. Each of the rest runs on all threads.
         """
+        if plan.setting.in_flight == 1:
+            self._one_by_one(plan, worker, accept)
+            return
         n_alone = len(plan) - len(plan) % self.threads if self.threads > 1 else 0
         turns = _Turns(accept, most_ahead=self.threads)
+        stop = threading.Event()
 
         def work(i: int, _: object) -> None:
             try:
-                turns.add(i, worker.run(plan.task(i)))
+                with stopped_by(stop):
+                    turns.add(i, worker.run(plan.task(i)))
             except BaseException:
                 turns.close()
                 raise
@@ -64,9 +72,22 @@ class LocalEngine:
             try:
                 own.share(range(n_alone), work, self.threads)
             finally:
+                stop.set()
+                turns.close()
                 own.shutdown()
             for i in range(n_alone, len(plan)):
                 accept(worker.run(plan.task(i), self.threads))
+
+    def _one_by_one(self, plan: Plan, worker: Worker, accept: Accept) -> None:
+        """Run each task on all threads; inputs that are read into memory are read ahead."""
+        threads = min(self.threads, plan.setting.threads)
+        with compute_threads(), ExitStack() as reading:
+            feed: Feed | None = None
+            if plan.setting.is_staged:
+                ahead = ReadAhead(worker.source, plan.reads(), plan.footprint.inputs, worker.emit)
+                feed = reading.enter_context(ahead.running())
+            for task in plan.tasks():
+                accept(worker.run(task, threads, feed))
 
 
 class _Turns:
@@ -119,15 +140,26 @@ class ExecutorEngine:
         object.__setattr__(self, "in_flight", whole_number("in_flight", self.in_flight, 1, remedy))
 
     def run(self, plan: Plan, worker: Worker, accept: Accept) -> None:
-        """Pass on results in the plan's order."""
+        """Pass on results in the plan's order, and what happened in a task when it is done."""
         pending: deque[Future[TaskResult]] = deque()
+        most, emit = min(self.in_flight, plan.setting.in_flight), worker.emit
+        # a listener cannot go to another process, but what it is to hear can come back
+        sent = worker if emit is None else replace(worker, emit=None, records=True)
+
+        def pass_on() -> None:
+            result = pending.popleft().result()
+            if emit is not None:
+                for event in result.events:
+                    emit(event)
+            accept(result)
+
         try:
             for task in plan.tasks():
-                pending.append(self.executor.submit(worker.run, task))
-                if len(pending) == self.in_flight:
-                    accept(pending.popleft().result())
+                pending.append(self.executor.submit(sent.run, task))
+                if len(pending) == most:
+                    pass_on()
             while pending:
-                accept(pending.popleft().result())
+                pass_on()
         finally:
             for future in pending:
                 future.cancel()
@@ -149,3 +181,14 @@ def as_engine(engine: "Engine | Executor | None") -> Engine:
         rule = "be an engine from `cqs.engines` or a `concurrent.futures.Executor`"
         raise OptionError.of("engine", rule, repr(engine), "leave it out to use this machine's threads")
     return engine
+
+
+def concurrency(engine: Engine, needs_little: bool) -> tuple[int, int]:
+    """Return the threads that an engine computes on, and how many tasks it has in flight.
+
+    With `needs_little`, threads of this process take one task together, and not each its own.
+    """
+    if isinstance(engine, ExecutorEngine):
+        return 1, engine.in_flight
+    threads = engine.threads if isinstance(engine, LocalEngine) else available_cpus()
+    return threads, 1 if needs_little else threads

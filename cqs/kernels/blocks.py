@@ -8,18 +8,9 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from cqs.kernels.region import Region
+from cqs.schedule import even_cuts
 
-__all__ = ["column_blocks", "even_cuts", "in_chunks", "split_scale"]
-
-
-def even_cuts(n: int, most: int) -> list[range]:
-    """Cut 0..n-1 into the fewest ranges of at most `most`, of sizes that differ by at most 1.
-
-    >>> even_cuts(10, 4)
-    [range(0, 3), range(3, 6), range(6, 10)]
-    """
-    parts = -(-n // most)
-    return [range(i * n // parts, (i + 1) * n // parts) for i in range(parts)]
+__all__ = ["column_blocks", "in_chunks", "split_scale"]
 
 
 def split_scale(scale: float) -> tuple[float, float]:

@@ -4,23 +4,28 @@ from collections.abc import Sequence
 from functools import partial
 
 from cqs.backend import dtype_of, namespace_of
-from cqs.kernels.blocks import column_blocks, even_cuts, in_chunks, split_scale
+from cqs.kernels.blocks import column_blocks, in_chunks, split_scale
 from cqs.kernels.contract import KeyChunk
 from cqs.kernels.reference import softmax_parts, weighted_sum
 from cqs.kernels.region import Region
 from cqs.partial import Partial, merge_into
 from cqs.problem import DTYPES, dtype_name
+from cqs.schedule import BLOCK_BYTES, blockwise_block, even_cuts
 from cqs.types import Array, Namespace
 
 __all__ = ["attend"]
 
-_ROWS, _COLS = 512, 1024  # of a block of scores
-
 
 def attend(
-    q: Array, chunks: Sequence[KeyChunk], *, scale: float, region: Region | None = None, threads: int = 1
+    q: Array,
+    chunks: Sequence[KeyChunk],
+    *,
+    scale: float,
+    region: Region | None = None,
+    threads: int = 1,
+    block_bytes: int = BLOCK_BYTES,
 ) -> Partial:
-    """Compute attention in blocks of at most 512 queries by 1024 keys; never a T x S array.
+    """Compute attention in blocks, by default of 512 queries by 1024 keys for each head; never a T x S array.
 
     Each block is a partial result of its own, and they are merged as they come, by the law of `cqs.kernels.Attend`,
     which see for the arguments. The threads are the library's own.
@@ -33,12 +38,13 @@ def attend(
     for_q, for_scores = split_scale(scale)
     # H / G query heads share a key head
     split = Partial.empty(xp, (*batch, G, H // G, T, E), dtype, q.device)
-    for rows in even_cuts(T, _ROWS):
+    most_rows, most_columns = blockwise_block(block_bytes)
+    for rows in even_cuts(T, most_rows):
         here = slice(rows.start, rows.stop)
         q_rows = xp.reshape(q[..., here, :], (*batch, G, H // G, len(rows), D))
         q_rows = xp.astype(q_rows, dtype) * for_q
         total = Partial(split.out[..., here, :], split.lse[..., here])
-        for pieces in column_blocks(region, rows, _COLS):
+        for pieces in column_blocks(region, rows, most_columns):
             k = xp.astype(_gather(xp, [chunk.k for chunk in chunks], pieces), dtype)
             v = xp.astype(_gather(xp, [chunk.v for chunk in chunks], pieces), dtype)
             scores = q_rows @ xp.matrix_transpose(k)[..., None, :, :]  # (*B, G, H/G, rows, columns)

@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol
 
 from cqs.kernels.region import Region
 from cqs.partial import Partial
+from cqs.schedule import BLOCK_BYTES
 from cqs.types import Array
 
 __all__ = ["Attend", "KeyChunk"]
@@ -25,7 +26,14 @@ class Attend(Protocol):
     """
 
     def __call__(
-        self, q: Array, chunks: Sequence[KeyChunk], *, scale: float, region: Region | None = None, threads: int = 1
+        self,
+        q: Array,
+        chunks: Sequence[KeyChunk],
+        *,
+        scale: float,
+        region: Region | None = None,
+        threads: int = 1,
+        block_bytes: int = BLOCK_BYTES,
     ) -> Partial:
         """Attend to the chunks.
 
@@ -41,6 +49,9 @@ class Attend(Protocol):
             Which tokens the rows and columns are, and what is visible; by default all of it.
         threads : int
             How many threads to compute on, where the kernel has threads of its own. The result does not depend on it.
+        block_bytes : int
+            About how large a block of scores may be, where the kernel works in blocks. It decides in which order
+            numbers are added. `cqs.schedule.scratch_bytes` says what a call holds.
 
         Returns
         -------

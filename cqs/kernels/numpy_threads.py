@@ -13,30 +13,34 @@ from functools import cached_property
 import numpy as np
 
 from cqs.backend import Workspace, compute_threads
-from cqs.kernels.blocks import column_blocks, even_cuts, in_chunks, split_scale
+from cqs.kernels.blocks import column_blocks, in_chunks, split_scale
 from cqs.kernels.contract import KeyChunk
 from cqs.kernels.numpy_unit import Floats, UnitBuffers, attend_unit
 from cqs.kernels.region import Region
 from cqs.masks.mask import Booleans
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
+from cqs.schedule import BLOCK_BYTES, even_cuts, numpy_block, numpy_heads
 
 __all__ = ["attend"]
 
-# A block of scores has at most _AREA elements, 2 MiB in float32, and for one head at most _ROWS rows.
-_AREA, _ROWS, _MOST_COLUMNS = 512 * 1024, 512, 4096
-_LEAST_ROWS = 128
-_BUFFER_BYTES = 2 << 20  # most bytes of queries, keys, values or outputs in a buffer
 # Less work than this, a few milliseconds, is not worth another thread; more is cut into at least so many units.
 _SHARED_FLOPS, _LEAST_UNITS = 500_000_000, 8
 
 
 def attend(
-    q: Floats, chunks: Sequence[KeyChunk], *, scale: float, region: Region | None = None, threads: int = 1
+    q: Floats,
+    chunks: Sequence[KeyChunk],
+    *,
+    scale: float,
+    region: Region | None = None,
+    threads: int = 1,
+    block_bytes: int = BLOCK_BYTES,
 ) -> Partial:
     """Compute attention over NumPy arrays of any strides, read-only or not, on `threads` threads.
 
-    Beyond the result, each thread holds at most 16 MiB. See `cqs.kernels.Attend` for the arguments.
+    Beyond the result, each thread holds at most 16 MiB with the blocks that are the default, and less with smaller.
+    See `cqs.kernels.Attend` for the arguments.
     """
     dtype = np.dtype(DTYPES[dtype_name(q)][1])
     shape = (*q.shape[:-1], chunks[0].v.shape[-1])
@@ -45,7 +49,7 @@ def attend(
         return Partial.empty(np, shape, dtype)
     result = Partial(np.empty(shape, dtype), np.empty(shape[:-1], dtype))
     region = region or Region.whole(q.shape[-2], sum(sizes))
-    call = _Call(q, chunks, sizes, scale, region, result)
+    call = _Call(q, chunks, sizes, scale, region, result, block_bytes)
     flops = 2 * (q.size + result.out.size) * sum(sizes)
     with compute_threads() as pool:
         pool.share(call.units(flops), call.run, threads if flops > _SHARED_FLOPS else 1)
@@ -72,6 +76,7 @@ class _Call:
     scale: float
     region: Region
     result: Partial
+    block_bytes: int
 
     @property
     def heads(self) -> tuple[int, int]:
@@ -88,13 +93,13 @@ class _Call:
     @cached_property
     def most_rows_and_columns(self) -> tuple[int, int]:
         """The shape of the largest block of scores."""
-        T, most = self.q.shape[-2], max(_BUFFER_BYTES // self.widest_bytes, 16)
-        rows = min(_ROWS, most, T)
-        if self.region.is_masked:  # of a block on an edge of the mask about half is wasted, so there rows are few
-            middle = range((T - rows) // 2, (T + rows) // 2)
-            n_seen = sum(map(len, self.region.seen(middle)))
-            rows = min(rows, max(min(T // 16, n_seen // 4), _LEAST_ROWS))
-        return rows, min(_AREA // rows, _MOST_COLUMNS, most)
+        T = self.q.shape[-2]
+        rows, columns = numpy_block(T, self.widest_bytes, self.block_bytes)
+        if not self.region.is_masked:
+            return rows, columns
+        middle = range((T - rows) // 2, (T + rows) // 2)
+        n_seen = sum(map(len, self.region.seen(middle)))
+        return numpy_block(T, self.widest_bytes, self.block_bytes, n_seen)
 
     def units(self, flops: int) -> list[_Unit]:
         """Cut the work: by rows, then by heads, of which small blocks take several at once."""
@@ -105,7 +110,7 @@ class _Call:
         row_cuts = even_cuts(T, rows)
         n_rows = len(row_cuts[-1])
         n_columns = min(cols, sum(self.sizes))
-        n_heads = min(_AREA // (n_rows * n_columns), _BUFFER_BYTES // (max(n_rows, n_columns) * self.widest_bytes))
+        n_heads = numpy_heads(n_rows, n_columns, self.widest_bytes, self.block_bytes)
         if flops > _SHARED_FLOPS:
             n_heads = min(n_heads, self.q.size // D // n_rows // _LEAST_UNITS)
         n_heads = max(n_heads, 1)

@@ -1,6 +1,7 @@
 """Masks and scores that differ between heads: a kernel is called for each of them, with what is its own."""
 
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -10,20 +11,31 @@ from cqs.kernels.contract import Attend, KeyChunk
 from cqs.kernels.region import Region
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
+from cqs.schedule import BLOCK_BYTES, HeadBlock
 from cqs.types import Array
 
 __all__ = ["attend_per_head"]
 
 
 def attend_per_head(
-    attend: Attend, q: Array, chunks: Sequence[KeyChunk], *, scale: float, region: Region, threads: int = 1
+    attend: Attend,
+    q: Array,
+    chunks: Sequence[KeyChunk],
+    *,
+    scale: float,
+    region: Region,
+    threads: int = 1,
+    block_bytes: int = BLOCK_BYTES,
+    heads: HeadBlock | None = None,
 ) -> Partial:
     """Call `attend` once where all heads share mask and scores, else for each batch entry or head that has its own.
 
-    See `cqs.kernels.Attend` for the arguments.
+    See `cqs.kernels.Attend` for the arguments. `heads` says which heads of the problem those of `q` are, if not all.
     """
+    run = partial(attend, scale=scale, threads=threads, block_bytes=block_bytes)
+    entry, first = ((), 0) if heads is None else (heads.batch, heads.queries.start)
     if region.is_shared:
-        return attend(q, chunks, scale=scale, region=region.at((0,) * (q.ndim - 2)), threads=threads)
+        return run(q, chunks, region=region.at((0,) * (len(entry) + q.ndim - 2)))
     xp = namespace_of(q=q)
     *batch, H, T, _ = q.shape
     G, E = chunks[0].v.shape[-3], chunks[0].v.shape[-1]
@@ -31,10 +43,9 @@ def attend_per_head(
     n_masks = prod(region.lead[-1:])  # along the heads
     for b in np.ndindex(*batch):
         for h in range(H) if n_masks > 1 else (None,):
-            heads = slice(None) if h is None else slice(h, h + 1)
-            kv_heads = slice(None) if h is None else slice(h // (H // G), h // (H // G) + 1)
-            own = region.at((*b, h or 0))
-            parts = [KeyChunk(chunk.k[(*b, kv_heads, ...)], chunk.v[(*b, kv_heads, ...)]) for chunk in chunks]
-            part = attend(q[(*b, heads, ...)], parts, scale=scale, region=own, threads=threads)
-            result.out[(*b, heads, ...)], result.lse[(*b, heads, ...)] = part.out, part.lse
+            own = slice(None) if h is None else slice(h, h + 1)
+            kv_own = slice(None) if h is None else slice(h // (H // G), h // (H // G) + 1)
+            parts = [KeyChunk(chunk.k[(*b, kv_own, ...)], chunk.v[(*b, kv_own, ...)]) for chunk in chunks]
+            part = run(q[(*b, own, ...)], parts, region=region.at((*entry, *b, first + (h or 0))))
+            result.out[(*b, own, ...)], result.lse[(*b, own, ...)] = part.out, part.lse
     return result

@@ -8,13 +8,20 @@ from cqs.kernels.region import Region
 from cqs.masks.mask import Booleans
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
+from cqs.schedule import BLOCK_BYTES
 from cqs.types import Array, Namespace
 
 __all__ = ["attend", "softmax_parts", "weighted_sum"]
 
 
 def attend(
-    q: Array, chunks: Sequence[KeyChunk], *, scale: float, region: Region | None = None, threads: int = 1
+    q: Array,
+    chunks: Sequence[KeyChunk],
+    *,
+    scale: float,
+    region: Region | None = None,
+    threads: int = 1,
+    block_bytes: int = BLOCK_BYTES,
 ) -> Partial:
     r"""Compute :math:`o = \mathrm{softmax}(\mathrm{scale} \cdot q k^\top)\, v` and its log-sum-exp in one piece.
 

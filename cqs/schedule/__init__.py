@@ -1,22 +1,49 @@
 """From a problem to a plan: groups of tokens, tasks, and what they cost. Integers only."""
 
-from cqs.schedule.layout import BalancedLayout, GridLayout, Layout, QuorumLayout
+from cqs.schedule.cost import Rates
+from cqs.schedule.divide import divide
+from cqs.schedule.grain import BLOCK_BYTES, Grain, Setting
+from cqs.schedule.layout import BalancedLayout, GridLayout, Layout, QuorumLayout, RingLayout, TreeLayout
+from cqs.schedule.memory import MERGE_BLOCK, WRITE_BYTES, Footprint
 from cqs.schedule.plan import Plan
 from cqs.schedule.scheduler import Scheduler, default_workers
-from cqs.schedule.task import Bundle, Group, Strip, Task, Tile, group
+from cqs.schedule.scratch import CallShape, blockwise_block, numpy_block, numpy_heads, scratch_bytes
+from cqs.schedule.task import Bundle, Group, HeadBlock, Read, Strip, Task, Tile, even_cuts, group, parts_of, reads
+from cqs.schedule.traffic import Traffic
 
 __all__ = [
+    "BLOCK_BYTES",
+    "MERGE_BLOCK",
+    "WRITE_BYTES",
     "BalancedLayout",
     "Bundle",
+    "CallShape",
+    "Footprint",
+    "Grain",
     "GridLayout",
     "Group",
+    "HeadBlock",
     "Layout",
     "Plan",
     "QuorumLayout",
+    "Rates",
+    "Read",
+    "RingLayout",
     "Scheduler",
+    "Setting",
     "Strip",
     "Task",
     "Tile",
+    "Traffic",
+    "TreeLayout",
+    "blockwise_block",
     "default_workers",
+    "divide",
+    "even_cuts",
     "group",
+    "numpy_block",
+    "numpy_heads",
+    "parts_of",
+    "reads",
+    "scratch_bytes",
 ]

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator
 
 from cqs.schedule.task import Bundle, Group, Strip
 
-__all__ = ["bundled"]
+__all__ = ["MOST_BUNDLED_ROWS", "bundled"]
 
 _SMALL = 128  # rows; a strip with more fills a matrix product by itself
 # Together strips may have so many rows and columns; and of the rectangle that they span they must own this share.
-_MOST_ROWS, _MOST_COLUMNS, _LEAST_SHARE = 512, 1024, 0.75
+MOST_BUNDLED_ROWS, _MOST_COLUMNS, _LEAST_SHARE = 512, 1024, 0.75
 
 
 def bundled(strips: Iterable[Strip]) -> Iterator[Bundle]:
@@ -36,7 +36,7 @@ def _is_worth(together: list[Strip], strip: Strip, n_columns: int) -> bool:
     strips = [*together, strip]
     n_rows = sum(len(s.query) for s in strips)
     n_owned = sum(len(s.query) * sum(map(len, s.keys)) for s in strips)
-    return n_rows <= _MOST_ROWS and n_owned >= _LEAST_SHARE * n_rows * n_columns
+    return n_rows <= MOST_BUNDLED_ROWS and n_owned >= _LEAST_SHARE * n_rows * n_columns
 
 
 def _bundle(strips: list[Strip], keys: dict[int, Group]) -> Bundle:

@@ -1,6 +1,7 @@
-"""How the score matrix is cut into tasks: by a cyclic quorum set, or by a grid.
+"""How the score matrix is cut into tasks: by a cyclic quorum set, by a grid, or as other schemes do it.
 
-A layout answers one question, `tiles(i)`, lazily: nothing of the size W^2 is ever built.
+A layout answers two questions, lazily: which tiles has task i, and which queries are complete after it. Nothing of the
+size W^2 is ever built.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,7 +18,7 @@ from cqs.quorum import CyclicQuorumSet
 from cqs.schedule.balance import balanced_owners
 from cqs.schedule.task import Group, Tile, group
 
-__all__ = ["BalancedLayout", "GridLayout", "Layout", "QuorumLayout"]
+__all__ = ["BalancedLayout", "GridLayout", "Layout", "QuorumLayout", "RingLayout", "TreeLayout"]
 
 
 class Layout(Protocol):
@@ -29,6 +30,9 @@ class Layout(Protocol):
 
     def tiles(self, i: int) -> Iterable[Tile]:
         """Return the tiles that task i owns, in increasing order of query, then of key."""
+
+    def completes(self, i: int) -> range:
+        """Return the queries whose last tile is in task i, if tasks come in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,10 @@ class QuorumLayout:
         """Return the W tiles of worker i. O(W log W)."""
         held = {g: group(g, self.n_tasks, self.n_tokens) for g in self.quorums.quorum(i)}
         return (Tile(held[g], held[h]) for g, h in self.quorums.tiles(i))
+
+    def completes(self, i: int) -> range:
+        """Return all queries for the last task: each group is in as many quorums as it has groups."""
+        return range(self.n_tokens) if i == self.n_tasks - 1 else range(0)
 
 
 _MOST_BALANCED = 200  # workers whose W^2 tiles are counted and assigned one by one
@@ -79,6 +87,10 @@ class BalancedLayout:
         for g, h in np.argwhere(self._owners == i).tolist():
             yield Tile(group(g, W, self.n_tokens), group(h, W, self.n_tokens))
 
+    def completes(self, i: int) -> range:
+        """Return all queries for the last task."""
+        return range(self.n_tokens) if i == self.n_tasks - 1 else range(0)
+
     @cached_property
     def _owners(self) -> npt.NDArray[np.int64]:
         W = self.n_tasks
@@ -92,25 +104,82 @@ class GridLayout:
     """A ragged grid of W rectangles of equal area, one for each task, for T queries against S keys.
 
     The W rectangles stand in R rows. Rows hold floor(W/R) or ceil(W/R) of them, and are as high as the number that
-    they hold, so that areas agree for every W. R is chosen to make rectangles nearly square, which makes
-    the tokens that a task reads, its height and twice its width, nearly least.
+    they hold, so that areas agree for every W. By default R makes rectangles nearly square, which makes the tokens that
+    a task reads, its height and twice its width, nearly least; with R = W a task completes its queries.
+    """
+
+    n_queries: int
+    n_keys: int
+    n_tasks: int
+    row_groups: int | None = None
+
+    @property
+    def n_rows(self) -> int:
+        """R, the number of query groups."""
+        W, T, S = self.n_tasks, self.n_queries, self.n_keys
+        if self.row_groups is not None:
+            return self.row_groups
+        wanted = round(sqrt(W * T / S)) if S > 0 else isqrt(W)
+        return min(max(wanted, 1), W)
+
+    def tiles(self, i: int) -> Iterator[Tile]:
+        """Return the one rectangle of task i."""
+        rows, first, last = self._row(i)
+        yield Tile(rows, group(i - first, last - first, self.n_keys))
+
+    def completes(self, i: int) -> range:
+        """Return the queries of a row of rectangles for the last of them."""
+        rows, _, last = self._row(i)
+        return rows.tokens if i == last - 1 else range(0)
+
+    def _row(self, i: int) -> tuple[Group, int, int]:
+        """Return the query group of task i, and the first and last (not included) of the tasks that share it."""
+        W, R = self.n_tasks, self.n_rows
+        row = ((i + 1) * R - 1) // W  # the row r with r*W//R <= i < (r + 1)*W//R
+        first, last = row * W // R, (row + 1) * W // R
+        return Group(row, first * self.n_queries // W, last * self.n_queries // W), first, last
+
+
+@dataclass(frozen=True, slots=True)
+class RingLayout:
+    """Ring attention, to compare with: worker i keeps query group i, and all W key groups pass by it.
+
+    References
+    ----------
+    Li et al., *Sequence Parallelism: Long Sequence Training from System Perspective*, arXiv 2105.13120.
     """
 
     n_queries: int
     n_keys: int
     n_tasks: int
 
-    @property
-    def n_rows(self) -> int:
-        """R, the number of query groups."""
-        W, T, S = self.n_tasks, self.n_queries, self.n_keys
-        wanted = round(sqrt(W * T / S)) if S > 0 else isqrt(W)
-        return min(max(wanted, 1), W)
+    def tiles(self, i: int) -> Iterator[Tile]:
+        """Return the row of tiles of worker i."""
+        rows = group(i, self.n_tasks, self.n_queries)
+        return (Tile(rows, group(j, self.n_tasks, self.n_keys)) for j in range(self.n_tasks))
+
+    def completes(self, i: int) -> range:
+        """Return the queries of worker i."""
+        return group(i, self.n_tasks, self.n_queries).tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TreeLayout:
+    """Tree attention, to compare with: worker i keeps key group i, and all queries are sent to everyone.
+
+    References
+    ----------
+    Shyam et al., *Tree Attention*, arXiv 2408.04093.
+    """
+
+    n_queries: int
+    n_keys: int
+    n_tasks: int
 
     def tiles(self, i: int) -> Iterator[Tile]:
-        """Return the one rectangle of task i."""
-        W, R = self.n_tasks, self.n_rows
-        row = ((i + 1) * R - 1) // W  # the row r with r*W//R <= i < (r + 1)*W//R
-        first, last = row * W // R, (row + 1) * W // R
-        rows = Group(row, first * self.n_queries // W, last * self.n_queries // W)
-        yield Tile(rows, group(i - first, last - first, self.n_keys))
+        """Return the column of worker i, as one tile."""
+        yield Tile(group(0, 1, self.n_queries), group(i, self.n_tasks, self.n_keys))
+
+    def completes(self, i: int) -> range:
+        """Return all queries for the last task."""
+        return range(self.n_queries) if i == self.n_tasks - 1 else range(0)

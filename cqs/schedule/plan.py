@@ -1,25 +1,32 @@
 """The plan: a problem and how it is cut into tasks. Made before anything is allocated, and small for any W."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from itertools import groupby
 from typing import Any, Self
 
 from cqs.checks import whole_number
 from cqs.errors import CQSError, OptionError
-from cqs.masks import Coverage
+from cqs.masks import Coverage, Mask
 from cqs.problem import DTYPES, AttentionProblem
 from cqs.quorum import CyclicQuorumSet
 from cqs.schedule.bundling import bundled
-from cqs.schedule.layout import BalancedLayout, GridLayout, Layout, QuorumLayout
-from cqs.schedule.task import Strip, Task
+from cqs.schedule.cost import Rates, predicted_seconds
+from cqs.schedule.grain import Grain, Setting, head_block, n_head_blocks
+from cqs.schedule.layout import BalancedLayout, GridLayout, Layout, QuorumLayout, RingLayout, TreeLayout
+from cqs.schedule.memory import CACHED_TASKS, Footprint, footprint
+from cqs.schedule.sizes import MOST_PARTS, bounded_sizes, counted_sizes, rows_pending
+from cqs.schedule.task import Group, Read, Strip, Task, Tile, even_cuts, reads
+from cqs.schedule.traffic import TaskReads, Traffic, estimated_reads, reads_of, traffic
 from cqs.units import format_bytes, format_count
 
 __all__ = ["Plan"]
 
 _FORMAT = "cqs.plan/1"
+PLANNED = ("cqs", "tiles", "ring", "tree")
+_MOST_COUNTED = 500  # tasks that are looked at one by one, less than half a second's work
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +37,17 @@ class Plan:
     ----------
     problem : AttentionProblem
         What is to be computed.
-    strategy : {"cqs", "tiles"}
-        How the score matrix is cut: by a cyclic quorum set (self-attention), or by a grid of rectangles.
+    strategy : {"cqs", "tiles", "ring", "tree"}
+        How the score matrix is cut: by a cyclic quorum set (self-attention), by a grid of rectangles, or, to compare
+        with, by rows of queries that keys pass by, or by columns of keys whose results are reduced.
     workers : int
-        W, the number of tasks.
+        W, into how many tasks. Where tasks are cut by heads, too, there are W for each block of heads.
     base : tuple of int or None
         The difference cover, for "cqs".
+    grain : Grain
+        How finely the work is cut beyond that.
+    setting : Setting
+        What the plan runs on and with; no bit of the result depends on it.
 
     Notes
     -----
@@ -47,27 +59,49 @@ class Plan:
     strategy: str
     workers: int
     base: tuple[int, ...] | None = None
+    grain: Grain = Grain()  # noqa: RUF009  # frozen
+    setting: Setting = field(default_factory=Setting)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "workers", whole_number("workers", self.workers, 1, "see `Scheduler`"))
-        if self.strategy not in ("cqs", "tiles") or (self.base is None) != (self.strategy == "tiles"):
-            rule, got = 'be "cqs" with a base, or "tiles" without', f"{self.strategy!r} with base {self.base}"
+        if self.strategy not in PLANNED or (self.base is None) == (self.strategy == "cqs"):
+            rule = f'be "cqs" with a base, or one of {", ".join(PLANNED[1:])} without'
+            got = f"{self.strategy!r} with base {self.base}"
             raise OptionError.of("strategy", rule, got, "let `Scheduler` make the plan")
         if self.base is not None:
             object.__setattr__(self, "base", CyclicQuorumSet(self.workers, self.base).base)
 
     def __len__(self) -> int:
-        return self.workers
+        return self.workers * n_head_blocks(self.problem, self.grain.kv_heads)
 
     def task(self, i: int) -> Task:
         """Return task i, with the tiles that the mask leaves empty dropped. O(W log W)."""
-        if whole_number("i", i, 0, "tasks count from 0") >= self.workers:
-            raise OptionError.of("i", f"be a task in 0..{self.workers - 1}", i, "`len(plan)` is the number of tasks")
+        if whole_number("i", i, 0, "tasks count from 0") >= len(self):
+            raise OptionError.of("i", f"be a task in 0..{len(self) - 1}", i, "`len(plan)` is the number of tasks")
         return _task(self, i)
 
     def tasks(self) -> Iterator[Task]:
         """Return the tasks in order, each made when it is reached."""
-        return (self.task(i) for i in range(self.workers))
+        return (self.task(i) for i in range(len(self)))
+
+    def reads(self) -> Iterator[tuple[int, Read, int]]:
+        """Yield task by task what a worker reads for it, in order, and the bytes of each."""
+        p = self.problem
+        for task in self.tasks():
+            n_heads = self._n_heads(task)
+            n_kv_heads = n_heads * p.n_kv_heads // p.n_heads
+            a_token = {"queries": n_heads * p.width, "keys": n_kv_heads * (p.width + p.value_width)}
+            for read in reads(task, self.grain.keys):
+                yield task.index, read, a_token[read.what] * p.itemsize * len(read.group)
+
+    def completes(self, i: int) -> range:
+        """Return the queries, of its heads, that are complete once task i has come after all before it."""
+        return _layout(self).completes(i % self.workers)
+
+    @property
+    def completes_each(self) -> bool:
+        """Whether every task completes the queries that it computes."""
+        return rows_pending(self.problem, self.strategy, self.workers, self.grain) == 0
 
     def load(self, task: Task) -> int:
         """Return the visible pairs that a task computes, of one head or of all that the mask differs between."""
@@ -75,24 +109,48 @@ class Plan:
         return sum(count(tile.query.tokens, tile.key.tokens) for tile in task.tiles)
 
     def loads(self) -> list[int]:
-        """Return `load` of every task; they add up to `problem.n_pairs`."""
+        """Return `load` of every task; of each block of heads they add up to `problem.n_pairs`."""
         return [self.load(task) for task in self.tasks()]
 
     def held_bytes(self, task: Task) -> int:
         """Return the bytes of queries, keys and values that a task reads."""
         n_queries = sum(len(group) for group in task.query_groups)
         n_keys = sum(len(group) for group in task.key_groups)
-        return self.problem.input_bytes(n_queries, n_keys)
+        return self.problem.input_bytes(n_queries, n_keys) * self._n_heads(task) // max(self.problem.n_batch_heads, 1)
 
     def partial_bytes(self, task: Task) -> int:
         """Return the bytes of a task's result: output and lse, in the accumulator's type, for each of its strips."""
         p = self.problem
         n_rows = sum(len(strip.query) for strip in task.strips)
-        return n_rows * p.n_batch_heads * (p.value_width + 1) * DTYPES[p.accumulator_dtype][0]
+        return n_rows * self._n_heads(task) * (p.value_width + 1) * DTYPES[p.accumulator_dtype][0]
+
+    @property
+    def footprint(self) -> Footprint:
+        """The most bytes that a run holds beyond the caller's arrays, by what they are for."""
+        return _footprint(self)
+
+    @property
+    def projected_bytes(self) -> int:
+        """The most bytes that a run holds beyond the caller's arrays."""
+        return self.footprint.total
+
+    @property
+    def traffic(self) -> Traffic:
+        """The bytes that a run moves."""
+        return traffic(self.problem, _reads(self), self.setting)
+
+    def seconds(self, rates: Rates | None = None) -> float:
+        """Predict the time of a run on a machine of such rates, by default a typical one."""
+        rates = rates or Rates.typical(max(self.setting.threads, self.setting.in_flight), self.setting.is_staged)
+        return predicted_seconds(self.problem.flops(self.problem.n_pairs), self.traffic, len(self), rates)
+
+    def _n_heads(self, task: Task) -> int:
+        return self.problem.n_batch_heads if task.heads is None else len(task.heads.queries)
 
     def to_json(self) -> str:
         """Write the plan as JSON; it holds what the tasks follow from, not the tasks."""
         values = {"format": _FORMAT, "strategy": self.strategy, "workers": self.workers, "base": self.base}
+        values |= {"grain": asdict(self.grain), "setting": asdict(self.setting)}
         return json.dumps(values | {"problem": self.problem.to_dict()})
 
     @classmethod
@@ -103,7 +161,9 @@ class Plan:
             if values["format"] != _FORMAT:
                 raise ValueError(f"the format {values['format']!r}")
             base = None if values["base"] is None else tuple(values["base"])
-            return cls(AttentionProblem.from_dict(values["problem"]), values["strategy"], values["workers"], base)
+            problem, grain, setting = values["problem"], Grain(**values["grain"]), Setting(**values["setting"])
+            problem = AttentionProblem.from_dict(problem)
+            return cls(problem, values["strategy"], values["workers"], base, grain, setting)
         except CQSError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -112,35 +172,82 @@ class Plan:
 
     def __str__(self) -> str:
         p, first = self.problem, self.task(0)
-        cut = f"cyclic quorum set with base {self.base}" if self.base else "grid of equal rectangles"
+        blocks = n_head_blocks(p, self.grain.kv_heads)
+        of_heads = f" for each of {blocks} blocks of heads" if blocks > 1 else ""
         return "\n".join(
             [
-                f"Plan: {self.workers} tasks, {cut}",
+                f"Plan: {self.workers} tasks{of_heads}, {self._cut()}",
                 f"  problem   q {(*p.batch, p.n_heads, p.n_queries, p.width)}, "
                 f"k {(*p.batch, p.n_kv_heads, p.n_keys, p.width)}, E = {p.value_width}, {p.dtype}, {p.mask}",
                 f"  work      {format_count(p.flops(p.n_pairs))}FLOP over {format_count(p.n_pairs)} pairs a head",
                 f"  task 0    reads {format_bytes(self.held_bytes(first))}, "
                 f"returns {format_bytes(self.partial_bytes(first))}, {format_count(self.load(first))} pairs a head",
+                f"  memory    {format_bytes(self.projected_bytes)}: {self.footprint}",
             ]
         )
+
+    def _cut(self) -> str:
+        if self.base is not None:
+            return f"cyclic quorum set with base {self.base}"
+        return {"tiles": "grid of equal rectangles", "ring": "ring of key groups", "tree": "tree over key groups"}[
+            self.strategy
+        ]
 
 
 @lru_cache(maxsize=64)
 def _layout(plan: Plan) -> Layout:
-    p = plan.problem
+    p, W = plan.problem, plan.workers
+    if plan.strategy == "ring":
+        return RingLayout(p.n_queries, p.n_keys, W)
+    if plan.strategy == "tree":
+        return TreeLayout(p.n_queries, p.n_keys, W)
     if plan.base is None:
-        return GridLayout(p.n_queries, p.n_keys, plan.workers)
-    quorums = CyclicQuorumSet(plan.workers, plan.base)
-    if BalancedLayout.is_worth(plan.workers, p.mask):
+        return GridLayout(p.n_queries, p.n_keys, W, plan.grain.row_groups)
+    quorums = CyclicQuorumSet(W, plan.base)
+    if BalancedLayout.is_worth(W, p.mask):
         return BalancedLayout(p.n_queries, quorums, p.mask)
     return QuorumLayout(p.n_queries, quorums)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=CACHED_TASKS)
 def _task(plan: Plan, i: int) -> Task:
-    mask = plan.problem.mask
-    tiles = (tile for tile in _layout(plan).tiles(i) if tile.query and tile.key)
-    if not mask.hides_nothing:
-        tiles = (t for t in tiles if mask.classify(t.query.tokens, t.key.tokens) is not Coverage.EMPTY)
-    of_queries = groupby(tiles, key=lambda tile: tile.query)
-    return Task(i, tuple(bundled(Strip(query, tuple(t.key for t in of_query)) for query, of_query in of_queries)))
+    problem = plan.problem
+    block, own = divmod(i, plan.workers)
+    tiles: Iterable[Tile] = (tile for tile in _layout(plan).tiles(own) if tile.query and tile.key)
+    if not problem.mask.hides_nothing:
+        tiles = (seen for tile in tiles for seen in _seen(tile, problem.mask, is_trimmed=plan.base is None))
+    strips = (
+        Strip(query, tuple(tile.key for tile in of_query))
+        for query, of_query in groupby(tiles, key=lambda tile: tile.query)
+    )
+    return Task(i, tuple(bundled(strips)), head_block(problem, plan.grain.kv_heads, block))
+
+
+def _seen(tile: Tile, mask: Mask, is_trimmed: bool) -> Iterator[Tile]:
+    """Yield what a mask leaves of a tile: nothing, all of it, or if that is wanted only the keys that are seen."""
+    if mask.classify(tile.query.tokens, tile.key.tokens) is Coverage.EMPTY:
+        return
+    if not (is_trimmed and mask.has_edges):
+        yield tile
+        return
+    parts = mask.reach(tile.query.tokens, tile.key.tokens)
+    for cut in even_cuts(len(parts), -(-len(parts) // MOST_PARTS)):  # of very many parts some are read as one
+        yield Tile(tile.query, Group(tile.key.index, parts[cut.start].start, parts[cut.stop - 1].stop))
+
+
+@lru_cache(maxsize=16)
+def _footprint(plan: Plan) -> Footprint:
+    p = plan.problem
+    if plan.workers <= _MOST_COUNTED:
+        sizes = counted_sizes(map(plan.task, range(plan.workers)))
+    else:
+        size = len(plan.base or ())
+        sizes = bounded_sizes(plan.strategy, p.n_queries, p.n_keys, plan.workers, size, plan.grain.row_groups)
+    return footprint(p, sizes, plan.grain, plan.setting, rows_pending(p, plan.strategy, plan.workers, plan.grain))
+
+
+@lru_cache(maxsize=16)
+def _reads(plan: Plan) -> TaskReads:
+    if plan.workers <= _MOST_COUNTED:
+        return reads_of(map(plan.task, range(plan.workers)), plan.strategy)
+    return estimated_reads(plan.problem, plan.strategy, plan.workers, len(plan.base or ()), plan.grain.row_groups)

@@ -1,17 +1,20 @@
 """The Scheduler: a problem and the machine's wishes become a Plan."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from cqs.checks import whole_number
-from cqs.errors import OptionError
+from cqs.errors import BudgetError, OptionError
 from cqs.machine import available_cpus
 from cqs.problem import AttentionProblem
 from cqs.quorum import CyclicQuorumSet, choose_workers, singer_moduli
+from cqs.schedule.budget import best_within
+from cqs.schedule.grain import Grain, Setting
 from cqs.schedule.plan import Plan
+from cqs.units import parse_bytes
 
 __all__ = ["STRATEGIES", "Scheduler", "default_workers"]
 
-STRATEGIES = ("auto", "cqs", "tiles")
+STRATEGIES = ("auto", "cqs", "tiles", "ring", "tree")
 _LEAST_GROUP = 256  # tokens; in smaller groups a kernel call costs more than it computes
 
 
@@ -36,15 +39,23 @@ class Scheduler:
     Parameters
     ----------
     workers : int, optional
-        W, the number of tasks; by default `default_workers(T)`. More workers than tokens are allowed: the groups that
-        are then empty cost nothing.
-    strategy : {"auto", "cqs", "tiles"}
-        "cqs" cuts by a cyclic quorum set, and wants as many queries as keys. "tiles" cuts by a ragged grid.
-        "auto" takes "cqs" where it can.
+        W, the number of tasks; by default `default_workers(T)`, or with a budget what suits it. More workers than
+        tokens are allowed: the groups that are then empty cost nothing.
+    strategy : {"auto", "cqs", "tiles", "ring", "tree"}
+        "cqs" cuts by a cyclic quorum set, and wants as many queries as keys. "tiles" cuts by a ragged grid; under a
+        budget into groups of queries that stay, while keys are streamed. "ring" and "tree" cut as ring and tree
+        attention do, to compare with. "auto" takes "cqs" where it can, or under a budget, if the number of workers is
+        free too, whichever of "cqs" and "tiles" is predicted to be faster.
+    memory : int or str, optional
+        The most bytes to hold beyond the caller's arrays, as in "256 MiB".
+    setting : Setting, optional
+        What the plan is to run on and with.
     """
 
     workers: int | None = None
     strategy: str = "auto"
+    memory: int | str | None = None
+    setting: Setting = field(default_factory=Setting)
 
     def plan(self, problem: AttentionProblem) -> Plan:
         """Return the plan for a problem.
@@ -53,15 +64,32 @@ class Scheduler:
         ------
         OptionError
             If `workers` is not a whole number of at least 1, or the strategy is unknown or does not fit.
+        BudgetError
+            If there is no way to hold as little as `memory`; it names the least that works.
         """
-        strategy = self._strategy(problem)
-        W = default_workers(problem.n_queries) if self.workers is None else self._workers()
-        return Plan(problem, strategy, W, self._base(W) if strategy == "cqs" else None)
+        strategies = self._strategies(problem)
+        workers = (
+            None if self.workers is None else whole_number("workers", self.workers, 1, "leave it out to let cqs choose")
+        )
+        if self.memory is not None:
+            memory = parse_bytes("memory", self.memory)
+            found = best_within(problem, strategies, workers, self.setting, memory)
+            return _plan(problem, found.strategy, found.workers, found.grain, found.setting)
+        strategy = strategies[0]
+        return _plan(problem, strategy, workers or default_workers(problem.n_queries), Grain(), self.setting)
 
-    def _base(self, W: int) -> tuple[int, ...]:
-        return CyclicQuorumSet(W).base
+    def alternatives(self, problem: AttentionProblem) -> dict[str, Plan | BudgetError]:
+        """Return the plan of each strategy that could be taken, or the error that says why it could not."""
+        found: dict[str, Plan | BudgetError] = {}
+        for strategy in ("cqs", "tiles") if problem.n_queries == problem.n_keys else ("tiles",):
+            try:
+                found[strategy] = replace(self, strategy=strategy).plan(problem)
+            except BudgetError as error:
+                found[strategy] = error
+        return found
 
-    def _strategy(self, problem: AttentionProblem) -> str:
+    def _strategies(self, problem: AttentionProblem) -> tuple[str, ...]:
+        """Return the strategies that may be taken, the preferred one first."""
         T, S = problem.n_queries, problem.n_keys
         if self.strategy not in STRATEGIES:
             raise OptionError.of(
@@ -70,7 +98,16 @@ class Scheduler:
         if self.strategy == "cqs" and T != S:
             remedy = "for cross-attention use strategy='tiles', which reads least there"
             raise OptionError.of("strategy", "not be 'cqs' when q and k differ in tokens", f"{T} and {S}", remedy)
-        return ("cqs" if T == S else "tiles") if self.strategy == "auto" else self.strategy
+        if self.strategy in ("ring", "tree") and self.memory is not None:
+            remedy = "leave `memory` out, or take 'cqs' or 'tiles'"
+            raise OptionError.of("strategy", "be 'cqs', 'tiles' or 'auto' under a budget", repr(self.strategy), remedy)
+        if self.strategy != "auto":
+            return (self.strategy,)
+        if T != S:
+            return ("tiles",)
+        return ("cqs", "tiles") if self.workers is None else ("cqs",)
 
-    def _workers(self) -> int:
-        return whole_number("workers", self.workers, 1, "leave it out to let cqs choose")
+
+def _plan(problem: AttentionProblem, strategy: str, workers: int, grain: Grain, setting: Setting) -> Plan:
+    base = CyclicQuorumSet(workers).base if strategy == "cqs" else None
+    return Plan(problem, strategy, workers, base, grain, setting)

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
-__all__ = ["Bundle", "Group", "Strip", "Task", "Tile", "group"]
+__all__ = ["Bundle", "Group", "HeadBlock", "Read", "Strip", "Task", "Tile", "even_cuts", "group", "parts_of", "reads"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,16 @@ def group(index: int, n_groups: int, n_tokens: int) -> Group:
     (Group(index=0, start=0, stop=1), Group(index=6, start=8, stop=10))
     """
     return Group(index, index * n_tokens // n_groups, (index + 1) * n_tokens // n_groups)
+
+
+def even_cuts(n: int, most: int) -> list[range]:
+    """Cut 0..n-1 into the fewest ranges of at most `most`, of sizes that differ by at most 1.
+
+    >>> even_cuts(10, 4)
+    [range(0, 3), range(3, 6), range(6, 10)]
+    """
+    parts = -(-n // most)
+    return [range(i * n // parts, (i + 1) * n // parts) for i in range(parts)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +91,33 @@ class Bundle:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadBlock:
+    """Some heads of one batch entry: key heads, and the query heads that share them.
+
+    Parameters
+    ----------
+    batch : tuple of int
+        The entry, an index into `B`.
+    queries, keys : range
+        Query heads and key heads.
+    """
+
+    batch: tuple[int, ...]
+    queries: range
+    keys: range
+
+    @property
+    def of_queries(self) -> tuple[int | slice, ...]:
+        """Index of the query heads in the leading axes, `(*B, H)`, of queries, output and log-sum-exp."""
+        return (*self.batch, slice(self.queries.start, self.queries.stop))
+
+    @property
+    def of_keys(self) -> tuple[int | slice, ...]:
+        """Index of the key heads in the leading axes, `(*B, G)`, of keys and values."""
+        return (*self.batch, slice(self.keys.start, self.keys.stop))
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """All the tiles that one worker owns. It needs nothing but its own groups, and may be run again at will.
 
@@ -88,6 +126,7 @@ class Task:
 
     index: int
     bundles: tuple[Bundle, ...]
+    heads: HeadBlock | None = None  # None: all heads of all batch entries
 
     @property
     def strips(self) -> tuple[Strip, ...]:
@@ -108,3 +147,35 @@ class Task:
     def key_groups(self) -> tuple[Group, ...]:
         """The distinct groups whose keys and values the task reads, in token order."""
         return tuple(sorted({key for bundle in self.bundles for key in bundle.keys}, key=lambda key: key.start))
+
+
+class Read(NamedTuple):
+    """One thing that a worker reads: queries, or keys with their values, of a group, for the heads of its task."""
+
+    what: Literal["queries", "keys"]
+    group: Group
+    heads: HeadBlock | None
+
+
+def reads(task: Task, most_keys: int | None) -> Iterator[Read]:
+    """Yield what a worker reads for a task, in the order in which it wants it.
+
+    Parameters
+    ----------
+    task : Task
+        Of a plan.
+    most_keys : int or None
+        `Grain.keys`: keys are streamed, so many at a time. None: the task's keys come first, once, and then queries.
+    """
+    if most_keys is None:
+        yield from (Read("keys", key, task.heads) for key in task.key_groups)
+    for bundle in task.bundles:
+        yield from (Read("queries", strip.query, task.heads) for strip in bundle.strips)
+        if most_keys is not None:
+            yield from (Read("keys", part, task.heads) for key in bundle.keys for part in parts_of(key, most_keys))
+
+
+def parts_of(keys: Group, most: int) -> Iterator[Group]:
+    """Cut a group into parts of at most `most` tokens."""
+    for cut in even_cuts(len(keys), most):
+        yield Group(keys.index, keys.start + cut.start, keys.start + cut.stop)

@@ -1,44 +1,70 @@
-"""What queries, keys and values are read from, and what the result is written to."""
+"""Arrays in memory: as inputs, and as what the result is written to."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
 
 from cqs.backend import dtype_of, is_writeable, may_overlap, namespace_of, overlaps_itself
 from cqs.errors import DTypeError, OptionError, ShapeError
-from cqs.kernels import KeyChunk
 from cqs.problem import AttentionProblem, dtype_name
-from cqs.schedule import Group
-from cqs.types import Array
+from cqs.types import Array, DType
 
-__all__ = ["ArraySource", "Source", "allocate_out", "check_out"]
-
-
-class Source(Protocol):
-    """Where a worker reads the groups of tokens that its task names."""
-
-    def queries(self, group: Group) -> Array:
-        """Return the queries of a group, `(*B, H, t, D)`."""
-
-    def keys(self, group: Group) -> KeyChunk:
-        """Return the keys and values of a group, `(*B, G, s, D)` and `(*B, G, s, E)`."""
+__all__ = ["ArrayInput", "ArraySink", "allocate_out", "check_out"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ArraySource:
-    """Arrays in memory. Groups are views of them: nothing is copied."""
+class ArrayInput:
+    """An array in memory, of any array library. Parts of it are views."""
 
-    q: Array
-    k: Array
-    v: Array
+    array: Array
 
-    def queries(self, group: Group) -> Array:
-        """Return a view of the group's queries."""
-        return self.q[..., group.start : group.stop, :]
+    is_staged: bool = field(default=False, init=False)
+    read_bytes: int = field(default=0, init=False)
 
-    def keys(self, group: Group) -> KeyChunk:
-        """Return views of the group's keys and values."""
-        tokens = slice(group.start, group.stop)
-        return KeyChunk(self.k[..., tokens, :], self.v[..., tokens, :])
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return tuple(self.array.shape)
+
+    @property
+    def dtype(self) -> DType:
+        """Its type."""
+        return self.array.dtype
+
+    def read(self, lead: tuple[int | slice, ...] | None, start: int, stop: int) -> Array:
+        """Return a view of some tokens of some heads, or of all."""
+        return self.array[(*((...,) if lead is None else lead), slice(start, stop), slice(None))]
+
+    def close(self) -> None:
+        """Do nothing: the array is the caller's."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArraySink:
+    """An array in memory that rows are written to. Rounded, if it is of a narrower type than they."""
+
+    array: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return tuple(self.array.shape)
+
+    @property
+    def dtype(self) -> DType:
+        """Its type."""
+        return self.array.dtype
+
+    def write(self, lead: tuple[int | slice, ...] | None, start: int, stop: int, rows: Array) -> None:
+        """Write some rows of some heads, or of all."""
+        xp = namespace_of(rows=rows)
+        index = (*((...,) if lead is None else lead), slice(start, stop), slice(None))
+        self.array[index] = rows if rows.dtype == self.array.dtype else xp.astype(rows, self.array.dtype)
+
+    def finish(self) -> Array:
+        """Return the array."""
+        return self.array
+
+    def abandon(self) -> None:
+        """Do nothing: what the array holds is undefined."""
 
 
 def check_out(out: Array, problem: AttentionProblem, **inputs: Array) -> None:

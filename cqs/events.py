@@ -1,0 +1,161 @@
+"""What happens in a run, as values: for progress, traces and counters. Times are `time.perf_counter`, in seconds."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TypeAlias
+
+__all__ = [
+    "BytesRead",
+    "BytesWritten",
+    "Emit",
+    "Event",
+    "ResultMerged",
+    "TaskDone",
+    "TaskRetried",
+    "TaskStarted",
+    "TileDone",
+    "silent",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that took from `start` to `stop` in a thread.
+
+    Parameters
+    ----------
+    task : int
+        Whose task it was; -1 if of none.
+    start, stop : float
+        Seconds, of the machine's steady clock.
+    lane : str
+        Name of the thread.
+    """
+
+    task: int
+    start: float
+    stop: float = field(default_factory=perf_counter)
+    lane: str = field(default_factory=lambda: threading.current_thread().name)
+
+    @property
+    def kind(self) -> str:
+        """The name of its type."""
+        return type(self).__name__
+
+    @property
+    def name(self) -> str:
+        """A few words for a picture."""
+        return f"task {self.task}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskStarted(Event):
+    """A worker took up a task."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BytesRead(Event):
+    """Queries, or keys with their values, were read from the source, or viewed where they are.
+
+    Parameters
+    ----------
+    what : {"queries", "keys"}
+        Which.
+    n_bytes : int
+        How much.
+    """
+
+    what: str
+    n_bytes: int
+
+    @property
+    def name(self) -> str:
+        """What was read."""
+        return f"read {self.what}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TileDone(Event):
+    """A kernel call ended: some rows against some columns, of the task's heads.
+
+    Parameters
+    ----------
+    n_rows, n_columns : int
+        Their number.
+    """
+
+    n_rows: int
+    n_columns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskDone(Event):
+    """A task has its result; `start` is when it was taken up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRetried(Event):
+    """A task ran out of memory, was divided, and is computed part by part.
+
+    Parameters
+    ----------
+    depth : int
+        How often it has been divided.
+    reason : str
+        The error.
+    """
+
+    depth: int
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """Which task at which depth."""
+        return f"task {self.task} divided ({self.depth})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultMerged(Event):
+    """The Tiler merged the result of a task.
+
+    Parameters
+    ----------
+    n_bytes : int
+        Size of the result.
+    spilled_bytes : int
+        Bytes written to or read from a scratch file for it.
+    """
+
+    n_bytes: int
+    spilled_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BytesWritten(Event):
+    """Rows of the output were written.
+
+    Parameters
+    ----------
+    n_bytes : int
+        How much.
+    spilled_bytes : int
+        Bytes read back from a scratch file for it.
+    """
+
+    n_bytes: int
+    spilled_bytes: int = 0
+
+    @property
+    def name(self) -> str:
+        """What was written."""
+        return "write output"
+
+
+# Is called with each event, from whichever thread it happened in; None where nobody listens
+Emit: TypeAlias = Callable[[Event], object] | None
+
+
+def silent(event: Event) -> None:
+    """Take an event and do nothing."""

@@ -1,0 +1,226 @@
+"""Choosing how to cut a problem so that it fits a memory budget. Integers only, and no task is made.
+
+Every way to run the problem is a *candidate*: a strategy, a block of heads, blocks of some size, a number of threads,
+sums in memory or in a scratch file, and a number of workers. What each would hold is bounded by a formula; of those
+that fit, the one that is predicted to be fastest is taken.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
+
+from cqs.errors import BudgetError
+from cqs.problem import AttentionProblem
+from cqs.quorum import difference_cover, singer_moduli
+from cqs.schedule.cost import Rates, predicted_seconds
+from cqs.schedule.grain import Grain, Setting, n_head_blocks
+from cqs.schedule.memory import footprint
+from cqs.schedule.sizes import bounded_sizes, rows_pending
+from cqs.schedule.traffic import estimated_reads, traffic
+from cqs.units import format_bytes
+
+__all__ = ["Candidate", "best_within"]
+
+# Bytes of a block of scores, queries of a kernel call and keys that are streamed for it; and the speed of a kernel with
+# such blocks, as a share of that with the first.
+_LEVELS = (
+    (2 << 20, 4096, 8192, 1.0),
+    (2 << 20, 2048, 2048, 0.97),
+    (1 << 20, 1024, 2048, 0.94),
+    (512 << 10, 512, 1024, 0.87),
+    (256 << 10, 256, 512, 0.75),
+    (64 << 10, 128, 128, 0.4),
+)
+_MOST_WORKERS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to run a problem.
+
+    Parameters
+    ----------
+    strategy : {"cqs", "tiles"}
+        How scores are cut.
+    workers, size : int
+        W, and for "cqs" the size of its cover.
+    grain, setting : Grain, Setting
+        As of `Plan`.
+    speed : float
+        Of the kernel with such blocks and threads, as a share of its best.
+    """
+
+    strategy: str
+    workers: int
+    size: int
+    grain: Grain
+    setting: Setting
+    speed: float
+
+    def held_bytes(self, problem: AttentionProblem) -> int:
+        """Return the most that it may hold, whatever the mask."""
+        p, grain = problem, self.grain
+        sizes = bounded_sizes(self.strategy, p.n_queries, p.n_keys, self.workers, self.size, grain.row_groups)
+        return footprint(p, sizes, grain, self.setting, rows_pending(p, self.strategy, self.workers, grain)).total
+
+    def seconds(self, problem: AttentionProblem, flops: int) -> float:
+        """Predict its time on a typical machine."""
+        reads = estimated_reads(problem, self.strategy, self.workers, self.size, self.grain.row_groups)
+        n_tasks = self.workers * n_head_blocks(problem, self.grain.kv_heads)
+        rates = Rates.typical(self.setting.threads, self.setting.is_staged)
+        rates = replace(rates, flops=rates.flops * self.speed)
+        return predicted_seconds(flops, traffic(problem, reads, self.setting), n_tasks, rates)
+
+    def __str__(self) -> str:
+        heads = "all heads" if self.grain.kv_heads is None else f"{self.grain.kv_heads} key heads"
+        tasks = f"{self.workers:,} tasks for {heads} at a time" if self.workers > 1 else f"1 task for {heads} at a time"
+        return f"strategy {self.strategy!r}, {tasks}, {self.setting.threads} threads"
+
+
+def best_within(
+    problem: AttentionProblem, strategies: Sequence[str], workers: int | None, setting: Setting, memory: int
+) -> Candidate:
+    """Return the candidate that is predicted to be fastest among those that hold at most `memory` bytes.
+
+    Parameters
+    ----------
+    problem : AttentionProblem
+        What is to be computed.
+    strategies : sequence of {"cqs", "tiles"}
+        Which may be taken.
+    workers : int or None
+        W, or None for any.
+    setting : Setting
+        Which says how many threads there are at most.
+    memory : int
+        The budget in bytes.
+
+    Raises
+    ------
+    BudgetError
+        Naming the least that works.
+    """
+    setting = replace(setting, memory=memory)
+    flops = problem.flops(problem.n_pairs)
+    fitting = []
+    for family in _families(problem, strategies, setting):
+        W = family.first_within(problem, memory) if workers is None else workers
+        if W is not None and family.at(W).held_bytes(problem) <= memory:
+            fitting.append(family.at(W))
+    if fitting:
+        return min(fitting, key=lambda candidate: candidate.seconds(problem, flops))
+    raise _too_small(problem, strategies, workers, setting, memory)
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """Candidates that differ in the number of workers."""
+
+    choices: Sequence[int]
+    at: Callable[[int], Candidate]
+
+    def first_within(self, problem: AttentionProblem, memory: int) -> int | None:
+        """Return the fewest workers that hold at most `memory`, or None."""
+
+        def fits(W: int) -> bool:
+            return self.at(W).held_bytes(problem) <= memory
+
+        if isinstance(self.choices, range):  # then what is held shrinks as W grows
+            first = bisect_left(self.choices, True, key=fits)
+            return self.choices[first] if first < len(self.choices) else None
+        return next(filter(fits, self.choices), None)  # it shrinks until the tasks themselves take most
+
+
+def _families(problem: AttentionProblem, strategies: Sequence[str], setting: Setting) -> Iterator[_Family]:
+    in_place = setting.is_in_place(problem)
+    for strategy in strategies:
+        choices = _worker_choices(problem, strategy)
+        spilling = (False,) if in_place or strategy == "tiles" else (False, True)
+        for fewer in _fewer(setting):
+            share = fewer.threads * fewer.in_flight / (setting.threads * setting.in_flight)
+            for level, kv_heads, is_spilled in product(_LEVELS, _head_choices(problem), spilling):
+                own = replace(fewer, is_spilled=is_spilled)
+                yield _Family(choices, _maker(strategy, kv_heads, level, own, share))
+
+
+def _fewer(setting: Setting) -> Iterator[Setting]:
+    """Yield the setting with all its threads, or tasks in flight, and then with fewer."""
+    if setting.in_flight > 1:
+        for n in range(setting.in_flight, 0, -1):
+            yield replace(setting, in_flight=n, threads=min(n, setting.threads))
+    else:
+        yield from (replace(setting, threads=n) for n in range(setting.threads, 0, -1))
+
+
+def _maker(
+    strategy: str, kv_heads: int | None, level: tuple[int, int, int, float], setting: Setting, share: float
+) -> Callable[[int], Candidate]:
+    block_bytes, rows, keys, speed = level
+
+    def make(W: int) -> Candidate:
+        if strategy == "cqs":
+            grain = Grain(kv_heads, block_bytes=block_bytes)
+            return Candidate(strategy, W, _cover_size(W), grain, setting, speed * share)
+        is_streamed = setting.is_staged
+        grain = Grain(kv_heads, W, rows if is_streamed else None, keys if is_streamed else None, block_bytes)
+        return Candidate(strategy, W, 0, grain, setting, speed * share)
+
+    return make
+
+
+def _cover_size(W: int) -> int:
+    """Return the size of a cover: q + 1 for W = q^2 + q + 1, without making it."""
+    q = int((W - 0.75) ** 0.5)
+    return q + 1 if q * q + q + 1 == W and W > 3 else difference_cover(W).size
+
+
+def _worker_choices(problem: AttentionProblem, strategy: str) -> Sequence[int]:
+    most = min(max(problem.n_queries, 1), _MOST_WORKERS)
+    if strategy == "cqs":
+        return [W for W in (1, 3, *singer_moduli(most)) if most >= W]
+    return range(1, most + 1)
+
+
+def _head_choices(problem: AttentionProblem) -> list[int | None]:
+    """Return None for all heads of all entries, and numbers of key heads of one entry: all, half, ..., one."""
+    kv_heads = problem.n_kv_heads
+    choices: list[int | None] = [None, kv_heads] if prod(problem.batch) > 1 else [None]
+    while kv_heads > 1:
+        kv_heads = -(-kv_heads // 2)
+        choices.append(kv_heads)
+    return choices
+
+
+def _too_small(
+    problem: AttentionProblem, strategies: Sequence[str], workers: int | None, setting: Setting, memory: int
+) -> BudgetError:
+    """Say what the least is that works."""
+    candidates = [
+        family.at(W)
+        for family in _families(problem, strategies, setting)
+        for W in (_spread(family.choices) if workers is None else (workers,))
+    ]
+    least = min(candidates, key=lambda candidate: candidate.held_bytes(problem))
+    rule = f"be at least {format_bytes_up(least.held_bytes(problem))} ({least})"
+    remedies = ["raise it"]
+    if workers is not None:
+        remedies.append("leave `workers` out to let cqs choose")
+    if setting.output == "new":
+        remedies.append("give `out=` an array or a file, of which nothing is counted")
+    return BudgetError.of("memory", rule, format_bytes(memory), ", or ".join(remedies))
+
+
+def _spread(choices: Sequence[int]) -> Sequence[int]:
+    """Return about 60 of the choices, closer together where they are small."""
+    wanted = {min(int(1.3**n), len(choices)) - 1 for n in range(64)}
+    return [choices[i] for i in sorted(wanted) if i >= 0]
+
+
+def format_bytes_up(n_bytes: int) -> str:
+    """Write a byte count that, read again, is not less."""
+    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if n_bytes >= scale:
+            return f"{-(-n_bytes * 10 // scale) / 10:.1f} {unit}"
+    return f"{n_bytes} B"

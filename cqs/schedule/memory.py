@@ -1,0 +1,138 @@
+"""What a plan holds beyond the caller's arrays: projected by integers, before anything is allocated."""
+
+from dataclasses import dataclass, fields
+from math import prod
+
+from cqs.problem import DTYPES, AttentionProblem
+from cqs.schedule.bundling import MOST_BUNDLED_ROWS
+from cqs.schedule.grain import Grain, Setting
+from cqs.schedule.scratch import CallShape, scratch_bytes
+from cqs.schedule.sizes import TaskSizes
+from cqs.units import format_bytes
+
+__all__ = ["CACHED_TASKS", "MERGE_BLOCK", "WRITE_BYTES", "Footprint", "footprint"]
+
+CACHED_TASKS = 8  # that are kept because they are soon asked for again
+MERGE_BLOCK = 1 << 18  # elements that are merged at a time: they fit a core's cache
+WRITE_BYTES = 1 << 20  # of the output that are converted and written at a time
+_MERGE_VECTORS = 10  # numbers a row that a merge takes
+_TILE_BYTES, _TASK_BYTES = 500, 4000  # Python objects
+_BASE_BYTES = 700_000  # threads, events, mask classification, and whatever else does not grow
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """The most bytes that a call holds at a time, by what they are for.
+
+    Parameters
+    ----------
+    output : int
+        Output, if the call allocates it, and log-sum-exp, if it is wanted.
+    sums : int
+        Accumulators of rows that are not complete.
+    inputs : int
+        Queries, keys and values that are read into memory, and those that are read ahead.
+    results : int
+        Results of tasks, those that wait for their turn, and what merging them takes.
+    kernel : int
+        Blocks of scores and whatever else kernels compute in, for all threads, and small groups put side by side.
+    objects : int
+        Tasks and other Python objects.
+    """
+
+    output: int
+    sums: int
+    inputs: int
+    results: int
+    kernel: int
+    objects: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+    def __str__(self) -> str:
+        parts = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return ", ".join(f"{name} {format_bytes(size)}" for name, size in parts if size)
+
+
+def footprint(
+    problem: AttentionProblem, sizes: TaskSizes, grain: Grain, setting: Setting, rows_pending: int
+) -> Footprint:
+    """Return what a call holds.
+
+    Parameters
+    ----------
+    problem : AttentionProblem
+        What is computed.
+    sizes : TaskSizes
+        Of its tasks.
+    grain, setting : Grain, Setting
+        As of `Plan`.
+    rows_pending : int
+        Queries whose sums wait for further tasks at a time: T, those of one group, or 0 if a task completes its own.
+    """
+    call = _Call.of(problem, sizes, grain)
+    threads, in_flight = max(setting.threads, setting.in_flight), setting.in_flight
+    kernel = scratch_bytes(setting.kernel, call.shape, threads, grain.block_bytes, setting.has_scores)
+    kernel += setting.read_bytes + min(sizes.bundle_rows, MOST_BUNDLED_ROWS) * call.query_bytes
+    result = sizes.query_rows * call.row_bytes
+    at_once = sizes.query_rows if grain.keys is None else call.shape.n_queries  # rows that are merged
+    merged = _MERGE_VECTORS * at_once * call.row_bytes // (problem.value_width + 1) + 2 * MERGE_BLOCK * call.wide
+    merged += 0 if grain.keys is None else at_once * call.row_bytes  # what one step adds
+    return Footprint(
+        output=_output_bytes(problem, setting),
+        sums=_sums_bytes(problem, setting, call, sizes, rows_pending),
+        inputs=in_flight * _inputs_bytes(setting, call, sizes, grain),
+        results=merged + result * (1 if in_flight == 1 else 2 * in_flight),
+        kernel=kernel * (1 if setting.kernel == "numpy" else in_flight),
+        objects=_BASE_BYTES + (CACHED_TASKS + 2 * in_flight) * (_TASK_BYTES + sizes.tiles * _TILE_BYTES),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """The largest kernel call, bytes of a number in sums, and bytes of a row of what is read and what results."""
+
+    shape: CallShape
+    wide: int
+    query_bytes: int
+    key_bytes: int  # of a key and its value
+    row_bytes: int  # of a result: output and log-sum-exp
+
+    @classmethod
+    def of(cls, p: AttentionProblem, sizes: TaskSizes, grain: Grain) -> "_Call":
+        rows, keys, groups = sizes.bundle_rows, sizes.bundle_keys, sizes.key_groups
+        if grain.keys is not None:
+            rows, keys, groups = min(grain.rows or rows, rows), min(grain.keys, keys), 1
+        shape = CallShape.of(p, grain.kv_heads, rows, keys, groups)
+        wide, n_kv = DTYPES[p.accumulator_dtype][0], shape.batch * shape.kv_heads
+        query, key = shape.n_heads * p.width * p.itemsize, n_kv * (p.width + p.value_width) * p.itemsize
+        return cls(shape, wide, query, key, shape.n_heads * (p.value_width + 1) * wide)
+
+
+def _output_bytes(p: AttentionProblem, setting: Setting) -> int:
+    rows, wide = prod(p.lse_shape), DTYPES[p.accumulator_dtype][0]
+    out = rows * p.value_width * DTYPES[setting.output_dtype or p.dtype][0] if setting.output == "new" else 0
+    return out + rows * wide * setting.keeps_lse
+
+
+def _sums_bytes(p: AttentionProblem, setting: Setting, call: _Call, sizes: TaskSizes, rows_pending: int) -> int:
+    if setting.is_in_place(p):  # the output holds the sums, and beside it there is the log-sum-exp
+        return 0 if setting.keeps_lse or not rows_pending else prod(p.lse_shape) * call.wide
+    written = min(WRITE_BYTES, prod(p.out_shape) * call.wide)
+    if setting.is_spilled:  # a group is read, merged and written back
+        return written + 2 * sizes.bundle_rows * call.row_bytes
+    return written + rows_pending * call.row_bytes
+
+
+def _inputs_bytes(setting: Setting, call: _Call, sizes: TaskSizes, grain: Grain) -> int:
+    if not setting.is_staged:
+        return 0
+    at_once = 2 if setting.in_flight == 1 else 1  # what is in use, and what is read ahead
+    queries = sizes.bundle_rows * call.query_bytes
+    if grain.keys is not None:
+        return queries + at_once * call.shape.n_keys * call.key_bytes
+    ahead = (at_once - 1) * max(queries, sizes.key_group * call.key_bytes)
+    return sizes.key_tokens * call.key_bytes + queries + ahead

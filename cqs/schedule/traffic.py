@@ -1,0 +1,118 @@
+"""The bytes that a plan moves, by where they go. Integers only."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+
+from cqs.problem import DTYPES, AttentionProblem
+from cqs.schedule.grain import Setting
+from cqs.schedule.layout import GridLayout
+from cqs.schedule.task import Task
+
+__all__ = ["TaskReads", "Traffic", "estimated_reads", "reads_of", "traffic"]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskReads:
+    """What tasks read and give back, in tokens of each head.
+
+    Parameters
+    ----------
+    queries, keys : int
+        Queries, for each of which a row of results comes back, and keys with their values.
+    passed : int
+        Of these keys, those that a ring of workers passes on from neighbour to neighbour.
+    """
+
+    queries: int
+    keys: int
+    passed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes that a run moves.
+
+    Parameters
+    ----------
+    read : int
+        Queries, keys and values that tasks read.
+    passed : int
+        Of these, keys and values that ring attention would pass from worker to worker.
+    results : int
+        Partial results that tasks hand to the Tiler.
+    spilled : int
+        Incomplete sums written to a scratch file and read back.
+    written : int
+        The output.
+    """
+
+    read: int
+    passed: int
+    results: int
+    spilled: int
+    written: int
+
+    @property
+    def moved(self) -> int:
+        """What is moved between slow memory and fast memory: read, spilled and written."""
+        return self.read + self.spilled + self.written
+
+
+def reads_of(tasks: Iterable[Task], strategy: str) -> TaskReads:
+    """Count what tasks read, one after the other."""
+    queries = keys = passed = 0
+    for task in tasks:
+        groups = task.key_groups
+        queries += sum(len(strip.query) for strip in task.strips)
+        keys += sum(map(len, groups))
+        if strategy == "ring":
+            passed += sum(len(key) for key in groups if key.index != task.index)
+    return TaskReads(queries, keys, passed)
+
+
+def traffic(problem: AttentionProblem, reads: TaskReads, setting: Setting) -> Traffic:
+    """Return the bytes of what tasks read, over all heads."""
+    p, wide = problem, DTYPES[problem.accumulator_dtype][0]
+    row = p.n_batch_heads * (p.value_width + 1) * wide
+    key = prod(p.batch) * p.n_kv_heads * (p.width + p.value_width) * p.itemsize
+    results = reads.queries * row
+    return Traffic(
+        read=reads.queries * p.n_batch_heads * p.width * p.itemsize + reads.keys * key,
+        passed=reads.passed * key,
+        results=results,
+        spilled=2 * results if setting.is_spilled else 0,  # each is written, and read when the next comes or at the end
+        written=prod(p.out_shape) * DTYPES[setting.output_dtype or p.dtype][0],
+    )
+
+
+def estimated_reads(
+    problem: AttentionProblem, strategy: str, workers: int, size: int, row_groups: int | None
+) -> TaskReads:
+    """Return about what tasks read, without making any: exact where nothing is masked, a little more where it is.
+
+    See `bounded_sizes` for the arguments.
+    """
+    T, S, W = problem.n_queries, problem.n_keys, workers
+    if strategy == "cqs":
+        return TaskReads(size * T, size * S, 0)
+    if strategy == "ring":
+        return TaskReads(T, W * S, (W - 1) * S)
+    if strategy == "tree":
+        return TaskReads(W * T, S, 0)
+    layout = GridLayout(T, S, W, row_groups)
+    R = layout.n_rows
+    cuts = [row * W // R for row in range(R + 1)]
+    heights = [last * T // W - first * T // W for first, last in pairwise(cuts)]
+    n_in_row = [last - first for first, last in pairwise(cuts)]
+    n_queries = sum(n * height for n, height in zip(n_in_row, heights, strict=True))
+    if problem.mask.hides_nothing:
+        return TaskReads(n_queries, R * S, 0)
+    starts = [first * T // W for first in cuts]
+    return TaskReads(n_queries, sum(_reached(problem, range(*rows)) for rows in pairwise(starts)), 0)
+
+
+def _reached(problem: AttentionProblem, rows: range) -> int:
+    everything = range(problem.n_keys)
+    return sum(map(len, problem.mask.reach(rows, everything))) if problem.mask.has_edges else problem.n_keys

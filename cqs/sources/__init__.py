@@ -1,0 +1,26 @@
+"""What queries, keys and values are read from, and what the result is written to: arrays and files."""
+
+from cqs.sources.arrays import ArrayInput, ArraySink, allocate_out, check_out
+from cqs.sources.npy import NpyInput, NpySink
+from cqs.sources.opening import Target, like_of, open_inputs, open_output
+from cqs.sources.sink import Sink
+from cqs.sources.source import ArraySource, Input, InputSource, ShapeInput, Source
+
+__all__ = [
+    "ArrayInput",
+    "ArraySink",
+    "ArraySource",
+    "Input",
+    "InputSource",
+    "NpyInput",
+    "NpySink",
+    "ShapeInput",
+    "Sink",
+    "Source",
+    "Target",
+    "allocate_out",
+    "check_out",
+    "like_of",
+    "open_inputs",
+    "open_output",
+]

@@ -1,0 +1,193 @@
+"""Where rows of the output are summed up until they are complete: in the output itself, in memory, or in a file."""
+
+import tempfile
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from cqs.errors import SinkError
+from cqs.partial import Partial, merge_into
+from cqs.schedule import HeadBlock, Strip
+from cqs.types import Array, DType, Namespace
+
+__all__ = ["InMemory", "InPlace", "Spilled", "Sums"]
+
+
+class Sums(Protocol):
+    """Partial results of the rows of one block of heads, which grow until they are complete."""
+
+    def add(self, heads: HeadBlock | None, strips: tuple[Strip, ...], partials: tuple[Partial, ...]) -> int:
+        """Merge results into the rows of their strips; return the bytes written to and read from a file."""
+
+    def take(self, heads: HeadBlock | None, rows: range) -> Iterator[tuple[range, Partial, int]]:
+        """Yield what rows have come to, part by part: rows, their result, and the bytes read from a file."""
+
+
+class InPlace:
+    """Sums kept where they end: in the output `(*B, H, T, E)`, and a log-sum-exp `(*B, H, T)` of the same type."""
+
+    def __init__(self, xp: Namespace, out: Array, lse: Array) -> None:
+        self._xp = xp
+        self._total = Partial(out, lse)
+        self._begun: set[tuple[HeadBlock | None, int]] = set()
+        out[...] = 0
+        lse[...] = -xp.inf
+
+    def add(self, heads: HeadBlock | None, strips: tuple[Strip, ...], partials: tuple[Partial, ...]) -> int:
+        """Merge results into the rows of their strips."""
+        _add(
+            self._xp, [self._rows(heads, strip.query.tokens) for strip in strips], strips, partials, heads, self._begun
+        )
+        return 0
+
+    def take(self, heads: HeadBlock | None, rows: range) -> Iterator[tuple[range, Partial, int]]:
+        """Yield all rows at once."""
+        self._begun = {(block, start) for block, start in self._begun if block != heads or start not in rows}
+        yield rows, self._rows(heads, rows), 0
+
+    def _rows(self, heads: HeadBlock | None, rows: range) -> Partial:
+        lead = (...,) if heads is None else heads.of_queries
+        own = slice(rows.start, rows.stop)
+        return Partial(self._total.out[(*lead, own, slice(None))], self._total.lse[(*lead, own)])
+
+
+class InMemory:
+    """Sums of one block of heads in arrays of their own.
+
+    Parameters
+    ----------
+    xp : namespace
+        Of the arrays.
+    shape : tuple of int
+        `(*B, H, T, E)`.
+    dtype, device
+        Of the sums.
+    """
+
+    def __init__(self, xp: Namespace, shape: tuple[int, ...], dtype: DType, device: object) -> None:
+        self._xp, self._shape, self._dtype, self._device = xp, shape, dtype, device
+        self._sums: InPlace | None = None
+        self._heads: HeadBlock | None = None
+
+    def add(self, heads: HeadBlock | None, strips: tuple[Strip, ...], partials: tuple[Partial, ...]) -> int:
+        """Merge results into the rows of their strips."""
+        return self._of(heads).add(None, strips, partials)
+
+    def take(self, heads: HeadBlock | None, rows: range) -> Iterator[tuple[range, Partial, int]]:
+        """Yield the rows, and let go of everything with the last of them."""
+        yield from self._of(heads).take(None, rows)
+        if rows.stop == self._shape[-2]:
+            self._sums = None
+
+    def _of(self, heads: HeadBlock | None) -> InPlace:
+        if self._sums is None or self._heads != heads:
+            self._sums = None
+            leading = self._shape[:-2] if heads is None else (len(heads.queries),)
+            total = Partial.empty(self._xp, (*leading, *self._shape[-2:]), self._dtype, self._device)
+            self._sums, self._heads = InPlace(self._xp, total.out, total.lse), heads
+        return self._sums
+
+
+class Spilled:
+    """Sums of one block of heads in a scratch file, which has no name and is gone when the process is. NumPy only.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        `(*B, H, T, E)`.
+    dtype : NumPy dtype
+        Of the sums.
+    directory : str, optional
+        Where the file is, by default where the system keeps temporary files.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], directory: str | None = None) -> None:
+        self._shape, self._dtype = shape, dtype
+        self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115  # closed with the object
+        self._heads: HeadBlock | None = None
+        self._begun: dict[int, int] = {}  # first row of a group, and the row after its last
+
+    def add(self, heads: HeadBlock | None, strips: tuple[Strip, ...], partials: tuple[Partial, ...]) -> int:
+        """Merge results into the rows of their strips; a group must come with the same rows each time."""
+        if heads != self._heads:
+            self._heads, self._begun = heads, {}
+        n_bytes = 0
+        for strip, partial in zip(strips, partials, strict=True):
+            rows = strip.query.tokens
+            if rows.start in self._begun:
+                total = self._read(rows)
+                merge_into(np, [total], [partial])
+                n_bytes += self._size(rows)
+            else:
+                self._begun[rows.start] = rows.stop
+                total = partial
+            self._write(rows, total)
+            n_bytes += self._size(rows)
+        return n_bytes
+
+    def take(self, heads: HeadBlock | None, rows: range) -> Iterator[tuple[range, Partial, int]]:
+        """Yield the rows group by group, and between them those that no result came for."""
+        begun = sorted(self._begun.items()) if heads == self._heads else []
+        self._heads, self._begun = heads, {}
+        first = rows.start
+        for start, stop in [*begun, (rows.stop, rows.stop)]:
+            if first < start:
+                yield range(first, start), Partial.empty(np, self._shape_of(start - first), self._dtype), 0
+            if start < stop:
+                yield range(start, stop), self._read(range(start, stop)), self._size(range(start, stop))
+            first = stop
+
+    def _shape_of(self, n_rows: int) -> tuple[int, ...]:
+        leading = self._shape[:-2] if self._heads is None else (len(self._heads.queries),)
+        return (*leading, n_rows, self._shape[-1])
+
+    def _size(self, rows: range) -> int:
+        return int(np.prod(self._shape_of(len(rows))[:-1])) * (self._shape[-1] + 1) * self._dtype.itemsize
+
+    def _read(self, rows: range) -> Partial:
+        shape = self._shape_of(len(rows))
+        numbers = np.empty(self._size(rows) // self._dtype.itemsize, self._dtype)
+        self._file.seek(self._place(rows))
+        view = numbers.view(np.uint8).data
+        while view:
+            n = self._file.readinto(view)
+            if not n:
+                raise SinkError("the scratch file was cut off while it was in use; run again")
+            view = view[n:]
+        n_out = int(np.prod(shape))
+        return Partial(numbers[:n_out].reshape(shape), numbers[n_out:].reshape(shape[:-1]))
+
+    def _write(self, rows: range, partial: Partial) -> None:
+        self._file.seek(self._place(rows))
+        try:
+            for array in (partial.out, partial.lse):
+                view = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+                while view:
+                    view = view[self._file.write(view) :]
+        except OSError as error:
+            raise SinkError(f"sums cannot be written to a scratch file: {error.strerror}; free some space") from None
+
+    def _place(self, rows: range) -> int:
+        return rows.start * self._size(range(1))
+
+
+def _add(
+    xp: Namespace,
+    totals: list[Partial],
+    strips: tuple[Strip, ...],
+    partials: tuple[Partial, ...],
+    heads: HeadBlock | None,
+    begun: set[tuple[HeadBlock | None, int]],
+) -> None:
+    """Merge results into totals side by side; the first to come for some rows is copied."""
+    merged: list[tuple[Partial, Partial]] = []
+    for strip, total, part in zip(strips, totals, partials, strict=True):
+        place = heads, strip.query.start
+        if place in begun:
+            merged.append((total, part))
+        else:
+            begun.add(place)
+            total.out[...], total.lse[...] = part.out, part.lse
+    if merged:
+        merge_into(xp, *zip(*merged, strict=True))
