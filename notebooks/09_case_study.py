@@ -148,6 +148,24 @@ for W, theirs in {4: 3.196, 6: 5.116, 8: 7.075}.items():
     assert theirs < ours <= W
 
 # %% [markdown]
+# ## Where arithmetic disagrees
+#
+# The description of the published code says that each of W workers needs 1/W of the memory, since it computes the
+# attention of a subsequence of about 1/√W of the tokens. That is the square of scores that a worker fills before it
+# bans what others own: $(m/W)^2$ of the whole. Now $m$ is at least a little more than $\sqrt{W}$, as
+# $m(m - 1) \ge W - 1$. So it is always more than 1/W, and the same factor, $m^2/W$, counts the arithmetic that is
+# done in vain.
+#
+# Here a worker computes the W tiles that it owns, out of the $m^2$ that it could. That is 1/W of the work, exactly.
+
+# %%
+for W in (4, 7, 20, 31, 133):
+    quorums = CyclicQuorumSet(W)
+    m = quorums.cover.size
+    print(f"W = {W:3}: the full square is {m * m / W:.2f} times 1/W of the scores, the owned tiles just 1/W")
+    assert m * m > W == len(quorums.tiles(0))
+
+# %% [markdown]
 # ## Real data
 #
 # The package ships queries, keys and values of a small language model that reads a book: 4 heads of width 32, and

@@ -1,6 +1,7 @@
 """The pictures show what is so: colours, labels and limits are read back from the Axes. No pixel is looked at."""
 
 from collections.abc import Iterator
+from enum import Enum
 
 import numpy as np
 import pytest
@@ -151,12 +152,10 @@ def test_the_tile_map_has_each_tile_where_it_lies_in_the_colour_of_its_task(W: i
     ax = plot.tile_map(plan)
     (collection,) = ax.collections
     tiles = [(tile, task.index) for task in plan.tasks() for tile in task.tiles]
-    assert len(collection.get_paths()) == len(tiles)
-    for path, colour, (tile, index) in zip(collection.get_paths(), collection.get_facecolor(), tiles, strict=True):
-        left, top = path.vertices.min(axis=0)
-        right, bottom = path.vertices.max(axis=0)
-        assert (top, bottom, left, right) == (tile.query.start, tile.query.stop, tile.key.start, tile.key.stop)
-        np.testing.assert_array_equal(colour, worker_colours(W)[index])
+    corners = np.array([path.vertices[:4] for path in collection.get_paths()])
+    drawn = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)  # left, top, right, bottom
+    assert drawn.tolist() == [[t.key.start, t.query.start, t.key.stop, t.query.stop] for t, _ in tiles]
+    np.testing.assert_array_equal(collection.get_facecolor(), worker_colours(W)[[index for _, index in tiles]])
     assert (ax.get_xlim(), ax.get_ylim()) == ((0, 700), (700, 0))  # query 0 at the top
     assert len(plot.tile_map(plan, worker=3).collections[0].get_paths()) == sum(i == 3 for _, i in tiles)
 
@@ -204,7 +203,7 @@ def test_growth_is_drawn_on_logarithmic_axes_with_units_and_the_limit() -> None:
 
 
 class Span:
-    def __init__(self, lane: str, name: str, kind: str, start: float, stop: float) -> None:
+    def __init__(self, lane: str, name: object, kind: object, start: float, stop: float) -> None:
         self.lane, self.name, self.kind, self.start, self.stop = lane, name, kind, start, stop
 
 
@@ -217,9 +216,22 @@ def test_the_timeline_has_a_bar_for_each_span_on_its_lane_in_the_colour_of_its_k
     ax = plot.timeline(iter(spans))
     assert [label.get_text() for label in ax.get_yticklabels()] == ["copies", "gpu"]  # in the order of their start
     bars = [(bar.get_x(), bar.get_width(), bar.get_y() + bar.get_height() / 2) for bar in ax.patches]
-    assert bars == [(0.0, 2.0, 0.0), (2.0, 2.0, 1.0), (4.0, pytest.approx(0.01), 0.0)]
+    assert bars == [(0.0, 2.0, 0.0), (4.0, pytest.approx(0.01), 0.0), (2.0, 2.0, 1.0)]  # kind by kind
     colours = [colors.to_hex(bar.get_facecolor()) for bar in ax.patches]
-    assert colours[0] == colours[2] != colours[1]
+    assert colours[0] == colours[1] != colours[2]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["copy in", "compute"]
     assert written(ax) == ["task 1", "task 1"]  # a name is written where there is room
     assert ax.get_xlim() == (0, pytest.approx(4.01))
+
+
+def test_a_timeline_of_many_spans_and_of_none_can_be_drawn() -> None:
+    class Kind(Enum):
+        COPY = 1
+        COMPUTE = 2
+
+    spans = [Span(f"lane {n % 3}", n, Kind(1 + n % 2), n * 0.1, n * 0.1 + 0.05) for n in range(300)]
+    ax = plot.timeline(spans)
+    assert len(ax.patches) == 300
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["Kind.COPY", "Kind.COMPUTE"]
+    assert not written(ax)  # no name has room
+    assert not plot.timeline([]).patches

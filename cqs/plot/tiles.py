@@ -37,13 +37,11 @@ def tile_map(plan: Plan, worker: int | None = None, ax: Any = None) -> Any:
             for tile in task.tiles:
                 q, k = tile.query, tile.key
                 placed.setdefault((q.start, q.stop, k.start, k.stop), task.index)
-    patches = pyplot().matplotlib.patches
-    collections = pyplot().matplotlib.collections
-    rectangles = [patches.Rectangle((k0, q0), k1 - k0, q1 - q0) for q0, q1, k0, k1 in placed]
+    corners = np.array([[(k0, q0), (k1, q0), (k1, q1), (k0, q1)] for q0, q1, k0, k1 in placed]).reshape(-1, 4, 2)
     colours = shades[list(placed.values())] if placed else np.empty((0, 4))
     is_few = len(plan) <= MOST_LABELLED and len(placed) <= _MOST_NUMBERED
     edge = {"edgecolor": "white", "linewidth": 0.6} if is_few else {"edgecolor": "face", "linewidth": 1.0}
-    ax.add_collection(collections.PatchCollection(rectangles, facecolor=colours, **edge))
+    ax.add_collection(pyplot().matplotlib.collections.PolyCollection(corners, facecolors=colours, **edge))
     if is_few:
         for (q0, q1, k0, k1), index in placed.items():
             style = {"size": 8 if len(plan) <= 15 else 5, "color": ink_on(shades[index])}

@@ -52,27 +52,35 @@ def timeline(spans: Iterable[Span], ax: Any = None) -> Any:
     matplotlib.axes.Axes
     """
     ordered = sorted(spans, key=lambda span: (span.start, span.stop))
-    lanes = list(dict.fromkeys(span.lane for span in ordered))
-    kinds = list(dict.fromkeys(span.kind for span in ordered))
+    lanes = list(dict.fromkeys(str(span.lane) for span in ordered))
+    kinds = list(dict.fromkeys(str(span.kind) for span in ordered))
     zero = min((span.start for span in ordered), default=0.0)
     end = max((span.stop for span in ordered), default=zero) - zero
     ax = axes(ax, 8.0, 1.2 + 0.4 * max(len(lanes), 1))
-    for span in ordered:
-        number, width = kinds.index(span.kind) % len(KINDS), span.stop - span.start
-        style = {"facecolor": KINDS[number], "hatch": _HATCHES[number], "edgecolor": "white", "linewidth": 0.5}
-        row = lanes.index(span.lane)
-        ax.barh(row, width, left=span.start - zero, height=0.8, label=span.kind, **style)
-        if end and width / end >= _LEAST_NAMED:
-            ink = ink_on(pyplot().matplotlib.colors.to_rgb(KINDS[number]))
-            back = {"boxstyle": "square,pad=0.1", "facecolor": KINDS[number], "edgecolor": "none"}
-            ax.text(
-                span.start - zero + width / 2, row, span.name, ha="center", va="center", size=7, color=ink, bbox=back
-            )
-    handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    if handles:
-        style = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": len(handles), "frameon": False}
-        ax.legend([handles[kind] for kind in kinds], kinds, **style)
+    for number, kind in enumerate(kinds):
+        of_kind = [span for span in ordered if str(span.kind) == kind]
+        colour, hatch = KINDS[number % len(KINDS)], _HATCHES[number % len(KINDS)]
+        ax.barh(
+            [lanes.index(str(span.lane)) for span in of_kind],
+            [span.stop - span.start for span in of_kind],
+            left=[span.start - zero for span in of_kind],
+            **{"height": 0.8, "label": kind, "facecolor": colour, "hatch": hatch, "edgecolor": "white", "lw": 0.5},
+        )
+        _write_names(
+            ax, [span for span in of_kind if span.stop - span.start >= _LEAST_NAMED * end], lanes, zero, colour
+        )
+    if kinds:
+        ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=min(len(kinds), 7), frameon=False)
     ax.set_yticks(range(len(lanes)), lanes)
     ax.set(xlim=(0, end or 1.0), ylim=(max(len(lanes), 1) - 0.5, -0.5), xlabel="time since the first start")
     ax.xaxis.set_major_formatter(lambda seconds, _: format_seconds(seconds) if seconds else "0")
     return ax
+
+
+def _write_names(ax: Any, spans: list[Span], lanes: list[str], zero: float, colour: str) -> None:
+    ink = ink_on(pyplot().matplotlib.colors.to_rgb(colour))
+    back = {"boxstyle": "square,pad=0.1", "facecolor": colour, "edgecolor": "none"}
+    for span in spans:
+        middle = (span.start + span.stop) / 2 - zero
+        style = {"ha": "center", "va": "center", "size": 7, "color": ink, "bbox": back}
+        ax.text(middle, lanes.index(str(span.lane)), str(span.name), **style)
