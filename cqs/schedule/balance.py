@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from cqs.errors import OptionError
 from cqs.quorum import CyclicQuorumSet
+from cqs.schedule.fitting import fitted
 
 __all__ = ["balanced_owners", "load_bound"]
 
@@ -18,6 +19,7 @@ _Matrix = npt.NDArray[np.int64]
 _CLOSE = 1.005  # times the bound: a largest load that is even enough to stop
 _MOVES, _TRIALS = 8, 2_000  # in a rearrangement; of each number of moves
 _STEPS = 30  # for each worker
+_EVEN = 21, 20  # largest load to mean load that is worth a search of all assignments: 1.05
 
 
 def balanced_owners(quorums: CyclicQuorumSet, weights: npt.NDArray[np.integer[Any]]) -> _Matrix:
@@ -46,7 +48,8 @@ def balanced_owners(quorums: CyclicQuorumSet, weights: npt.NDArray[np.integer[An
     The search starts from it, and from longest processing time (Graham 1969): heaviest first, each to the least loaded
     of its holders. Each step lowers a most loaded worker and makes no other as loaded, by the best move of one tile or
     swap of two, or else by a rearrangement of up to 8 moves. It ends when 5000 trials of each length find nothing,
-    when the largest load is within 0.5 % of `load_bound`, or after 30 W steps.
+    when the largest load is within 0.5 % of `load_bound`, or after 30 W steps. If it is then above 1.05 times the mean,
+    and `load_bound` is not, tiles are fitted into workers of that room by `cqs.schedule.fitting.fitted`.
 
     Tiles (g, h) and (h, g) stay together at first, as they need the same tokens; then they may part, which is kept only
     where it lowers the largest load. The result is a function of the arguments alone. A pair with one holder leaves
@@ -74,6 +77,11 @@ def balanced_owners(quorums: CyclicQuorumSet, weights: npt.NDArray[np.integer[An
                 owners = units.matrix(_Search(units, start).down_to(goal), weights)
                 if (load := _largest_load(owners, weights)) < least:
                     best, least = owners, load
+    even = int(weights.sum()) * _EVEN[0] // (_EVEN[1] * len(weights))
+    if least > even >= bound:
+        units = _Units.of(quorums, weights, joined=False)
+        if found := fitted(units.weights, units.holders, [even - load for load in units.forced]):
+            best = units.matrix(found, weights)
     return best
 
 
