@@ -224,6 +224,35 @@ def test_the_timeline_has_a_bar_for_each_span_on_its_lane_in_the_colour_of_its_k
     assert ax.get_xlim() == (0, pytest.approx(4.01))
 
 
+def test_what_lies_within_a_span_is_drawn_upon_it_and_narrower() -> None:
+    spans = [
+        Span("a", "read", "read", 0.0, 1.0),
+        Span("a", "tile 1", "tile", 1.0, 4.0),
+        Span("a", "task", "task", 0.0, 5.0),
+        Span("a", "next", "task", 5.0, 9.0),
+        Span("b", "elsewhere", "tile", 2.0, 3.0),
+    ]
+    ax = plot.timeline(spans)
+    heights = {(bar.get_x(), bar.get_x() + bar.get_width()): bar.get_height() for bar in ax.patches}
+    assert heights[0.0, 5.0] == heights[5.0, 9.0] == heights[2.0, 3.0] > heights[1.0, 4.0] == heights[0.0, 1.0]
+    assert written(ax) == ["next", "read", "tile 1", "elsewhere"]  # "task" has others upon it
+
+
+def test_the_events_of_a_run_are_spans() -> None:
+    events: list[object] = []
+    x = np.ones((1, 70, 4), dtype=np.float32)
+    cqs.attention(x, x, x, workers=7, on_event=events.append)
+    ax = plot.timeline(events)
+    assert len(ax.patches) == len(events)
+    assert ax.get_xlim()[1] == max(event.stop for event in events) - min(event.start for event in events)
+
+
+def test_a_plan_that_is_cut_by_heads_shows_one_block_of_them() -> None:
+    plan = cqs.plan(*[(8, 2048, 64)] * 3, workers=7, memory="12 MiB")
+    assert len(plan) > plan.workers
+    assert len(plot.tile_map(plan).collections[0].get_paths()) == plan.workers**2
+
+
 def test_a_timeline_of_many_spans_and_of_none_can_be_drawn() -> None:
     class Kind(Enum):
         COPY = 1
