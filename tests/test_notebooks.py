@@ -4,6 +4,7 @@ They are run as plain Python, cell by cell, in this process: no kernel is starte
 """
 
 import ast
+import doctest
 import json
 import math
 import sys
@@ -78,6 +79,18 @@ def test_a_notebook_runs_and_its_exercises_have_solutions(name: str, capsys: pyt
     assert n_exercises == 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_runs_in_a_kernel(name: str) -> None:
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(ROOT / f"{name}.ipynb", as_version=4)
+    nbclient.NotebookClient(notebook, timeout=60, resources={"metadata": {"path": str(ROOT)}}).execute()
+    assert not [
+        output for cell in notebook.cells for output in cell.get("outputs", ()) if output.output_type == "error"
+    ]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_both_halves_of_a_notebook_are_in_step_and_the_outputs_are_stripped(name: str) -> None:
     stored = (ROOT / f"{name}.ipynb").read_text(encoding="utf-8")
@@ -109,7 +122,7 @@ def test_there_is_a_solution_and_a_docstring_for_every_checker() -> None:
     assert set(CHECKERS) == set(SOLUTIONS)
     assert len(CHECKERS) == 2 * len(NAMES)
     assert all(checker.__doc__ for checker in CHECKERS.values())
-    assert checks.__doc__
+    assert not doctest.testmod(checks, optionflags=doctest.NORMALIZE_WHITESPACE).failed
 
 
 # What checkers say
