@@ -42,13 +42,13 @@ class Workspace:
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, str], npt.NDArray[Any]] = {}
 
-    def buffer(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        """Return the buffer `name` in a shape, holding whatever it held before."""
+    def buffer(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], most: int = 0) -> npt.NDArray[Any]:
+        """Return the buffer `name` in a shape, holding whatever it held before; `most` elements will be asked for."""
         size, key = prod(shape), (name, dtype.str)
-        flat = self._buffers.get(key)
-        if flat is None or flat.size < size:
-            self._buffers[key] = flat = np.empty(size, dtype)
-        return flat[:size].reshape(shape)
+        if key not in self._buffers or self._buffers[key].size < size:
+            self._buffers.pop(key, None)  # before the larger one is allocated
+            self._buffers[key] = np.empty(max(size, most), dtype)
+        return self._buffers[key][:size].reshape(shape)
 
 
 class Threads:

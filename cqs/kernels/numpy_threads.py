@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 import numpy as np
 
@@ -20,12 +21,9 @@ from cqs.kernels.region import Region
 from cqs.masks.mask import Booleans
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
-from cqs.schedule import BLOCK_BYTES, even_cuts, numpy_block, numpy_heads
+from cqs.schedule import BLOCK_BYTES, CallShape, UnitShape, even_cuts, numpy_block, numpy_unit
 
 __all__ = ["attend"]
-
-# Less work than this, a few milliseconds, is not worth another thread; more is cut into at least so many units.
-_SHARED_FLOPS, _LEAST_UNITS = 500_000_000, 8
 
 
 def attend(
@@ -50,9 +48,8 @@ def attend(
     result = Partial(np.empty(shape, dtype), np.empty(shape[:-1], dtype))
     region = region or Region.whole(q.shape[-2], sum(sizes))
     call = _Call(q, chunks, sizes, scale, region, result, block_bytes)
-    flops = 2 * (q.size + result.out.size) * sum(sizes)
     with compute_threads() as pool:
-        pool.share(call.units(flops), call.run, threads if flops > _SHARED_FLOPS else 1)
+        pool.share(call.units(), call.run, threads if call.shape.is_shared else 1)
     return result
 
 
@@ -84,40 +81,41 @@ class _Call:
         G = self.chunks[0].k.shape[-3]
         return G, self.q.shape[-3] // G
 
-    @property
-    def widest_bytes(self) -> int:
-        """Bytes of the widest row of queries, keys or values, in the accumulator's type."""
-        widest: int = max(self.q.shape[-1], self.result.out.shape[-1]) * self.result.out.itemsize
-        return widest
+    @cached_property
+    def shape(self) -> CallShape:
+        """The sizes of the call."""
+        *batch, _, T, D = self.q.shape
+        G, shared = self.heads
+        dtype, E = self.result.out.dtype, self.result.out.shape[-1]
+        is_masked = self.region.is_masked
+        return CallShape(prod(batch), G, shared, T, sum(self.sizes), D, E, dtype.itemsize, True, is_masked)
 
     @cached_property
-    def most_rows_and_columns(self) -> tuple[int, int]:
-        """The shape of the largest block of scores."""
-        T = self.q.shape[-2]
-        rows, columns = numpy_block(T, self.widest_bytes, self.block_bytes)
+    def largest(self) -> UnitShape:
+        """The sizes of the largest unit, by which buffers are allocated, and the most columns of a block."""
         if not self.region.is_masked:
-            return rows, columns
+            return numpy_unit(self.shape, self.block_bytes)
+        T = self.q.shape[-2]
+        rows, _ = numpy_block(T, self.shape.widest_bytes, self.block_bytes)
         middle = range((T - rows) // 2, (T + rows) // 2)
         n_seen = sum(map(len, self.region.seen(middle)))
-        return numpy_block(T, self.widest_bytes, self.block_bytes, n_seen)
+        return numpy_unit(self.shape, self.block_bytes, n_seen)
 
-    def units(self, flops: int) -> list[_Unit]:
+    def units(self) -> list[_Unit]:
         """Cut the work: by rows, then by heads, of which small blocks take several at once."""
-        *batch, _, T, D = self.q.shape
+        *batch, _, T, _ = self.q.shape
         if self.q.size == 0:
             return []
-        rows, cols = self.most_rows_and_columns
+        kv_heads, shared, rows, _ = self.largest
+        cuts = even_cuts(self.heads[0], kv_heads), even_cuts(self.heads[1], shared)
+        heads = [(slice(g.start, g.stop), slice(r.start, r.stop)) for g, r in itertools.product(*cuts)]
         row_cuts = even_cuts(T, rows)
-        n_rows = len(row_cuts[-1])
-        n_columns = min(cols, sum(self.sizes))
-        n_heads = numpy_heads(n_rows, n_columns, self.widest_bytes, self.block_bytes)
-        if flops > _SHARED_FLOPS:
-            n_heads = min(n_heads, self.q.size // D // n_rows // _LEAST_UNITS)
-        n_heads = max(n_heads, 1)
-        G, shared = self.heads
-        kv_cuts, shared_cuts = even_cuts(G, max(n_heads // shared, 1)), even_cuts(shared, n_heads)
-        heads = [(slice(g.start, g.stop), slice(r.start, r.stop)) for g in kv_cuts for r in shared_cuts]
         return [_Unit(b, g, r, t) for b in np.ndindex(*batch) for (g, r), t in itertools.product(heads, row_cuts)]
+
+    @property
+    def most_rows(self) -> int:
+        """The most rows of a unit, over all its heads."""
+        return self.largest.kv_heads * self.largest.shared * self.largest.rows
 
     def run(self, unit: _Unit, work: Workspace) -> None:
         """Compute one unit in the buffers of one thread."""
@@ -125,22 +123,21 @@ class _Call:
             self._attend(unit, work)
 
     def _attend(self, unit: _Unit, work: Workspace) -> None:
-        blocks = column_blocks(self.region, unit.rows, self.most_rows_and_columns[1])
+        blocks = column_blocks(self.region, unit.rows, self.largest.columns)
         q, out, lse = (self._rows(array, unit) for array in (self.q, self.result.out, self.result.lse[..., None]))
         if not blocks:  # no row of the unit sees any column
             out[...], lse[...] = 0, -np.inf
             return
         load = _BlockLoader(self, unit, self._scaled(q, work), blocks, work)
         shape = (q.shape[0], q.shape[1] * q.shape[2], out.shape[-1])
-        sums, divisor, unit_lse = attend_unit(
-            load, len(blocks), UnitBuffers(*(work.buffer(name, shape, out.dtype) for name in ("out", "product")))
-        )
+        buffers = [work.buffer(name, shape, out.dtype, self.most_rows * shape[-1]) for name in ("out", "product")]
+        sums, divisor, unit_lse = attend_unit(load, len(blocks), UnitBuffers(*buffers))
         np.divide(sums.reshape(out.shape), divisor.reshape(lse.shape), out=out)
         lse[...] = unit_lse.reshape(lse.shape)
 
     def _scaled(self, q: Floats, work: Workspace) -> Floats:
         dtype, for_q = self.result.out.dtype, split_scale(self.scale)[0]
-        scaled: Floats = work.buffer("q", q.shape, dtype)
+        scaled: Floats = work.buffer("q", q.shape, dtype, self.most_rows * q.shape[-1])
         if q.dtype == dtype:
             np.multiply(q, dtype.type(for_q), out=scaled)
             return scaled
@@ -170,7 +167,8 @@ class _BlockLoader:
         places = in_chunks(pieces, self.call.sizes)
         n_columns = sum(map(len, pieces))
         k = self._gather("k", places, n_columns)
-        scores = self.work.buffer("scores", (g, r * t, n_columns), self.q.dtype)
+        most = self.call.most_rows * self.call.largest.columns
+        scores = self.work.buffer("scores", (g, r * t, n_columns), self.q.dtype, most)
         np.matmul(self.q.reshape(g, r * t, D), k.swapaxes(-1, -2), out=scores)
         for_scores = split_scale(self.call.scale)[1]
         if for_scores != 1:
@@ -193,7 +191,9 @@ class _BlockLoader:
         parts: list[Floats] = [getattr(chunks[n], name)[(*heads, slice(part.start, part.stop))] for n, part in places]
         if len(parts) == 1 and parts[0].dtype == self.q.dtype and _is_blasable(parts[0]):
             return parts[0]
-        gathered = self.work.buffer(name, (parts[0].shape[0], n_columns, parts[0].shape[-1]), self.q.dtype)
+        g, width = parts[0].shape[0], parts[0].shape[-1]
+        most = self.call.largest.kv_heads * self.call.largest.columns * width
+        gathered = self.work.buffer(name, (g, n_columns, width), self.q.dtype, most)
         return np.concatenate(parts, axis=1, out=gathered, casting="unsafe")
 
 

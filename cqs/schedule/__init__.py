@@ -7,7 +7,7 @@ from cqs.schedule.layout import BalancedLayout, GridLayout, Layout, QuorumLayout
 from cqs.schedule.memory import MERGE_BLOCK, WRITE_BYTES, Footprint
 from cqs.schedule.plan import Plan
 from cqs.schedule.scheduler import Scheduler, default_workers
-from cqs.schedule.scratch import CallShape, blockwise_block, numpy_block, numpy_heads, scratch_bytes
+from cqs.schedule.scratch import CallShape, UnitShape, blockwise_block, numpy_block, numpy_unit, scratch_bytes
 from cqs.schedule.task import Bundle, Group, HeadBlock, Read, Strip, Task, Tile, even_cuts, group, parts_of, reads
 from cqs.schedule.traffic import Traffic
 
@@ -36,13 +36,14 @@ __all__ = [
     "Tile",
     "Traffic",
     "TreeLayout",
+    "UnitShape",
     "blockwise_block",
     "default_workers",
     "divide",
     "even_cuts",
     "group",
     "numpy_block",
-    "numpy_heads",
+    "numpy_unit",
     "parts_of",
     "reads",
     "scratch_bytes",

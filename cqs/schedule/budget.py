@@ -62,7 +62,7 @@ class Candidate:
     def held_bytes(self, problem: AttentionProblem) -> int:
         """Return the most that it may hold, whatever the mask."""
         p, grain = problem, self.grain
-        sizes = bounded_sizes(self.strategy, p.n_queries, p.n_keys, self.workers, self.size, grain.row_groups)
+        sizes = bounded_sizes(p, self.strategy, self.workers, self.size, grain)
         return footprint(p, sizes, grain, self.setting, rows_pending(p, self.strategy, self.workers, grain)).total
 
     def seconds(self, problem: AttentionProblem, flops: int) -> float:

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator
 
 from cqs.schedule.task import Bundle, Group, Strip
 
-__all__ = ["MOST_BUNDLED_ROWS", "bundled"]
+__all__ = ["MOST_BUNDLED_ROWS", "SMALL_ROWS", "bundled"]
 
-_SMALL = 128  # rows; a strip with more fills a matrix product by itself
+SMALL_ROWS = 128  # rows; a strip with more fills a matrix product by itself
 # Together strips may have so many rows and columns; and of the rectangle that they span they must own this share.
 MOST_BUNDLED_ROWS, _MOST_COLUMNS, _LEAST_SHARE = 512, 1024, 0.75
 
@@ -31,7 +31,7 @@ def bundled(strips: Iterable[Strip]) -> Iterator[Bundle]:
 
 
 def _is_worth(together: list[Strip], strip: Strip, n_columns: int) -> bool:
-    if max(len(together[0].query), len(strip.query)) > _SMALL or n_columns > _MOST_COLUMNS:
+    if max(len(together[0].query), len(strip.query)) > SMALL_ROWS or n_columns > _MOST_COLUMNS:
         return False
     strips = [*together, strip]
     n_rows = sum(len(s.query) for s in strips)

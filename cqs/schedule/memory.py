@@ -4,7 +4,6 @@ from dataclasses import dataclass, fields
 from math import prod
 
 from cqs.problem import DTYPES, AttentionProblem
-from cqs.schedule.bundling import MOST_BUNDLED_ROWS
 from cqs.schedule.grain import Grain, Setting
 from cqs.schedule.scratch import CallShape, scratch_bytes
 from cqs.schedule.sizes import TaskSizes
@@ -76,17 +75,15 @@ def footprint(
     call = _Call.of(problem, sizes, grain)
     threads, in_flight = max(setting.threads, setting.in_flight), setting.in_flight
     kernel = scratch_bytes(setting.kernel, call.shape, threads, grain.block_bytes, setting.has_scores)
-    kernel += setting.read_bytes + min(sizes.bundle_rows, MOST_BUNDLED_ROWS) * call.query_bytes
+    kernel *= 1 if setting.kernel == "numpy" else in_flight
+    joined = sizes.bundle_rows * call.query_bytes if sizes.is_bundled else 0  # small strips that share a call
     result = sizes.query_rows * call.row_bytes
-    at_once = sizes.query_rows if grain.keys is None else call.shape.n_queries  # rows that are merged
-    merged = _MERGE_VECTORS * at_once * call.row_bytes // (problem.value_width + 1) + 2 * MERGE_BLOCK * call.wide
-    merged += 0 if grain.keys is None else at_once * call.row_bytes  # what one step adds
     return Footprint(
         output=_output_bytes(problem, setting),
         sums=_sums_bytes(problem, setting, call, sizes, rows_pending),
         inputs=in_flight * _inputs_bytes(setting, call, sizes, grain),
-        results=merged + result * (1 if in_flight == 1 else 2 * in_flight),
-        kernel=kernel * (1 if setting.kernel == "numpy" else in_flight),
+        results=result * (1 if in_flight == 1 else 2 * in_flight) + _merging_bytes(call, sizes, grain, rows_pending),
+        kernel=kernel + in_flight * (setting.read_bytes + joined),
         objects=_BASE_BYTES + (CACHED_TASKS + 2 * in_flight) * (_TASK_BYTES + sizes.tiles * _TILE_BYTES),
     )
 
@@ -103,10 +100,7 @@ class _Call:
 
     @classmethod
     def of(cls, p: AttentionProblem, sizes: TaskSizes, grain: Grain) -> "_Call":
-        rows, keys, groups = sizes.bundle_rows, sizes.bundle_keys, sizes.key_groups
-        if grain.keys is not None:
-            rows, keys, groups = min(grain.rows or rows, rows), min(grain.keys, keys), 1
-        shape = CallShape.of(p, grain.kv_heads, rows, keys, groups)
+        shape = CallShape.of(p, grain.kv_heads, sizes)
         wide, n_kv = DTYPES[p.accumulator_dtype][0], shape.batch * shape.kv_heads
         query, key = shape.n_heads * p.width * p.itemsize, n_kv * (p.width + p.value_width) * p.itemsize
         return cls(shape, wide, query, key, shape.n_heads * (p.value_width + 1) * wide)
@@ -121,18 +115,30 @@ def _output_bytes(p: AttentionProblem, setting: Setting) -> int:
 def _sums_bytes(p: AttentionProblem, setting: Setting, call: _Call, sizes: TaskSizes, rows_pending: int) -> int:
     if setting.is_in_place(p):  # the output holds the sums, and beside it there is the log-sum-exp
         return 0 if setting.keeps_lse or not rows_pending else prod(p.lse_shape) * call.wide
-    written = min(WRITE_BYTES, prod(p.out_shape) * call.wide)
-    if setting.is_spilled:  # a group is read, merged and written back
+    # what is not of the output's type is converted to be written
+    converted = DTYPES[setting.output_dtype or p.dtype][0] != call.wide
+    converted |= setting.output == "sink"  # and what is not contiguous is copied
+    written = min(WRITE_BYTES, prod(p.out_shape) * call.wide) * converted
+    if setting.is_spilled and rows_pending:  # a group is read, merged and written back
         return written + 2 * sizes.bundle_rows * call.row_bytes
     return written + rows_pending * call.row_bytes
 
 
+def _merging_bytes(call: _Call, sizes: TaskSizes, grain: Grain, rows_pending: int) -> int:
+    """Count what adding results to sums takes: weights of all their rows, and products of some."""
+    rows = sizes.call_rows if grain.keys is not None else sizes.query_rows if rows_pending else 0
+    products = 2 * min(MERGE_BLOCK * call.wide, rows * call.row_bytes)
+    step = sizes.call_rows * call.row_bytes if grain.keys is not None else 0  # a result that is added to its strip's
+    return products + step + _MERGE_VECTORS * rows * call.shape.n_heads * call.wide
+
+
 def _inputs_bytes(setting: Setting, call: _Call, sizes: TaskSizes, grain: Grain) -> int:
+    """Count what is read for a task, and while it is computed ahead of it."""
     if not setting.is_staged:
         return 0
-    at_once = 2 if setting.in_flight == 1 else 1  # what is in use, and what is read ahead
     queries = sizes.bundle_rows * call.query_bytes
     if grain.keys is not None:
-        return queries + at_once * call.shape.n_keys * call.key_bytes
-    ahead = (at_once - 1) * max(queries, sizes.key_group * call.key_bytes)
+        at_once = sizes.key_tokens if setting.in_flight == 1 else sizes.ahead_keys
+        return queries + at_once * call.key_bytes
+    ahead = max(queries, sizes.ahead_keys * call.key_bytes) if setting.in_flight == 1 else 0
     return sizes.key_tokens * call.key_bytes + queries + ahead

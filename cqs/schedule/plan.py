@@ -239,10 +239,10 @@ def _seen(tile: Tile, mask: Mask, is_trimmed: bool) -> Iterator[Tile]:
 def _footprint(plan: Plan) -> Footprint:
     p = plan.problem
     if plan.workers <= _MOST_COUNTED:
-        sizes = counted_sizes(map(plan.task, range(plan.workers)))
+        sizes = counted_sizes(map(plan.task, range(plan.workers)), plan.grain)
     else:
         size = len(plan.base or ())
-        sizes = bounded_sizes(plan.strategy, p.n_queries, p.n_keys, plan.workers, size, plan.grain.row_groups)
+        sizes = bounded_sizes(p, plan.strategy, plan.workers, size, plan.grain)
     return footprint(p, sizes, plan.grain, plan.setting, rows_pending(p, plan.strategy, plan.workers, plan.grain))
 
 

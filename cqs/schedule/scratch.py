@@ -1,14 +1,19 @@
 """What a kernel holds while it computes, and the sizes of its blocks, which that follows from. Integers only."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt, prod
+from typing import NamedTuple
 
 from cqs.problem import DTYPES, AttentionProblem
 from cqs.schedule.grain import BLOCK_BYTES
+from cqs.schedule.sizes import TaskSizes
+from cqs.schedule.task import even_cuts
 
-__all__ = ["CallShape", "blockwise_block", "numpy_block", "numpy_heads", "scratch_bytes"]
+__all__ = ["CallShape", "UnitShape", "blockwise_block", "numpy_block", "numpy_unit", "scratch_bytes"]
 
 _MOST_ROWS, _MOST_COLUMNS, _LEAST_MASKED_ROWS = 512, 4096, 128
+_SHARED_FLOPS = 500_000_000  # less work, a few milliseconds, is not worth another thread
+_LEAST_UNITS = 8  # that work is cut into if there is enough of it for several threads
 _MASK_COLUMNS = 128  # that a mask is evaluated for at a time
 _VECTORS = 10  # numbers a row: sums, maxima, divisors
 _SCORE_COPIES = 4  # blocks that changing scores takes, beyond the block itself
@@ -34,6 +39,8 @@ class CallShape:
         Whether keys and values are copied for a block: from several groups, or to another type.
     is_masked : bool
         Whether a mask hides anything.
+    is_bundled : bool
+        Whether some calls have fewer rows, being made of small strips.
     """
 
     batch: int
@@ -46,30 +53,35 @@ class CallShape:
     itemsize: int
     is_gathered: bool
     is_masked: bool
+    is_bundled: bool = False
 
     @classmethod
-    def of(
-        cls, problem: AttentionProblem, kv_heads: int | None, n_queries: int, n_keys: int, n_groups: int
-    ) -> "CallShape":
-        """Return the sizes of a call with so many rows, columns and groups of columns, for `kv_heads` as of a Grain."""
-        p = problem
+    def of(cls, p: AttentionProblem, kv_heads: int | None, sizes: TaskSizes) -> "CallShape":
+        """Return the sizes of the largest calls of tasks, for `kv_heads` as of a Grain."""
         return cls(
             batch=prod(p.batch) if kv_heads is None else 1,
             kv_heads=p.n_kv_heads if kv_heads is None else kv_heads,
             shared=p.n_heads // p.n_kv_heads,
-            n_queries=n_queries,
-            n_keys=n_keys,
+            n_queries=sizes.call_rows,
+            n_keys=sizes.call_keys,
             width=p.width,
             value_width=p.value_width,
             itemsize=DTYPES[p.accumulator_dtype][0],
-            is_gathered=n_groups > 1 or p.dtype != p.accumulator_dtype,
+            is_gathered=sizes.key_groups > 1 or p.dtype != p.accumulator_dtype,
             is_masked=not p.mask.hides_nothing,
+            is_bundled=sizes.is_bundled,
         )
 
     @property
     def n_heads(self) -> int:
         """Query heads of all batch entries."""
         return self.batch * self.kv_heads * self.shared
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is work enough for several threads."""
+        flops = 2 * self.n_heads * self.n_queries * self.n_keys * (self.width + self.value_width)
+        return flops > _SHARED_FLOPS
 
     @property
     def widest_bytes(self) -> int:
@@ -99,9 +111,30 @@ def numpy_block(n_queries: int, widest_bytes: int, block_bytes: int, n_seen: int
     return rows, min(area // max(rows, 1), _MOST_COLUMNS, most)
 
 
-def numpy_heads(n_rows: int, n_columns: int, widest_bytes: int, block_bytes: int) -> int:
-    """Return how many query heads the NumPy kernel takes into a block of so many rows and columns."""
-    return max(min(block_bytes // 4 // (n_rows * n_columns), block_bytes // (max(n_rows, n_columns) * widest_bytes)), 1)
+class UnitShape(NamedTuple):
+    """What one thread of the NumPy kernel takes at a time: query heads of some key heads, rows, columns of a block."""
+
+    kv_heads: int
+    shared: int
+    rows: int
+    columns: int
+
+
+def numpy_unit(call: CallShape, block_bytes: int, n_seen: int | None = None) -> UnitShape:
+    """Return the largest units that the NumPy kernel cuts a call into: by rows, then by heads.
+
+    Small blocks take several heads at once, but not so many that too few units are left to share out. See `numpy_block`
+    for the arguments.
+    """
+    rows, columns = numpy_block(call.n_queries, call.widest_bytes, block_bytes, n_seen)
+    rows = len(even_cuts(call.n_queries, rows)[-1])
+    columns = min(columns, call.n_keys) if n_seen is not None else len(even_cuts(call.n_keys, columns)[-1])
+    heads = min(block_bytes // 4 // (rows * columns), block_bytes // (max(rows, columns) * call.widest_bytes))
+    if call.is_shared:
+        heads = min(heads, call.n_heads * call.n_queries // rows // _LEAST_UNITS)
+    heads = max(heads, 1)
+    kv_heads = len(even_cuts(call.kv_heads, max(heads // call.shared, 1))[-1])
+    return UnitShape(kv_heads, len(even_cuts(call.shared, heads)[-1]), rows, columns)
 
 
 def scratch_bytes(
@@ -125,26 +158,26 @@ def scratch_bytes(
     if 0 in (call.n_queries, call.n_keys, call.n_heads):
         return 0
     if kernel == "numpy":
-        return threads * _numpy(call, block_bytes, has_scores)
+        return (threads if call.is_shared else 1) * _numpy(call, block_bytes, has_scores)
     return _reference(call, has_scores) if kernel == "reference" else _blockwise(call, block_bytes, has_scores)
 
 
 def _numpy(call: CallShape, block_bytes: int, has_scores: bool) -> int:
-    a, least = call.itemsize, min(_LEAST_MASKED_ROWS, call.n_queries)
-    rows, columns = numpy_block(call.n_queries, call.widest_bytes, block_bytes)
-    narrow = min(block_bytes // 4 // least, _MOST_COLUMNS, max(block_bytes // call.widest_bytes, 16))
-    columns = min(narrow if call.is_masked else columns, call.n_keys)
-    heads = min(numpy_heads(least if call.is_masked else rows, columns, call.widest_bytes, block_bytes), call.n_heads)
-    kv_heads = min(max(heads // call.shared, 1), call.kv_heads)
-    heads = max(min(heads, kv_heads * call.shared), 1)
-    block = min(heads * rows * columns, max(block_bytes // 4, rows * min(columns, 16)))
-    rows_in_all = min(heads * rows, max(block_bytes // call.widest_bytes, rows))
-    keys_in_all = min(kv_heads * columns, max(block_bytes // call.widest_bytes, columns))
-    bytes_held = block * a + rows_in_all * (call.width + 2 * call.value_width + _VECTORS) * a
-    bytes_held += keys_in_all * (call.width + call.value_width) * a * call.is_gathered
+    units = [numpy_unit(call, block_bytes)]
+    if call.is_masked:
+        units += [numpy_unit(call, block_bytes, n_seen) for n_seen in (0, call.n_keys)]
+    if call.is_bundled:
+        fewer = replace(call, n_queries=min(call.n_queries, _LEAST_MASKED_ROWS))
+        units += [numpy_unit(fewer, block_bytes, n_seen) for n_seen in (None, 0)]
+    block = max(g * r * t * c for g, r, t, c in units)
+    rows = max(g * r * t for g, r, t, _ in units)
+    keys = max(g * c for g, _, _, c in units)
+    a, mask_rows = call.itemsize, max(t for _, _, t, _ in units)
+    bytes_held = block * a + rows * (call.width + 2 * call.value_width + _VECTORS) * a
+    bytes_held += keys * (call.width + call.value_width) * a * call.is_gathered
     # where values are not finite: copies of them without, and which scores count
-    bytes_held += keys_in_all * call.value_width * (a + 2) + 2 * block
-    bytes_held += rows * min(_MASK_COLUMNS, columns) * 24 * call.is_masked
+    bytes_held += keys * call.value_width * (a + 2) + 2 * block
+    bytes_held += mask_rows * min(_MASK_COLUMNS, call.n_keys) * 24 * call.is_masked
     return bytes_held + _SCORE_COPIES * block * a * has_scores
 
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from cqs.problem import AttentionProblem
-from cqs.schedule.bundling import MOST_BUNDLED_ROWS
+from cqs.schedule.bundling import MOST_BUNDLED_ROWS, SMALL_ROWS
 from cqs.schedule.grain import Grain
-from cqs.schedule.task import Task
+from cqs.schedule.task import Task, even_cuts, parts_of
 
 __all__ = ["MOST_PARTS", "TaskSizes", "bounded_sizes", "counted_sizes", "rows_pending"]
 
@@ -15,81 +16,98 @@ MOST_PARTS = 64  # of a tile, that a mask leaves to be read
 
 @dataclass(frozen=True, slots=True)
 class TaskSizes:
-    """The most of each that any task has, in tokens but for the last two.
+    """The most of each that any task has, in tokens.
 
     Parameters
     ----------
     query_rows : int
         Rows of its strips, together.
-    bundle_rows, bundle_keys : int
-        Rows and columns of one bundle.
+    bundle_rows, call_rows, call_keys : int
+        Rows of one bundle, and rows and columns of one kernel call.
     key_tokens : int
-        Keys that it reads.
-    key_group : int
-        Of these, in one group.
-    key_groups : int
-        Groups of keys in one bundle.
-    tiles : int
-        Tiles that it owns.
+        Keys that it reads and keeps, or if they are streamed, two parts of them that follow each other.
+    ahead_keys : int
+        Keys that are read at a time.
+    key_groups, tiles : int
+        Groups of keys in one call, and tiles that it owns: not tokens, but numbers.
+    is_bundled : bool
+        Whether strips share calls.
     """
 
     query_rows: int
     bundle_rows: int
-    bundle_keys: int
+    call_rows: int
+    call_keys: int
     key_tokens: int
-    key_group: int
+    ahead_keys: int
     key_groups: int
     tiles: int
+    is_bundled: bool
 
 
-def counted_sizes(tasks: Iterable[Task]) -> TaskSizes:
+def counted_sizes(tasks: Iterable[Task], grain: Grain) -> TaskSizes:
     """Return the largest sizes of some tasks."""
-    most = [0] * 7
+    most = [0] * 8
+    is_bundled = False
     for task in tasks:
-        keys = [len(key) for key in task.key_groups]
-        own = (
-            sum(len(strip.query) for strip in task.strips),
-            max((sum(len(s.query) for s in bundle.strips) for bundle in task.bundles), default=0),
-            max((sum(map(len, bundle.keys)) for bundle in task.bundles), default=0),
-            sum(keys),
-            max(keys, default=0),
-            max((len(bundle.keys) for bundle in task.bundles), default=0),
-            sum(len(strip.keys) for strip in task.strips),
-        )
-        most = [max(pair) for pair in zip(most, own, strict=True)]
-    return TaskSizes(*most)
+        most = [max(pair) for pair in zip(most, _sizes_of(task, grain), strict=True)]
+        is_bundled |= any(len(bundle.strips) > 1 for bundle in task.bundles)
+    return TaskSizes(*most, is_bundled=is_bundled)
 
 
-def bounded_sizes(
-    strategy: str, n_queries: int, n_keys: int, workers: int, size: int, row_groups: int | None
-) -> TaskSizes:
+def _sizes_of(task: Task, grain: Grain) -> tuple[int, ...]:
+    keys = [len(key) for key in task.key_groups]
+    rows = [sum(len(strip.query) for strip in bundle.strips) for bundle in task.bundles]
+    n_tiles = sum(len(strip.keys) for strip in task.strips)
+    call_rows = max(rows, default=0)
+    if grain.keys is None:
+        call_keys = max((sum(map(len, bundle.keys)) for bundle in task.bundles), default=0)
+        n_groups = max((len(bundle.keys) for bundle in task.bundles), default=0)
+        return sum(rows), call_rows, call_rows, call_keys, sum(keys), max(keys, default=0), n_groups, n_tiles
+    parts = [len(part) for bundle in task.bundles for key in bundle.keys for part in parts_of(key, grain.keys)]
+    largest, two = max(parts, default=0), max(map(sum, pairwise([*parts, 0])), default=0)
+    return sum(rows), call_rows, _largest_cut(call_rows, grain.rows), largest, two, largest, 1, n_tiles
+
+
+def _largest_cut(n: int, most: int | None) -> int:
+    return max(map(len, even_cuts(n, most)), default=0) if most is not None and n else n
+
+
+def bounded_sizes(problem: AttentionProblem, strategy: str, workers: int, size: int, grain: Grain) -> TaskSizes:
     """Return sizes that no task of a plan exceeds, whatever its mask. O(1).
 
     Parameters
     ----------
+    problem : AttentionProblem
+        What is computed.
     strategy : str
         As of `Plan`.
-    n_queries, n_keys : int
-        T and S.
     workers, size : int
         W, and for "cqs" the size m of its cover.
-    row_groups : int or None
-        For "tiles", R; None for what `GridLayout` takes.
+    grain : Grain
+        As of `Plan`.
     """
-    T, S, W = n_queries, n_keys, workers
+    T, S, W = problem.n_queries, problem.n_keys, workers
     if strategy == "cqs":
         n = -(-T // W)
-        held, bundled = min(size * n, T), max(n, min(MOST_BUNDLED_ROWS, T, size * n))
-        return TaskSizes(held, bundled, held, held, n, size, min(W, size * size))
+        held = min(size * n, T)
+        rows = n if n > SMALL_ROWS else min(MOST_BUNDLED_ROWS, held)
+        return TaskSizes(held, rows, rows, held, held, n, size, min(W, size * size), n <= SMALL_ROWS)
     if strategy == "ring":
-        rows, keys, in_row = -(-T // W), S, W
+        rows, keys, n_groups = -(-T // W), S, W
     elif strategy == "tree":
-        rows, keys, in_row = T, -(-S // W), 1
+        rows, keys, n_groups = T, -(-S // W), 1
     else:
-        R = row_groups or 1
+        R = grain.row_groups or 1
         most_in_row = (W + R - 1) // R
-        rows, keys, in_row = (most_in_row * T + W - 1) // W, -(-S // max(W // R, 1)), 1
-    return TaskSizes(rows, rows, keys, keys, -(-keys // in_row), in_row, in_row * MOST_PARTS)
+        rows, keys, n_groups = (most_in_row * T + W - 1) // W, -(-S // max(W // R, 1)), 1
+    n_tiles = n_groups if problem.mask.hides_nothing else n_groups * MOST_PARTS
+    if grain.keys is None:
+        return TaskSizes(rows, rows, rows, keys, keys, -(-keys // n_groups), n_tiles, n_tiles, False)
+    # a mask may leave any number of keys, of which parts are larger than even parts of all
+    part = min(grain.keys, keys) if not problem.mask.hides_nothing else _largest_cut(keys, grain.keys)
+    call_rows = _largest_cut(rows, grain.rows)
+    return TaskSizes(rows, rows, call_rows, part, min(2 * part, keys), part, 1, n_tiles, False)
 
 
 def rows_pending(problem: AttentionProblem, strategy: str, workers: int, grain: Grain) -> int:
