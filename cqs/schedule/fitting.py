@@ -39,7 +39,7 @@ def fitted(weights: Sequence[int], holders: Sequence[Sequence[int]], room: Seque
     Examples
     --------
     >>> fitted([3, 3, 2, 2, 2], [(0, 1)] * 5, [6, 6])
-    [0, 0, 1, 1, 1]
+    [1, 1, 0, 0, 0]
     >>> fitted([4, 4, 4], [(0, 1)] * 3, [6, 6]) is None
     True
     """
