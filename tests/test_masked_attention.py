@@ -12,7 +12,7 @@ from problems import Problem, problems
 from test_masks import masks
 
 import cqs
-from cqs.errors import DTypeError, OptionError, ShapeError
+from cqs.errors import BackendError, DTypeError, OptionError, ShapeError
 from cqs.kernels import KERNELS
 from cqs.masks import (
     Causal,
@@ -42,6 +42,9 @@ EXAMPLES: dict[str, Mask] = {
     "everything but a band": ~SlidingWindow(10, 10),
     "nothing for some": SlidingWindow(5, 0, offset=-60),
 }
+
+
+ON_A_DEVICE = array_api_strict.ones((150, 150), dtype=array_api_strict.bool, device=array_api_strict.Device("device1"))
 
 
 def example(seed: int = 0, shape: tuple[int, ...] = (2, 150, 16), dtype: Any = np.float32) -> list[np.ndarray]:
@@ -169,11 +172,12 @@ def test_padding_agrees_with_attention_over_what_is_not_padded() -> None:
         (np.ones((1, 2, 150, 150), bool), ShapeError, "`mask` must broadcast to"),
         (KeyLengths([150, 3]), ShapeError, r"`lengths` must broadcast to the batch .*, \*B = \(\), got shape \(2,\);"),
         (Predicate(lambda b, h, q, k: q + k), OptionError, "`mask` must return booleans, got int64 from"),
-        (Predicate(lambda b, h, q, k: np.ones((3, 4), bool)), Exception, "broadcast"),
+        (Predicate(lambda b, h, q, k: np.ones((3, 4), bool)), ShapeError, r"`mask` must return what broadcasts to \("),
+        (ON_A_DEVICE, BackendError, "`mask` must be an array that NumPy can read, got Array, .*; move it"),
         ("causal", OptionError, "`mask` must be a mask from `cqs.masks`, got str"),
         (7, OptionError, "`mask` must be a mask from `cqs.masks`, got int"),
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_what_cannot_be_a_mask_is_refused(mask: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
