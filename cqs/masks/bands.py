@@ -1,13 +1,13 @@
 """Masks whose edges run along diagonals or columns: everything, causal, windows, prefixes, sinks. All in O(1)."""
 
 import operator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from cqs.checks import whole_number
 from cqs.errors import OptionError
-from cqs.masks.entries import Entries, check_broadcast, entries, entry, shape_of
+from cqs.masks.entries import Aligned, Entries, entries
 from cqs.masks.mask import Booleans, Coverage, Integers, Mask, merged
 
 __all__ = ["Causal", "NoMask", "PrefixLM", "Sinks", "SlidingWindow"]
@@ -43,41 +43,8 @@ class NoMask(Mask):
         return len(rows) * len(cols)
 
 
-class _Aligned(Mask):
-    """What masks have in common whose `offset`, from a query to its own key, may differ between batch entries."""
-
-    offset: Entries
-
-    @property
-    def lead(self) -> tuple[int, ...]:
-        """None, or the batch entries that have offsets of their own."""
-        return () if isinstance(self.offset, int) else (*shape_of(self.offset), 1)
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether there is one offset."""
-        return isinstance(self.offset, int)
-
-    @property
-    def _own(self) -> int:
-        assert isinstance(self.offset, int), "ask the mask `at` a batch entry"
-        return self.offset
-
-    def at(self, index: tuple[int, ...]) -> Mask:
-        """Return the mask of one batch entry."""
-        if isinstance(self.offset, int):
-            return self
-        own: Mask = replace(self, offset=entry(self.offset, index[:-1]))  # type: ignore[type-var]  # both are dataclasses
-        return own
-
-    def bind(self, batch: tuple[int, ...], n_heads: int, n_queries: int, n_keys: int) -> Mask:
-        """Refuse offsets that do not broadcast to the batch dimensions."""
-        check_broadcast("offset", self.offset, batch)
-        return self
-
-
 @dataclass(frozen=True, slots=True)
-class Causal(_Aligned):
+class Causal(Aligned):
     """Query i sees the keys j <= i + offset.
 
     Parameters
@@ -101,11 +68,11 @@ class Causal(_Aligned):
 
     def visible(self, q_idx: Integers, k_idx: Integers) -> Booleans:
         """Return k <= q + offset."""
-        return k_idx <= q_idx + self._own
+        return k_idx <= q_idx + self.own
 
     def edges(self, queries: Integers) -> Integers:
         """Return the first key beyond the diagonal."""
-        return queries[:, None] + (self._own + 1)
+        return queries[:, None] + (self.own + 1)
 
     def classify(self, rows: range, cols: range) -> Coverage:
         """Compare the corners of the rectangle with the diagonal."""
@@ -138,7 +105,7 @@ class Causal(_Aligned):
 
 
 @dataclass(frozen=True, slots=True)
-class SlidingWindow(_Aligned):
+class SlidingWindow(Aligned):
     """Query i sees the keys i + offset - left <= j <= i + offset + right.
 
     Parameters
@@ -162,21 +129,21 @@ class SlidingWindow(_Aligned):
 
     @property
     def _upper(self) -> Causal:
-        return Causal(self._own + self.right)
+        return Causal(self.own + self.right)
 
     @property
     def _below(self) -> Causal:
         """What is too far back."""
-        return Causal(self._own - self.left - 1)
+        return Causal(self.own - self.left - 1)
 
     def visible(self, q_idx: Integers, k_idx: Integers) -> Booleans:
         """Return whether k lies in the window of q."""
-        own = q_idx + self._own
+        own = q_idx + self.own
         return (k_idx >= own - self.left) & (k_idx <= own + self.right)
 
     def edges(self, queries: Integers) -> Integers:
         """Return where the window begins, and the first key after it."""
-        own: Integers = queries[:, None] + self._own
+        own: Integers = queries[:, None] + self.own
         return np.concatenate([own - self.left, own + self.right + 1], axis=1)
 
     def reach(self, rows: range, cols: range) -> tuple[range, ...]:

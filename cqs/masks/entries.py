@@ -1,11 +1,13 @@
 """Whole numbers that may differ between batch entries: one for all, or nested tuples that broadcast to the batch."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from cqs.errors import ShapeError
+from cqs.masks.mask import Mask
 
-__all__ = ["Entries", "check_broadcast", "entries", "entry", "shape_of"]
+__all__ = ["Aligned", "Entries", "check_broadcast", "entries", "entry", "shape_of"]
 
 Entries: TypeAlias = int | tuple[Any, ...]  # tuples of tuples of int, as deep as there are axes
 
@@ -55,3 +57,37 @@ def check_broadcast(name: str, values: Entries, batch: tuple[int, ...]) -> None:
     if len(shape) > len(batch) or any(n not in (1, m) for n, m in zip(shape[::-1], batch[::-1], strict=False)):
         rule = f"broadcast to the batch dimensions, *B = {batch}"
         raise ShapeError.of(name, rule, f"shape {shape}", "give one number for all, or one for each batch entry")
+
+
+class Aligned(Mask):
+    """What masks have in common whose `offset`, from a query to its own key, may differ between batch entries."""
+
+    offset: Entries
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """None, or the batch entries that have offsets of their own."""
+        return () if isinstance(self.offset, int) else (*shape_of(self.offset), 1)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether there is one offset."""
+        return isinstance(self.offset, int)
+
+    @property
+    def own(self) -> int:
+        """The one offset."""
+        assert isinstance(self.offset, int), "ask the mask `at` a batch entry"
+        return self.offset
+
+    def at(self, index: tuple[int, ...]) -> Mask:
+        """Return the mask of one batch entry."""
+        if isinstance(self.offset, int):
+            return self
+        own: Mask = replace(self, offset=entry(self.offset, index[:-1]))  # type: ignore[type-var]  # both are dataclasses
+        return own
+
+    def bind(self, batch: tuple[int, ...], n_heads: int, n_queries: int, n_keys: int) -> Mask:
+        """Refuse offsets that do not broadcast to the batch dimensions."""
+        check_broadcast("offset", self.offset, batch)
+        return self
