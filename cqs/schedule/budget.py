@@ -74,9 +74,13 @@ class Candidate:
         return predicted_seconds(flops, traffic(problem, reads, self.setting), n_tasks, rates)
 
     def __str__(self) -> str:
-        heads = "all heads" if self.grain.kv_heads is None else f"{self.grain.kv_heads} key heads"
-        tasks = f"{self.workers:,} tasks for {heads} at a time" if self.workers > 1 else f"1 task for {heads} at a time"
-        return f"strategy {self.strategy!r}, {tasks}, {self.setting.threads} threads"
+        heads = "all heads" if self.grain.kv_heads is None else _plural(self.grain.kv_heads, "key head")
+        threads = self.setting.threads if self.setting.in_flight == 1 else self.setting.in_flight
+        return f"{self.strategy}, {_plural(self.workers, 'task')} for {heads} at a time, {_plural(threads, 'thread')}"
+
+
+def _plural(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def best_within(

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from html import escape
 from itertools import groupby
 from typing import Any, Self
 
@@ -185,6 +186,11 @@ class Plan:
                 f"  memory    {format_bytes(self.projected_bytes)}: {self.footprint}",
             ]
         )
+
+    def _repr_html_(self) -> str:
+        title, *lines = str(self).splitlines()
+        rows = "".join(f"<tr><th>{escape(line[:12].strip())}</th><td>{escape(line[12:])}</td></tr>" for line in lines)
+        return f"<b>{escape(title)}</b><table>{rows}</table>"
 
     def _cut(self) -> str:
         if self.base is not None:
