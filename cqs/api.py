@@ -145,7 +145,8 @@ def attention(
         the accumulator. The contents of an array are undefined if the call fails. A path names a `.npy` file, which
         appears when it is complete; an array on disk, as of Zarr or h5py, gets each row once.
     progress : bool or callable, optional
-        True for a bar in the terminal, or a function called with (tasks done, tasks in all).
+        True for a bar in the terminal, with rate and remaining time, or a function called with (tasks done, tasks in
+        all).
     on_event : callable, optional
         Told of every `cqs.events.Event`, from any thread: reads, kernel calls, merges, retries.
 
@@ -184,7 +185,7 @@ def attention(
     """
     refuse_unknown(attention, unknown)
     refuse_gradients(q=q, k=k, v=v)
-    with closing(open_inputs(q, k, v)) as source, reporting(progress) as report:
+    with closing(open_inputs(q, k, v)) as source, reporting(progress, on_event) as report:
         problem = AttentionProblem.of(source.q, source.k, source.v, mask=mask, is_causal=is_causal, scale=scale)
         like = like_of(source.q)
         scores = Scores.of(problem, like, softcap, bias, score_mod)
@@ -196,8 +197,9 @@ def attention(
             problem, source, target, chosen.name, runner, workers, memory, strategy, return_lse, scores is not None
         )
 
-        worker = Worker(problem, source, chosen.attend, scores, planned.grain, on_event)
-        with _finishing(Tiler(planned, target.open(), logits, on_event)) as tiler:
+        report.start(planned)
+        worker = Worker(problem, source, chosen.attend, scores, planned.grain, report.emit)
+        with _finishing(Tiler(planned, target.open(), logits, report.emit)) as tiler:
 
             def accept(result: TaskResult) -> None:
                 tiler.add(result)

@@ -1,30 +1,180 @@
 """Telling how far a run has come."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Protocol, TypeAlias
 
 from cqs.errors import OptionError
+from cqs.events import Emit, Event, TileDone
+from cqs.schedule import Plan
+from cqs.schedule.grain import head_block
+from cqs.units import format_count
 
-__all__ = ["Progress", "progress_bar", "reporting"]
+__all__ = ["Progress", "Report", "RunBar", "progress_bar", "reporting", "run_bar"]
+
+_MOST_COUNTED = 500  # tasks that are looked at one by one to say how much work there is in all
+_SAMPLE = 16
+_LEAST_SECONDS = 0.05  # between two changes of what is shown
+
+
+class Report(Protocol):
+    """What a call tells about itself while it runs."""
+
+    @property
+    def emit(self) -> Emit:
+        """What is to be told of events, if anything."""
+
+    def start(self, plan: Plan) -> None:
+        """Be told what will be done."""
+
+    def __call__(self, done: int, total: int) -> None:
+        """Be told that so many tasks of so many in all are done."""
+
 
 # None or False: silence. True: a bar on stderr. A function: called with (tasks done, tasks in all).
-Progress: TypeAlias = bool | Callable[[int, int], None] | None
+Progress: TypeAlias = "bool | Callable[[int, int], None] | RunBar | None"
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """A report that calls a function after each task, and passes events on."""
+
+    call: Callable[[int, int], None]
+    emit: Emit
+
+    def start(self, plan: Plan) -> None:
+        """Do nothing."""
+
+    def __call__(self, done: int, total: int) -> None:
+        """Call the function."""
+        self.call(done, total)
 
 
 @contextmanager
-def reporting(progress: Progress) -> Iterator[Callable[[int, int], None]]:
-    """Give the function that a `progress=` argument means, and clean up after it."""
-    if callable(progress):
+def reporting(progress: Progress, emit: Emit = None) -> Iterator[Report]:
+    """Give the report that the arguments `progress=` and `on_event=` mean, and clean up after it.
+
+    Raises
+    ------
+    OptionError
+        If `progress` is neither a bool nor a function.
+    """
+    if isinstance(progress, RunBar):
+        progress.listener = emit
         yield progress
+    elif callable(progress):
+        yield _Told(progress, emit)
     elif progress is None or progress is False:
-        yield lambda done, total: None
+        yield _Told(lambda done, total: None, emit)
     elif progress is True:
-        with progress_bar("tasks", is_lasting=True) as report:
-            yield report
+        with run_bar(is_lasting=True) as bar:
+            bar.listener = emit
+            yield bar
     else:
         rule = "be True, False or a function of (tasks done, tasks in all)"
         raise OptionError.of("progress", rule, repr(progress), "use `progress=True` for a bar")
+
+
+class RunBar:
+    """A bar that moves with every kernel call, with tasks, rate and remaining time; made by `run_bar`.
+
+    Parameters
+    ----------
+    bar, row
+        Of rich.
+    """
+
+    def __init__(self, bar: Any, row: Any) -> None:
+        self.listener: Emit = None
+        self._bar, self._row = bar, row
+        self._lock = threading.Lock()
+        self._work: _Work | None = None
+        self._tasks = ""
+        self._done = 0
+        self._started = self._shown = perf_counter()
+
+    def start(self, plan: Plan) -> None:
+        """Take note of how much there is to do, and begin to count time."""
+        self._work = _Work.of(plan)
+        self._tasks = f"0/{len(plan):,} tasks"
+        self._done, self._started = 0, perf_counter()
+        self._bar.reset(self._row, total=max(self._work.total, 1), tasks=self._tasks, rate="")
+
+    def emit(self, event: Event) -> None:
+        """Move on by what a kernel call computed, and pass the event on."""
+        if isinstance(event, TileDone) and self._work is not None:
+            with self._lock:
+                self._done = min(self._done + self._work.of_call(event), self._work.total)
+            self._show()
+        if self.listener is not None:
+            self.listener(event)
+
+    def __call__(self, done: int, total: int) -> None:
+        """Count tasks."""
+        with self._lock:
+            self._tasks = f"{done:,}/{total:,} tasks"
+            if self._work is not None and done == total:
+                self._done = self._work.total
+        self._show(is_last=done == total)
+
+    def _show(self, is_last: bool = False) -> None:
+        now = perf_counter()
+        with self._lock:
+            if self._work is None or (now - self._shown < _LEAST_SECONDS and not is_last):
+                return
+            self._shown, done, tasks = now, self._done, self._tasks
+            rate = done * self._work.flops / max(self._work.total, 1) / max(now - self._started, 1e-9)
+        completed = max(done, 1) if is_last else done
+        self._bar.update(self._row, completed=completed, tasks=tasks, rate=f"{format_count(rate)}FLOP/s")
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """How much a plan computes: pairs of its kernel calls, over all heads; and multiplications and additions."""
+
+    plan: Plan
+    total: int
+    flops: int
+
+    @classmethod
+    def of(cls, plan: Plan) -> "_Work":
+        """Count the tasks, or if they are very many some that are spread evenly."""
+        p, W = plan.problem, plan.workers
+        chosen = range(W) if W <= _MOST_COUNTED else [(2 * i + 1) * W // (2 * _SAMPLE) for i in range(_SAMPLE)]
+        area = sum(
+            sum(len(strip.query) for strip in bundle.strips) * sum(map(len, bundle.keys))
+            for i in chosen
+            for bundle in plan.task(i).bundles
+        )
+        total = area * W // len(chosen) * p.n_batch_heads
+        is_counted = p.mask.hides_nothing or p.mask.has_edges  # else counting evaluates the mask pair by pair
+        return cls(plan, total, p.flops(p.n_pairs) if is_counted else 2 * total * (p.width + p.value_width))
+
+    def of_call(self, event: TileDone) -> int:
+        """Return the pairs of one kernel call."""
+        heads = head_block(self.plan.problem, self.plan.grain.kv_heads, event.task // self.plan.workers)
+        n_heads = self.plan.problem.n_batch_heads if heads is None else len(heads.queries)
+        return event.n_rows * event.n_columns * n_heads
+
+
+@contextmanager
+def run_bar(label: str = "computing", *, is_lasting: bool = False, is_quiet: bool = False) -> Iterator[RunBar]:
+    """Show a bar for one call of `cqs.attention` on stderr while inside; see `progress_bar` for the arguments."""
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[tasks]}"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with _bar(columns, is_lasting, is_quiet) as bar:
+        yield RunBar(bar, bar.add_task(label, total=None, tasks="", rate=""))
 
 
 @contextmanager
@@ -45,15 +195,21 @@ def progress_bar(
     is_quiet : bool
         Show nothing.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+    time = TimeRemainingColumn(elapsed_when_finished=True)
+    with _bar((TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), time), is_lasting, is_quiet) as bar:
+        row = bar.add_task(label, total=total)
+        yield lambda done, total: bar.update(row, completed=done, total=total)
+
+
+@contextmanager
+def _bar(columns: tuple[Any, ...], is_lasting: bool, is_quiet: bool) -> Iterator[Any]:
+    from rich.console import Console
     from rich.progress import Progress as Bar
 
     console = Console(stderr=True)
-    time = TimeRemainingColumn(elapsed_when_finished=True)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), time
     is_hidden = is_quiet or not (is_lasting or console.is_terminal)
     # stdout is left alone: it may be a pipe that others write to meanwhile
     with Bar(*columns, console=console, disable=is_hidden, transient=not is_lasting, redirect_stdout=False) as bar:
-        row = bar.add_task(label, total=total)
-        yield lambda done, total: bar.update(row, completed=done, total=total)
+        yield bar

@@ -27,7 +27,7 @@ LAYERS = (
     ("sums",),
     ("tiler",),
     ("engines",),
-    ("progress", "oracle", "verify", "testing", "plot"),
+    ("progress", "trace", "oracle", "verify", "testing", "plot"),
     ("api",),
     ("__init__",),
     ("cli",),
