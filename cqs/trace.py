@@ -165,7 +165,8 @@ class TraceFile:
         self._lanes: dict[str, int] = {}
         self._failure: OSError | None = None
         try:
-            self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115  # closed by `close`
+            # by lines, so that what happened before the process is killed is there
+            self._file = open(self.path, "w", buffering=1, encoding="utf-8")  # noqa: SIM115  # closed by `close`
         except OSError as error:
             raise SinkError(f"{self.path} cannot be written: {error.strerror}; write the trace elsewhere") from None
         self._write({"name": "process_name", "ph": "M", "pid": _PID, "args": {"name": "cqs"}}, first=True)
