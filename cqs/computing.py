@@ -38,7 +38,7 @@ class Computation:
     def partials(self, task: Task, feed: Feed) -> tuple[Partial, ...]:
         """Compute a task, and whatever does not fit in parts; return the result of each strip."""
         if self.grain.keys is not None:
-            return tuple(self._streamed(task, strip, feed) for strip in task.strips)
+            return tuple(self._strips(task, feed))
         done: list[Partial] = []
         try:
             for partials in self._bundles(task, feed):
@@ -67,6 +67,20 @@ class Computation:
                 yield list(_rows_of(partial, bundle))
         finally:
             feed.release([*held.values(), *queries])
+
+    def _strips(self, task: Task, feed: Feed) -> Iterator[Partial]:
+        """Yield the results of strips whose keys are streamed."""
+        for strip in task.strips:
+            try:
+                yield self._streamed(task, strip, feed)
+                continue
+            except Exception as error:  # its queries and their sums do not fit, since steps look after themselves
+                if not is_out_of_memory(error):
+                    raise
+                reason = repr(error)
+            feed.skip(task.index)
+            feed = Direct(self.source, self.emit)
+            yield from self._divided(_of_strip(task, strip), reason)
 
     def _streamed(self, task: Task, strip: Strip, feed: Feed) -> Partial:
         """Read a strip's queries, keep them, and merge the results of its keys, which are read part by part."""
@@ -106,15 +120,15 @@ class Computation:
 
     def _step(self, task: Task, strip: Strip, queries: Array, chunk: KeyChunk | None) -> Partial:
         """Compute some rows against some keys, in parts if need be."""
-        bundle, reason = Bundle((strip,), strip.keys, frozenset()), "its keys could not be read"
+        step, reason = _of_strip(task, strip), "its keys could not be read"
         if chunk is not None:
             try:
-                return self._attend(task, bundle, [queries], [chunk])
+                return self._attend(task, step.bundles[0], [queries], [chunk])
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 reason = repr(error)
-        (partial,) = self._divided(Task(task.index, (bundle,), task.heads), reason)
+        (partial,) = self._divided(step, reason)
         return partial
 
     def _divided(self, task: Task, reason: str, depth: int = 1) -> tuple[Partial, ...]:
@@ -173,6 +187,11 @@ def _rows_of(partial: Partial, bundle: Bundle) -> Iterator[Partial]:
         rows = slice(first, first + len(strip.query))
         yield Partial(partial.out[..., rows, :], partial.lse[..., rows])
         first = rows.stop
+
+
+def _of_strip(task: Task, strip: Strip) -> Task:
+    """Return the part of a task that is one strip."""
+    return Task(task.index, (Bundle((strip,), strip.keys, frozenset()),), task.heads)
 
 
 def _rest(task: Task, n_done: int) -> Task:

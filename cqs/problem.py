@@ -130,7 +130,7 @@ class AttentionProblem:
 
     def flops(self, n_pairs: int) -> int:
         """Return the multiplications and additions of both matrix products over the pairs that a mask counts."""
-        n_heads = self.n_batch_heads // math.prod(self.mask.lead)  # that share a mask
+        n_heads = self.n_batch_heads // max(math.prod(self.mask.lead), 1)  # that share a mask
         return 2 * n_pairs * (self.width + self.value_width) * n_heads
 
     def input_bytes(self, n_queries: int, n_keys: int) -> int:

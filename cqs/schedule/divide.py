@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from itertools import accumulate, pairwise
 
 from cqs.checks import whole_number
+from cqs.masks.mask import merged
 from cqs.quorum import CyclicQuorumSet
 from cqs.schedule.bundling import bundled
 from cqs.schedule.task import Group, Strip, Task, Tile
@@ -88,13 +89,13 @@ def _within(group: Group, start: int, stop: int) -> Group:
 
 def _runs(task: Task, W: int) -> list[tuple[int, int]]:
     """Cut the tokens that a task holds into W runs of nearly equal numbers, as (start, stop) of tokens."""
-    held = sorted({(g.start, g.stop) for g in (*task.query_groups, *task.key_groups)})
-    before = list(accumulate((stop - start for start, stop in held), initial=0))
+    held = merged([g.tokens for g in (*task.query_groups, *task.key_groups)])
+    before = list(accumulate(map(len, held), initial=0))
 
     def token(n: int) -> int:
         """Return the n-th of the tokens that are held."""
         group = bisect_right(before, n) - 1
-        return held[group][0] + n - before[group]
+        return held[group].start + n - before[group]
 
     cuts = [i * before[-1] // W for i in range(W + 1)]
     return [(token(first), token(last - 1) + 1) if first < last else (0, 0) for first, last in pairwise(cuts)]

@@ -16,7 +16,7 @@ MERGE_BLOCK = 1 << 18  # elements that are merged at a time: they fit a core's c
 WRITE_BYTES = 1 << 20  # of the output that are converted and written at a time
 _MERGE_VECTORS = 10  # numbers a row that a merge takes
 _TILE_BYTES, _TASK_BYTES = 500, 4000  # Python objects
-_BASE_BYTES = 700_000  # threads, events, mask classification, and whatever else does not grow
+_BASE_BYTES = 1_000_000  # threads, events, mask classification, and whatever else does not grow
 
 
 @dataclass(frozen=True, slots=True)
