@@ -199,7 +199,8 @@ def attention(
 
         report.start(planned)
         worker = Worker(problem, source, chosen.attend, scores, planned.grain, report.emit)
-        with _finishing(Tiler(planned, target.open(), logits, report.emit)) as tiler:
+        with _finishing(target.open()) as sink:
+            tiler = Tiler(planned, sink, logits, report.emit)
 
             def accept(result: TaskResult) -> None:
                 tiler.add(result)
@@ -284,16 +285,16 @@ def _schedule(
         output_dtype=target.dtype,
         keeps_lse=keeps_lse,
         has_scores=has_scores,
-        read_bytes=source.read_bytes,
+        read_bytes=source.read_bytes + target.write_bytes,
     )
     return Scheduler(workers, strategy, memory, setting).plan(problem)
 
 
 @contextmanager
-def _finishing(tiler: Tiler) -> Iterator[Tiler]:
+def _finishing(sink: Sink) -> Iterator[Sink]:
     """Leave nothing that looks finished if anything fails inside."""
     try:
-        yield tiler
+        yield sink
     except BaseException:
-        tiler.abandon()
+        sink.abandon()
         raise

@@ -104,7 +104,10 @@ class Spilled:
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], directory: str | None = None) -> None:
         self._shape, self._dtype = shape, dtype
-        self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115  # closed with the object
+        try:
+            self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115  # closed with the object
+        except OSError as error:
+            raise SinkError(f"sums cannot be written to a scratch file: {error.strerror}; free some space") from None
         self._heads: HeadBlock | None = None
         self._begun: dict[int, int] = {}  # first row of a group, and the row after its last
 

@@ -162,10 +162,7 @@ class Tiler:
             self._lse[(*((...,) if lead is None else lead), slice(rows.start, rows.stop))] = partial.lse
         n_bytes = 0
         if not isinstance(self._sums, InPlace):
-            step = self._rows_at_once(heads)
-            for first in range(rows.start, rows.stop, step):
-                last = min(first + step, rows.stop)
-                self._sink.write(lead, first, last, partial.out[..., first - rows.start : last - rows.start, :])
+            self._sink.write(lead, rows.start, rows.stop, partial.out)
         if self._emit is not None:
             n_rows = len(rows) * prod(self._leading(heads))
             n_bytes = n_rows * self._plan.problem.value_width * _itemsize(self._sink)

@@ -1,10 +1,14 @@
 """What queries, keys and values are read from, and what the result is written to: arrays and files."""
 
 from cqs.sources.arrays import ArrayInput, ArraySink, allocate_out, check_out
-from cqs.sources.npy import NpyInput, NpySink
+from cqs.sources.npy import NpyInput
+from cqs.sources.npy_sink import NpySink
 from cqs.sources.opening import Target, like_of, open_inputs, open_output
 from cqs.sources.sink import Sink
+from cqs.sources.slices import SliceInput, SliceSink
 from cqs.sources.source import ArraySource, Input, InputSource, ShapeInput, Source
+from cqs.sources.zarr_sink import ZarrFileSink, ZarrSink
+from cqs.sources.zarrs import ZarrInput
 
 __all__ = [
     "ArrayInput",
@@ -16,8 +20,13 @@ __all__ = [
     "NpySink",
     "ShapeInput",
     "Sink",
+    "SliceInput",
+    "SliceSink",
     "Source",
     "Target",
+    "ZarrFileSink",
+    "ZarrInput",
+    "ZarrSink",
     "allocate_out",
     "check_out",
     "like_of",

@@ -1,10 +1,12 @@
 """Arrays in memory: as inputs, and as what the result is written to."""
 
 from dataclasses import dataclass, field
+from math import prod
 
 from cqs.backend import dtype_of, is_writeable, may_overlap, namespace_of, overlaps_itself
 from cqs.errors import DTypeError, OptionError, ShapeError
 from cqs.problem import AttentionProblem, dtype_name
+from cqs.sources.sink import steps
 from cqs.types import Array, DType
 
 __all__ = ["ArrayInput", "ArraySink", "allocate_out", "check_out"]
@@ -54,10 +56,15 @@ class ArraySink:
         return self.array.dtype
 
     def write(self, lead: tuple[int | slice, ...] | None, start: int, stop: int, rows: Array) -> None:
-        """Write some rows of some heads, or of all."""
+        """Write some rows of some heads, or of all; they are converted, if need be, a little at a time."""
+        heads = (...,) if lead is None else lead
+        if rows.dtype == self.array.dtype:
+            self.array[(*heads, slice(start, stop), slice(None))] = rows
+            return
         xp = namespace_of(rows=rows)
-        index = (*((...,) if lead is None else lead), slice(start, stop), slice(None))
-        self.array[index] = rows if rows.dtype == self.array.dtype else xp.astype(rows, self.array.dtype)
+        for first, last in steps(start, stop, prod(rows.shape[:-2]) * rows.shape[-1]):
+            part = rows[..., first - start : last - start, :]
+            self.array[(*heads, slice(first, last), slice(None))] = xp.astype(part, self.array.dtype)
 
     def finish(self) -> Array:
         """Return the array."""

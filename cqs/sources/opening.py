@@ -1,6 +1,7 @@
 """From what a caller gives to inputs and a place for the output: arrays, paths, arrays on disk."""
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,19 +9,24 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cqs.backend import dtype_of, namespace_of
+from cqs.backend import namespace_of
 from cqs.errors import BackendError, DTypeError, OptionError, ShapeError
 from cqs.problem import AttentionProblem, dtype_name
 from cqs.sources.arrays import ArrayInput, ArraySink, allocate_out, check_out
-from cqs.sources.npy import NpyInput, NpySink
+from cqs.sources.npy import NpyInput
+from cqs.sources.npy_sink import NpySink
+from cqs.sources.places import refuse_shared
 from cqs.sources.sink import Sink
 from cqs.sources.slices import SliceInput, SliceSink, is_sliceable
 from cqs.sources.source import Input, InputSource
+from cqs.sources.zarr_sink import ZarrFileSink, ZarrSink, file_write_bytes, is_array
+from cqs.sources.zarrs import ZarrInput, is_zarr_path
 from cqs.types import Array
 
 __all__ = ["Target", "like_of", "open_inputs", "open_output"]
 
 PathLike = str | os.PathLike[str]
+_HDF5 = (".h5", ".hdf5", ".he5", ".nc")
 
 
 def open_inputs(q: Any, k: Any, v: Any) -> InputSource:
@@ -54,19 +60,35 @@ def like_of(x: Input) -> Array:
 
 def _open_input(name: str, x: Any) -> Input:
     if isinstance(x, (str, os.PathLike)):
-        if Path(x).suffix == ".npz":
-            remedy = "load it with `np.load(path)` and give its arrays, or save them as .npy files"
-            raise OptionError.of(name, "be an array or a .npy file", os.fspath(x), remedy)
-        return NpyInput(x)
+        return _open_path(name, x)
     if isinstance(x, Input):
         return x
+    if _is_zarr(x):
+        return ZarrInput.of(x, name)
     try:
         namespace_of(**{name: x})
     except BackendError:
         if not is_sliceable(x) or isinstance(x, np.ndarray):
             raise
-        return SliceInput(x, name)
+        return SliceInput.of(x, name)
     return ArrayInput(x)
+
+
+def _open_path(name: str, path: PathLike) -> Input:
+    suffix = Path(path).suffix
+    if suffix == ".npz":
+        remedy = "load it with `np.load(path)` and give its arrays, or save them as .npy files"
+        raise OptionError.of(name, "be an array or a .npy file", os.fspath(path), remedy)
+    if suffix in _HDF5:
+        remedy = "open it with `h5py.File(path)` and give its datasets"
+        raise OptionError.of(name, "be an array, a .npy file or a Zarr array", os.fspath(path), remedy)
+    return ZarrInput.open(path) if is_zarr_path(path) else NpyInput(path)
+
+
+def _is_zarr(x: object) -> bool:
+    """Whether something is a Zarr array; then somebody has imported Zarr."""
+    zarr: Any = sys.modules.get("zarr")
+    return zarr is not None and isinstance(x, zarr.Array)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,65 +103,85 @@ class Target:
         The type of the output.
     open : function
         Allocates or creates it.
+    write_bytes : int
+        What writing may hold beyond what is written.
     """
 
     kind: Literal["new", "given", "sink"]
     dtype: str
     open: Callable[[], Sink]
+    write_bytes: int = 0
 
 
 def open_output(out: Any, problem: AttentionProblem, source: InputSource) -> Target:
-    """Check an `out` argument: None, an array, a path, an array on disk, or a `Sink`.
+    """Check an `out` argument: None, an array, a path, an array on disk, or a `Sink`. Nothing is written yet.
 
     Raises
     ------
     ShapeError, DTypeError, OptionError, BackendError
-        If it does not fit the problem, or is also an input.
+        If it does not fit the problem, is also an input, is of another library, or cannot be where it is to be.
     """
     like = like_of(source.q)
     if out is None:
         return Target("new", problem.dtype, lambda: ArraySink(allocate_out(problem, like)))
     if isinstance(out, (str, os.PathLike)):
         return _file(out, problem, source)
-    if not isinstance(out, Sink):
-        arrays = {
-            n: x.array for n, x in (("q", source.q), ("k", source.k), ("v", source.v)) if isinstance(x, ArrayInput)
-        }
-        try:
-            namespace_of(out=out)
-        except BackendError:
-            if not is_sliceable(out) or isinstance(out, np.ndarray):
-                raise
-            out = SliceSink(out)
-        else:
-            check_out(out, problem, **arrays)
-            namespace_of(q=like, out=out)
-            array = out
-            return Target("given", dtype_name(array), lambda: ArraySink(array))
-    return _sink(out, problem)
+    if isinstance(out, Sink):
+        return _sink(out, problem, source, lambda: out)
+    if _is_zarr(out):
+        zarr_sink = ZarrSink.of(out)
+        return _sink(zarr_sink, problem, source, zarr_sink.begin)
+    try:
+        namespace_of(out=out)
+    except BackendError:
+        if not is_sliceable(out) or isinstance(out, np.ndarray):
+            raise
+        slice_sink = SliceSink(out)
+        return _sink(slice_sink, problem, source, slice_sink.begin)
+    inputs = {"q": source.q, "k": source.k, "v": source.v}
+    check_out(out, problem, **{name: x.array for name, x in inputs.items() if isinstance(x, ArrayInput)})
+    namespace_of(q=like, out=out)
+    refuse_shared(out, source)
+    return Target("given", dtype_name(out), lambda: ArraySink(out))
 
 
-def _sink(sink: Sink, problem: AttentionProblem) -> Target:
+def _sink(sink: Sink, problem: AttentionProblem, source: InputSource, begin: Callable[[], Sink]) -> Target:
+    _check_library(source)
     if tuple(sink.shape) != problem.out_shape:
         raise ShapeError.of("out", f"have the result's shape {problem.out_shape}", tuple(sink.shape), "make another")
     allowed = sorted({problem.dtype, problem.accumulator_dtype})
     if dtype_name(sink) not in allowed:
         raise DTypeError.of("out", f"be of type {' or '.join(allowed)}", dtype_name(sink), "make another")
-    return Target("sink", dtype_name(sink), lambda: sink)
+    refuse_shared(getattr(sink, "array", sink), source)
+    return Target("sink", dtype_name(sink), begin, getattr(sink, "write_bytes", 0))
 
 
 def _file(path: PathLike, problem: AttentionProblem, source: InputSource) -> Target:
-    target = Path(os.path.realpath(path))
-    if target.suffix != ".npy":
-        raise OptionError.of(
-            "out", "be a .npy file, if it is a path", os.fspath(path), f"write {os.fspath(path)}.npy, say"
-        )
+    _check_library(source)
+    target, given = Path(os.path.realpath(path)), os.fspath(path)
+    kinds: dict[str, type[NpySink] | type[ZarrFileSink]] = {".npy": NpySink, ".zarr": ZarrFileSink}
+    kind = kinds.get(target.suffix)
+    if kind is None:
+        raise OptionError.of("out", "end in .npy or .zarr, if it is a path", given, f"write {given}.npy, say")
     if not target.parent.is_dir():
-        raise OptionError.of("out", "be in a directory that exists", os.fspath(path), f"make {target.parent} first")
-    if target.exists() and not target.is_file():
-        raise OptionError.of("out", "be a regular file", os.fspath(path), "write to another file")
-    for x in (source.q, source.k, source.v):
-        if isinstance(x, NpyInput) and target.exists() and target.samefile(x.path):
-            raise OptionError.of("out", "not be one of the inputs", os.fspath(path), "write to another file")
-    dtype = np.dtype(dtype_of(np, problem.dtype))
-    return Target("sink", problem.dtype, lambda: NpySink.create(target, problem.out_shape, dtype))
+        raise OptionError.of("out", "be in a directory that exists", given, f"make {target.parent} first")
+    if kind is NpySink and target.exists() and not target.is_file():
+        raise OptionError.of("out", "be a regular file", given, "write to another file")
+    if kind is ZarrFileSink and target.exists() and not is_array(target):
+        rule = "be new, or a Zarr array, which it then replaces"
+        raise OptionError.of("out", rule, given, "write to another directory")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise OptionError.of("out", "be in a directory that may be written to", given, "write elsewhere")
+    refuse_shared(target, source)
+    # neither kind of file has bfloat16
+    dtype = problem.accumulator_dtype if problem.dtype == "bfloat16" else problem.dtype
+    write_bytes = file_write_bytes(problem.out_shape, np.dtype(dtype).itemsize) if kind is ZarrFileSink else 0
+    return Target("sink", dtype, lambda: kind.create(target, problem.out_shape, np.dtype(dtype)), write_bytes)
+
+
+def _check_library(source: InputSource) -> None:
+    like = like_of(source.q)
+    if not isinstance(like, np.ndarray):
+        got = f"{type(like).__module__}.{type(like).__name__}"
+        remedy = "leave `out` out and write what comes back, or give NumPy arrays"
+        raise BackendError.of("out", "be an array of the inputs' library, as files take NumPy arrays", got, remedy)
