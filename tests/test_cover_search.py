@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 from cqs.errors import QuorumError
 from cqs.quorum.cover import DifferenceCover
-from cqs.quorum.search import _Differences, _walks, search
+from cqs.quorum.tabu import _Differences, _walks, search
 
-# By name, because `cqs.quorum` may have the function under the name of its module
-MODULE = importlib.import_module("cqs.quorum.search")
+MODULE = importlib.import_module("cqs.quorum.tabu")
 
 # W -> the least size of a cover; perfect ones among them (7, 13, 21, 31, 57), and 128 and 160 as published
 SIZES = {1: 1, 2: 2, 3: 2, 4: 3, 7: 3, 8: 4, 13: 4, 20: 6, 21: 5, 31: 6, 32: 7, 57: 8, 64: 9, 100: 12}

@@ -2,12 +2,13 @@
 
 from cqs.quorum.bounds import size_lower_bound
 from cqs.quorum.certificate import Certificate
-from cqs.quorum.choice import choose_workers, difference_cover, known_moduli
+from cqs.quorum.choice import choose_workers, difference_cover
 from cqs.quorum.constructions import bose, lift, partial_lift, product, singer, singer_moduli, wichmann
 from cqs.quorum.cover import DifferenceCover
 from cqs.quorum.cyclic import CyclicQuorumSet
 from cqs.quorum.minimality import Minimality
-from cqs.quorum.search import search
+from cqs.quorum.tables import known_moduli
+from cqs.quorum.tabu import search
 
 __all__ = [
     "Certificate",

@@ -1,7 +1,5 @@
 """The smallest difference cover of Z_W that is known here, for any W, and which W to take where it is free."""
 
-import json
-from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from functools import cache, lru_cache, partial
 from math import isqrt, sqrt
@@ -11,41 +9,24 @@ from cqs.checks import whole_number
 from cqs.errors import QuorumError
 from cqs.quorum.bounds import size_lower_bound
 from cqs.quorum.constructions import (
-    RULERS,
     bose,
     drop_redundant,
     moved_onto,
     partial_lift,
     product,
-    reach_of_ruler,
     singer,
     singer_moduli,
     wichmann,
-    wichmann_ruler,
 )
 from cqs.quorum.cover import DifferenceCover
 from cqs.quorum.finite_field import prime_power
+from cqs.quorum.rulers import MOST_DROPPED, likely_size, rulers
+from cqs.quorum.tables import completed_lift, listed_cover
 
-__all__ = ["choose_workers", "difference_cover", "known_moduli"]
+__all__ = ["choose_workers", "difference_cover"]
 
 _MOST_MODULUS = 10_000_000
-_MOST_MARKS = 24  # of rulers that lift
-_N_NEARLY = 2  # planes that are tried for each ruler beyond what they reach
 _MOST_COMPARED = 256  # moduli whose covers `choose_workers` makes
-_MOST_DROPPED = 2  # elements of a lift that often turn out redundant
-
-
-@cache
-def _table() -> dict[int, tuple[int, ...]]:
-    from importlib import resources  # slow to import, and not needed to import cqs
-
-    text = resources.files("cqs.quorum").joinpath("data/difference_covers.json").read_text()
-    return {int(W): tuple(base) for W, base in json.loads(text).items()}
-
-
-def known_moduli() -> tuple[int, ...]:
-    """Return every W with a shipped cover, in increasing order."""
-    return tuple(sorted(_table()))
 
 
 @lru_cache(maxsize=4096)
@@ -81,15 +62,14 @@ def difference_cover(W: int) -> DifferenceCover:
     if W > _MOST_MODULUS:
         remedy = "make one by `lift` or `product`, in O(W) memory"
         raise QuorumError.of("W", f"be at most {_MOST_MODULUS}, beyond which nothing was tried", W, remedy)
-    listed = DifferenceCover(W, _table()[W]) if W in _table() else None
-    q = isqrt(W)
+    listed, q = listed_cover(W), isqrt(W)
     if q * q + q + 1 == W and prime_power(q):
         perfect = singer(q)
         return (moved_onto(perfect, listed.base) if listed else None) or perfect
-    if listed:
-        return listed
+    if known := listed or completed_lift(W):
+        return known
     best = drop_redundant(wichmann(W))
-    for candidate in sorted(_candidates(W), key=lambda candidate: candidate.least_size):
+    for candidate in sorted(_candidates(W, best.size), key=lambda candidate: candidate.least_size):
         if candidate.least_size < best.size and (cover := candidate.make(best.size)):
             best = min(best, drop_redundant(cover), key=lambda c: c.size)
     assert best.modulus == W
@@ -103,23 +83,18 @@ class _Candidate(NamedTuple):
     make: Callable[[int], DifferenceCover | None]  # told how many are too many, it may give up
 
 
-def _candidates(W: int) -> Iterator[_Candidate]:
-    """Yield everything that may be worth making."""
+def _candidates(W: int, most: int) -> Iterator[_Candidate]:
+    """Yield everything that may be worth making if fewer than `most` elements are wanted."""
     q = isqrt(W + 1)
     if q * q == W + 1 and prime_power(q):
         yield _Candidate(q + size_lower_bound(q - 1) - 1, partial(_completed, q))
-    orders = _prime_powers(isqrt(W))
-    for q in orders:
+    for q in _prime_powers(isqrt(W)):
         v = q * q + q + 1
         if W % v == 0 and v < W:
             yield _Candidate((q + 1) * size_lower_bound(W // v), partial(_multiplied, q, W // v))
-    for ruler, L in _rulers():
-        reaching = bisect_left(orders, W, key=lambda q: 2 * L * (q * q + q + 1) + 1)
-        for q in orders[max(reaching - _N_NEARLY, 0) : reaching + 1]:
-            v, size = q * q + q + 1, len(ruler) * (q + 1)
-            beyond = (W - 1) / v - 2 * L  # of what is beyond reach, in units of v, half is reached all the same
-            least = size + (beyond - 0.5) ** 2 * v / 75 if beyond > 0.5 else size - _MOST_DROPPED
-            yield _Candidate(least, partial(_lifted, q, ruler, W))
+        for ruler in (ruler for n_marks, those in rulers().items() if W / v <= n_marks**2 for ruler in those):
+            if len(ruler) * (q + 1) - MOST_DROPPED < most:
+                yield _Candidate(likely_size(W, q, ruler, most), partial(_lifted, q, ruler, W))
 
 
 def _completed(q: int, _: int) -> DifferenceCover:
@@ -131,19 +106,8 @@ def _multiplied(q: int, k: int, _: int) -> DifferenceCover:
 
 
 def _lifted(q: int, ruler: tuple[int, ...], W: int, most: int) -> DifferenceCover | None:
-    most_added = max(most - len(ruler) * (q + 1) + _MOST_DROPPED, 0)
+    most_added = max(most - len(ruler) * (q + 1) + MOST_DROPPED, 0)
     return partial_lift(singer(q), ruler, W, most_added)
-
-
-@cache
-def _rulers() -> tuple[tuple[tuple[int, ...], int], ...]:
-    """Return rulers with what they reach: for each number of marks the one that reaches farthest."""
-    best: dict[int, tuple[int, tuple[int, ...]]] = {len(ruler): (reach_of_ruler(ruler), ruler) for ruler in RULERS}
-    for r in range(1, _MOST_MARKS // 4 + 1):
-        for s in range(_MOST_MARKS - 4 * r - 2):
-            ruler = wichmann_ruler(r, s)
-            best[len(ruler)] = max(best.get(len(ruler), (0, ruler)), (ruler[-1], ruler))
-    return tuple((ruler, reach) for reach, ruler in best.values())
 
 
 @cache

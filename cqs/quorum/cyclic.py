@@ -90,13 +90,13 @@ class CyclicQuorumSet:
     def holders(self, g: int, h: int) -> tuple[int, ...]:
         """Return the workers that hold both groups g and h, in increasing order: never none. O(m)."""
         W, elements = self.modulus, set(self.base)
-        g, h = self._group(g), self._group(h)
+        g, h = self._group("g", g), self._group("h", h)
         return tuple(sorted((g - a) % W for a in self.base if (h - g + a) % W in elements))
 
     def owner(self, g: int, h: int) -> int:
         """Return the one worker that owns the tile (query group g, key group h). O(1)."""
         W = self.modulus
-        g, h = self._group(g), self._group(h)
+        g, h = self._group("g", g), self._group("h", h)
         d = (g - h) % W
         if d == 0:
             return self._diagonal_owner(g)
@@ -146,8 +146,8 @@ class CyclicQuorumSet:
     def _worker(self, i: int) -> int:
         return self._index("i", i, "a worker")
 
-    def _group(self, g: int) -> int:
-        return self._index("g, h", g, "a group")
+    def _group(self, name: str, value: int) -> int:
+        return self._index(name, value, "a group")
 
     def _index(self, name: str, value: int, what: str) -> int:
         rule = f"be {what} in 0..{self.modulus - 1}"

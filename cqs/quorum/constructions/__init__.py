@@ -1,12 +1,13 @@
 """The constructions of difference covers, each a function by name and a value that knows its proof."""
 
-from cqs.quorum.constructions.amend import Reduced, Repaired, drop_redundant
-from cqs.quorum.constructions.bose import Bose, bose
-from cqs.quorum.constructions.lift import Lift, lift, partial_lift
-from cqs.quorum.constructions.move import Moved, move, moved_onto
-from cqs.quorum.constructions.product import Product, product
-from cqs.quorum.constructions.singer import Singer, singer, singer_moduli
-from cqs.quorum.constructions.wichmann import RULERS, Wichmann, reach_of_ruler, wichmann, wichmann_ruler
+from cqs.quorum.constructions.amendments import Reduced, Repaired, drop_redundant
+from cqs.quorum.constructions.bose_sets import Bose, bose
+from cqs.quorum.constructions.cut import best_move, cells_measured
+from cqs.quorum.constructions.lifts import Lift, lift, partial_lift
+from cqs.quorum.constructions.moves import Moved, move, moved_onto
+from cqs.quorum.constructions.products import Product, product
+from cqs.quorum.constructions.singer_sets import Singer, singer, singer_moduli
+from cqs.quorum.constructions.wichmann_rulers import RULERS, Wichmann, reach_of_ruler, wichmann, wichmann_ruler
 
 __all__ = [
     "RULERS",
@@ -18,7 +19,9 @@ __all__ = [
     "Repaired",
     "Singer",
     "Wichmann",
+    "best_move",
     "bose",
+    "cells_measured",
     "drop_redundant",
     "lift",
     "move",

@@ -2,25 +2,21 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
-from math import gcd, isqrt
 from typing import ClassVar
-
-import numpy as np
 
 from cqs.checks import whole_number
 from cqs.errors import QuorumError
 from cqs.quorum.construction import Construction, registered
-from cqs.quorum.constructions.amend import Repaired, repair
-from cqs.quorum.constructions.move import move
-from cqs.quorum.constructions.wichmann import reach_of_ruler
+from cqs.quorum.constructions.amendments import Repaired
+from cqs.quorum.constructions.cut import best_move
+from cqs.quorum.constructions.moves import move
+from cqs.quorum.constructions.repair import repair
+from cqs.quorum.constructions.wichmann_rulers import reach_of_ruler
 from cqs.quorum.cover import DifferenceCover
 from cqs.quorum.hall import cover_steps
 from cqs.quorum.proof import Step
 
 __all__ = ["Lift", "lift", "partial_lift"]
-
-_EFFORT, _LEAST_MOVES, _MOST_MOVES = 2_000_000, 24, 600  # differences to go through for the best move, and bounds
 
 
 @registered
@@ -139,39 +135,21 @@ def partial_lift(
 
     Notes
     -----
-    Of the x between L v and W/2 are reached those for which a - b = x - L v or W - x - L v with a > b in D. So D is
-    moved first, to where most are: of some multiples t D those with a wide gap at the end. Then elements are added, one
-    at a time, each the one that reaches most of what is left.
+    What is beyond the ruler's reach is reached in part, and how much of it depends on which integers stand for the
+    elements of D. So D is moved first, multiplied and shifted as `best_move` finds it best. Then elements are added,
+    one at a time, each the one that reaches most of what is left.
+
+    The ruler may have gaps, or none of the small lengths: what counts is what it measures around the circle. One that
+    is a cover of Z_k, as {0, 1, 6, 8, 18} is of Z_21, gives almost a cover near W = k v, and a `product` there.
     """
     W, reach = _checked(cover, ruler, W)
     if reach < W:
-        cover = _moved_to_reach(cover, (reach - 1) // 2, W)
+        cover = move(cover, *best_move(cover, ruler, W)[1:])
     lifted = Lift(cover.construction, ruler, W)
     added = repair(W, lifted.elements(), most_added)
     if added is None:
         return None
     return DifferenceCover.by(Repaired(lifted, added) if added else lifted)
-
-
-def _moved_to_reach(cover: DifferenceCover, reach: int, W: int) -> DifferenceCover:
-    """Return the cover moved such that of the x between `reach` and W/2 few are left out."""
-    v, base = cover.modulus, np.asarray(cover.base, dtype=np.int64)
-    beyond = W - 2 * reach
-    y = np.arange(1, beyond // 2 + 1)
-    best = (beyond, 1, 0)
-    n_moves = min(max(_EFFORT // len(base) ** 2, _LEAST_MOVES), _MOST_MOVES)
-    n_gaps = min(len(base), isqrt(n_moves))
-    for factor in islice((t for t in range(1, v + 1) if gcd(t, v) == 1), n_moves // n_gaps):
-        elements = np.sort(factor * base % v)
-        gaps = np.diff(elements, append=elements[0] + v)
-        for widest in np.argsort(-gaps, kind="stable")[:n_gaps].tolist():
-            shift = -int(elements[(widest + 1) % len(elements)]) % v
-            moved = (elements + shift) % v
-            upward = np.zeros(max(beyond, v) + 1, dtype=bool)
-            upward[np.maximum(moved[:, None] - moved, 0)] = True
-            n_missing = int(np.count_nonzero(~upward[y] & ~upward[beyond - y]))
-            best = min(best, (n_missing, factor, shift))
-    return move(cover, *best[1:])
 
 
 def _checked(cover: DifferenceCover, ruler: tuple[int, ...], W: int) -> tuple[int, int]:

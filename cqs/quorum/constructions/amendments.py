@@ -5,17 +5,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from cqs.quorum.construction import Construction, registered
+from cqs.quorum.constructions.repair import difference_counts
 from cqs.quorum.cover import DifferenceCover
 from cqs.quorum.proof import Step
 
-__all__ = ["Reduced", "Repaired", "drop_redundant", "repair"]
-
-Integers = npt.NDArray[np.int64]
-
-_MOST_TRIES, _EFFORT = 100, 500_000  # how often to repair anew; residues to go through for it
+__all__ = ["Reduced", "Repaired", "drop_redundant"]
 
 
 @registered
@@ -61,12 +57,12 @@ class Repaired:
 @registered
 @dataclass(frozen=True, slots=True)
 class Reduced:
-    """A cover without elements that it does not need.
+    """A construction without some of its elements.
 
     Parameters
     ----------
     construction : Construction
-        Of the cover.
+        What the elements are taken from.
     dropped : tuple of int
         Elements of it that are left out.
     """
@@ -86,58 +82,16 @@ class Reduced:
         return tuple(sorted(set(self.construction.elements()) - set(self.dropped)))
 
     def steps(self) -> Iterator[Step]:
-        """Yield the steps of the construction, and what is dropped; the Hall identity shows that the rest is enough."""
+        """Yield the steps of the construction, and what is dropped."""
         yield from self.construction.steps()
         own = set(self.construction.elements())
         yield Step(
-            f"{len(self.dropped)} of these are not needed: {', '.join(map(str, self.dropped))}",
+            f"{len(self.dropped)} of these are left out: {', '.join(map(str, self.dropped))}",
             check=lambda: own.issuperset(self.dropped) and len(set(self.dropped)) == len(self.dropped) > 0,
         )
 
     def __str__(self) -> str:
         return f"{self.construction}, {len(self.dropped)} dropped"
-
-
-def repair(W: int, elements: tuple[int, ...], most: int | None = None) -> tuple[int, ...] | None:
-    """Return elements that complete a cover, or None where that seems to take more than `most`.
-
-    Greedy: each is one that reaches most of what is left. It is tried several times with ties broken at random, the
-    same way every time, and the fewest are taken. O(m u) for each element, with u residues that are not reached.
-    """
-    base = np.asarray(elements, dtype=np.int64)
-    counts = _difference_counts(W, base)
-    missing = np.flatnonzero(counts[: W // 2 + 1] == 0)  # d is reached exactly if -d is
-    rng = np.random.default_rng(0)
-    best: tuple[int, ...] | None = None
-    for _ in range(1 + min(_MOST_TRIES, _EFFORT // W)):
-        found = _repair_once(base, counts.copy(), missing, most, rng)
-        if found is not None:
-            best, most = found, len(found) - 1
-        elif best is None:
-            break  # hopeless
-    return best
-
-
-def _repair_once(
-    base: Integers, counts: Integers, missing: Integers, most: int | None, rng: "np.random.Generator"
-) -> tuple[int, ...] | None:
-    W = len(counts)
-    added: list[int] = []
-    while len(missing):
-        # each candidate that would reach a residue has one vote for it
-        sums = (base[:, None] + missing) % W, (base[:, None] - missing) % W
-        votes = np.bincount(np.concatenate([part.ravel() for part in sums]), minlength=W)
-        highest = votes.max()
-        # who comes later has hardly more votes than the best has now
-        if most is not None and len(missing) > highest * (most - len(added)):
-            return None
-        element = int(rng.choice(np.flatnonzero(votes == highest)))
-        for differences in ((element - base) % W, (base - element) % W):
-            counts[differences] += 1
-        base = np.append(base, element)
-        added.append(element)
-        missing = missing[counts[missing] == 0]
-    return tuple(added)
 
 
 def drop_redundant(cover: DifferenceCover) -> DifferenceCover:
@@ -149,7 +103,7 @@ def drop_redundant(cover: DifferenceCover) -> DifferenceCover:
     (0, 1, 3)
     """
     W, base = cover.modulus, np.asarray(cover.base, dtype=np.int64)
-    counts = _difference_counts(W, base)
+    counts = difference_counts(W, base)
     dropped: list[int] = []
     for element in cover.base[::-1]:
         rest = base[base != element]
@@ -161,9 +115,3 @@ def drop_redundant(cover: DifferenceCover) -> DifferenceCover:
         else:
             np.add.at(counts, differences, 1)
     return DifferenceCover.by(Reduced(cover.construction, tuple(dropped))) if dropped else cover
-
-
-def _difference_counts(W: int, base: Integers) -> Integers:
-    """Return a_d, the number of pairs of elements with each difference d. O(W + m^2)."""
-    counts: Integers = np.bincount(((base[:, None] - base) % W).ravel(), minlength=W)
-    return counts
