@@ -313,8 +313,8 @@ def test_a_worker_or_group_out_of_range_is_refused(i) -> None:
         with pytest.raises(QuorumError, match=rf"a worker in 0\.\.6, got {i!r};"):
             ask(i)
     for ask in (quorums.owner, quorums.holders):
-        for g, h in ((i, 0), (0, i)):
-            with pytest.raises(QuorumError, match=rf"a group in 0\.\.6, got {i!r};"):
+        for name, (g, h) in (("g", (i, 0)), ("h", (0, i))):
+            with pytest.raises(QuorumError, match=rf"`{name}` must be a group in 0\.\.6, got {i!r};"):
                 ask(g, h)
 
 

@@ -42,8 +42,8 @@ def difference_cover(W: int) -> DifferenceCover:
     -------
     DifferenceCover
         The shipped one (every W to 200, and some beyond), a perfect one if there is one by `singer`, or else the
-        smallest of `wichmann`, `bose`, `product` and `partial_lift`, without redundant elements; `construction` says
-        which. The same every time, and kept. O(W + m^2), some tens of milliseconds at W = 10^4 or 10^5.
+        smallest of `wichmann`, `bose`, `product` and `partial_lift` by many rulers, without redundant elements;
+        `construction` says which. The same every time, and kept. Some tens of milliseconds at W = 10^4 or 10^5.
 
     Raises
     ------

@@ -42,7 +42,14 @@ class DifferenceCover:
     Notes
     -----
     The translates D + i are a *cyclic quorum set*: any two of them, and any two residues within some one of
-    them, meet. The paper this comes from calls D an interest set (Bian and Somani, IEEE Access 13, 2025).
+    them, meet. The paper this comes from calls D an interest set.
+
+    References
+    ----------
+    C. J. Colbourn and A. C. H. Ling, *Quorums from difference covers*, Information Processing Letters 75 (2000) 9-12.
+
+    Y. Bian and A. K. Somani, *CQS-Attention: Scaling up the standard attention computation for infinitely long
+    sequences*, IEEE Access 13 (2025).
 
     Examples
     --------

@@ -48,6 +48,14 @@ class CyclicQuorumSet:
     odd W, within a factor 1 + 2/(W n) for even W with n tokens a group. The paper's word for the removal of what others
     own is self-distillation; here nobody ever computes a tile that is not theirs.
 
+    References
+    ----------
+    W.-S. Luk and T.-T. Wong, *Two new quorum based algorithms for distributed mutual exclusion*, Proceedings of the
+    17th International Conference on Distributed Computing Systems (1997) 100-106, for the quorums.
+
+    C. J. Kleinheksel and A. K. Somani, *Efficient distributed all-pairs algorithms: Management using optimal cyclic
+    quorums*, IEEE Transactions on Parallel and Distributed Systems 29 (2018) 391-404, for pairs held together.
+
     Examples
     --------
     >>> quorums = CyclicQuorumSet(7)
