@@ -93,6 +93,7 @@ class ReadAhead:
         self._is_waited_for = False
         self._is_closed = False
         self._skipped: set[int] = set()
+        self._failure: BaseException | None = None
 
     @contextmanager
     def running(self) -> Iterator["ReadAhead"]:
@@ -109,12 +110,15 @@ class ReadAhead:
             self._ready.clear()
 
     def take(self, read: Read, task: int) -> Groups:
-        """Return what was read, as soon as it is there."""
+        """Return what was read, as soon as it is there, or raise the error that reading it ended with."""
         with self._changed:
             self._is_waited_for = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._ready)
+            self._changed.wait_for(lambda: self._ready or self._failure is not None)
             self._is_waited_for = False
+            if not self._ready:
+                assert self._failure is not None
+                raise self._failure
             owner, what, groups = self._ready.popleft()
         assert (owner, what) == (task, read), "a worker reads in the order of its plan"
         if isinstance(groups, BaseException):
@@ -137,31 +141,40 @@ class ReadAhead:
             self._changed.notify_all()
 
     def _run(self) -> None:
-        for task, read, size in self._order:
-            if not self._waits_for_room(task, size):
-                return
-            if task in self._skipped:
-                continue
-            try:
-                groups: Groups | BaseException = self._direct.take(read, task)
-            except BaseException as error:  # whoever takes it is told
-                groups = error
+        try:
+            for task, read, size in self._order:
+                if self._may_read(task, size):
+                    self._read(task, read, size)
+                elif self._is_closed:
+                    return
+        except BaseException as error:  # of the plan itself; whoever waits is told
             with self._changed:
-                if task in self._skipped or isinstance(groups, BaseException):
-                    self._held -= size
-                if task not in self._skipped:
-                    self._ready.append((task, read, groups))
+                self._failure = error
                 self._changed.notify_all()
-            del groups
 
-    def _waits_for_room(self, task: int, size: int) -> bool:
-        """Wait until so many bytes may be read, and count them; return False if no more are wanted."""
+    def _may_read(self, task: int, size: int) -> bool:
+        """Wait until so many bytes may be read, and count them; return False if they are not wanted any more."""
 
-        def may_go_on() -> bool:
-            is_needed = (self._is_waited_for and not self._ready) or task in self._skipped
-            return self._is_closed or is_needed or self._held + size <= self._limit
+        def is_decided() -> bool:
+            is_needed = self._is_waited_for and not self._ready
+            return self._is_closed or task in self._skipped or is_needed or self._held + size <= self._limit
 
         with self._changed:
-            self._changed.wait_for(may_go_on)
-            self._held += size if task not in self._skipped else 0
-            return not self._is_closed
+            self._changed.wait_for(is_decided)
+            if self._is_closed or task in self._skipped:
+                return False
+            self._held += size
+            return True
+
+    def _read(self, task: int, read: Read, size: int) -> None:
+        """Read a group, and hold it or the error ready."""
+        try:
+            groups: Groups | BaseException = self._direct.take(read, task)
+        except BaseException as error:
+            groups = error
+        with self._changed:
+            if task in self._skipped or isinstance(groups, BaseException):
+                self._held -= size
+            if task not in self._skipped:
+                self._ready.append((task, read, groups))
+            self._changed.notify_all()
