@@ -1,22 +1,19 @@
 """The library's two calls: `attention`, and `plan`, which says what `attention` would do."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import closing, contextmanager
-from typing import Literal, Never, TypeAlias, overload
+from typing import Any, Literal, Never, TypeAlias, overload
 
-from cqs.backend import namespace_of, refuse_gradients
-from cqs.engines import Engine, as_engine, concurrency
+from cqs.call import finishing, ready
+from cqs.engines import Engine
 from cqs.errors import refuse_unknown
 from cqs.events import Emit
-from cqs.kernels import choose_kernel
 from cqs.masks import Mask
-from cqs.problem import AttentionProblem
 from cqs.progress import Progress, reporting
-from cqs.schedule import Plan, Scheduler, Setting
-from cqs.scores import ALiBi, Scores, checked_sink_logits
-from cqs.sources import InputSource, ShapeInput, Sink, Target, like_of, open_inputs, open_output
+from cqs.schedule import Plan
+from cqs.scores import ALiBi
+from cqs.sources import ShapeInput, Sink
 from cqs.tiler import Tiler
 from cqs.types import Array
 from cqs.worker import TaskResult, Worker
@@ -184,29 +181,23 @@ def attention(
     (8, 1000, 64)
     """
     refuse_unknown(attention, unknown)
-    refuse_gradients(q=q, k=k, v=v)
-    with closing(open_inputs(q, k, v)) as source, reporting(progress, on_event) as report:
-        problem = AttentionProblem.of(source.q, source.k, source.v, mask=mask, is_causal=is_causal, scale=scale)
-        like = like_of(source.q)
-        scores = Scores.of(problem, like, softcap, bias, score_mod)
-        logits = None if sink_logits is None else checked_sink_logits(sink_logits, problem, like=like)
-        chosen = choose_kernel(kernel, namespace_of(q=like))
-        runner = as_engine(engine)
-        target = open_output(out, problem, source)
-        planned = _schedule(
-            problem, source, target, chosen.name, runner, workers, memory, strategy, return_lse, scores is not None
-        )
-
+    options: dict[str, Any] = dict(  # noqa: C408
+        workers=workers, memory=memory, mask=mask, is_causal=is_causal, scale=scale, softcap=softcap, bias=bias,
+        score_mod=score_mod, sink_logits=sink_logits, kernel=kernel, engine=engine, strategy=strategy,
+        return_lse=return_lse, out=out,
+    )  # fmt: skip
+    with ready(q, k, v, **options) as call, reporting(progress, on_event) as report:
+        planned, problem = call.plan, call.plan.problem
         report.start(planned)
-        worker = Worker(problem, source, chosen.attend, scores, planned.grain, report.emit)
-        with _finishing(target.open()) as sink:
-            tiler = Tiler(planned, sink, logits, report.emit)
+        worker = Worker(problem, call.source, call.kernel.attend, call.scores, planned.grain, report.emit)
+        with finishing(call.target.open()) as sink:
+            tiler = Tiler(planned, sink, call.sink_logits, report.emit)
 
             def accept(result: TaskResult) -> None:
                 tiler.add(result)
                 report(tiler.n_added, len(planned))
 
-            runner.run(planned, worker, accept)
+            call.engine.run(planned, worker, accept)
             partial = tiler.result()
     return (partial.out, partial.lse) if return_lse else partial.out
 
@@ -221,12 +212,16 @@ def plan(
     mask: Mask | None = None,
     is_causal: bool = False,
     scale: float | None = None,
-    strategy: str = "auto",
-    dtype: str = "float32",
+    softcap: float | None = None,
+    bias: Array | ALiBi | None = None,
+    score_mod: Callable[..., Array] | None = None,
+    sink_logits: Array | None = None,
     kernel: str = "auto",
     engine: Engine | Executor | None = None,
+    strategy: str = "auto",
     return_lse: bool = False,
     out: Output = None,
+    dtype: str = "float32",
     **unknown: Never,
 ) -> Plan:
     """Return the plan that `attention` would run, without running it or touching any data.
@@ -235,10 +230,12 @@ def plan(
     ----------
     q, k, v : array, path, or tuple of int
         As for `attention`, anything else with `shape` and `dtype`, or bare shapes, which stand for arrays in memory.
+    workers, memory, mask, is_causal, scale, softcap, bias, score_mod, sink_logits
+        As in `attention`.
+    kernel, engine, strategy, return_lse, out
+        As in `attention`.
     dtype : str
         The type of the elements, for bare shapes.
-    workers, memory, mask, is_causal, scale, strategy, kernel, engine, return_lse, out
-        As in `attention`.
 
     Raises
     ------
@@ -256,45 +253,10 @@ def plan(
     """
     refuse_unknown(plan, unknown)
     opened = [ShapeInput(x, dtype) if isinstance(x, tuple) else x for x in (q, k, v)]
-    with closing(open_inputs(*opened)) as source:
-        problem = AttentionProblem.of(source.q, source.k, source.v, mask=mask, is_causal=is_causal, scale=scale)
-        target = open_output(out, problem, source)
-        name = choose_kernel(kernel, namespace_of(q=like_of(source.q))).name
-        return _schedule(problem, source, target, name, as_engine(engine), workers, memory, strategy, return_lse)
-
-
-def _schedule(
-    problem: AttentionProblem,
-    source: InputSource,
-    target: Target,
-    kernel: str,
-    engine: Engine,
-    workers: int | None,
-    memory: int | str | None,
-    strategy: str,
-    keeps_lse: bool,
-    has_scores: bool = False,
-) -> Plan:
-    threads, in_flight = concurrency(engine, needs_little=memory is not None or source.is_staged)
-    setting = Setting(
-        kernel=kernel,
-        threads=threads,
-        in_flight=in_flight,
-        is_staged=source.is_staged,
-        output=target.kind,
-        output_dtype=target.dtype,
-        keeps_lse=keeps_lse,
-        has_scores=has_scores,
-        read_bytes=source.read_bytes + target.write_bytes,
-    )
-    return Scheduler(workers, strategy, memory, setting).plan(problem)
-
-
-@contextmanager
-def _finishing(sink: Sink) -> Iterator[Sink]:
-    """Leave nothing that looks finished if anything fails inside."""
-    try:
-        yield sink
-    except BaseException:
-        sink.abandon()
-        raise
+    options: dict[str, Any] = dict(  # noqa: C408
+        workers=workers, memory=memory, mask=mask, is_causal=is_causal, scale=scale, softcap=softcap, bias=bias,
+        score_mod=score_mod, sink_logits=sink_logits, kernel=kernel, engine=engine, strategy=strategy,
+        return_lse=return_lse, out=out,
+    )  # fmt: skip
+    with ready(*opened, **options) as call:
+        return call.plan

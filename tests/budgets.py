@@ -1,6 +1,7 @@
 """Random calls under a memory budget, drawn by hypothesis, and how to measure what they hold."""
 
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,18 @@ import numpy as np
 from hypothesis import strategies as st
 
 import cqs
-from cqs.engines import LocalEngine
+from cqs.engines import ExecutorEngine, LocalEngine
 from cqs.masks import Causal, Documents, Mask, PrefixLM, Sinks, SlidingWindow
+from cqs.scores import ALiBi
 
 MIB = 1 << 20
+EXECUTOR = ThreadPoolExecutor(2)
+SCORES: list[dict[str, Any]] = [
+    {},
+    {"softcap": 20.0},
+    {"bias": ALiBi((0.5,))},
+    {"score_mod": lambda score, b, h, q, k: score + 0.1},
+]
 
 
 @dataclass(frozen=True)
@@ -95,10 +104,13 @@ def calls(draw: st.DrawFn, most_tokens: int = 3000, most_scores: float = 3e7) ->
         "memory": int(2 ** draw(st.floats(21, 28))),
         "strategy": strategy,
         "mask": mask,
-        "engine": LocalEngine(draw(st.integers(1, 3))),
+        "engine": LocalEngine(draw(st.integers(1, 3))) if draw(st.integers(0, 3)) else ExecutorEngine(EXECUTOR, 2),
+        "kernel": draw(st.sampled_from(["auto", "auto", "auto", "blockwise", "reference"])),
         "return_lse": draw(st.booleans()),
         "workers": draw(st.one_of(st.none(), st.none(), st.integers(1, 40))),
     }
+    scores = draw(st.sampled_from(SCORES))
+    options |= {"bias": ALiBi((0.5,) * H)} if "bias" in scores else scores
     dtype = draw(st.sampled_from(["float32", "float32", "float64", "float16"]))
     shapes = (*batch, H, T, D), (*batch, G, S, D), (*batch, G, S, E)
     return Call(shapes, dtype, draw(st.booleans()), draw(st.sampled_from(["new", "given", "wide", "file"])), options)

@@ -99,7 +99,8 @@ def test_the_result_is_exact_under_any_budget(call: Call, seed: int) -> None:
             out, lse = cqs.attention(*inputs, **(made | options))
         except BudgetError:
             assume(False)
-        assert_exact(out, q, k, v, lse=lse, mask=options["mask"])
+        scores = {name: options[name] for name in ("softcap", "bias", "score_mod") if name in options}
+        assert_exact(out, q, k, v, lse=lse, mask=options["mask"], **scores)
 
 
 def test_the_same_plan_gives_the_same_bits_from_files_and_on_any_number_of_threads(tmp_path: Path) -> None:

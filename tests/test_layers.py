@@ -28,6 +28,7 @@ LAYERS = (
     ("tiler",),
     ("engines",),
     ("progress", "trace", "oracle", "verify", "testing", "plot"),
+    ("call",),
     ("api",),
     ("__init__",),
     ("cli",),

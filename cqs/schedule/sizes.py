@@ -52,7 +52,10 @@ def counted_sizes(tasks: Iterable[Task], grain: Grain) -> TaskSizes:
     for task in tasks:
         most = [max(pair) for pair in zip(most, _sizes_of(task, grain), strict=True)]
         is_bundled |= any(len(bundle.strips) > 1 for bundle in task.bundles)
-    return TaskSizes(*most, is_bundled=is_bundled)
+    query_rows, bundle_rows, call_rows, call_keys, key_tokens, ahead_keys, key_groups, tiles = most
+    return TaskSizes(
+        query_rows, bundle_rows, call_rows, call_keys, key_tokens, ahead_keys, key_groups, tiles, is_bundled
+    )
 
 
 def _sizes_of(task: Task, grain: Grain) -> tuple[int, ...]:
