@@ -1,6 +1,7 @@
 """Where rows of the output are summed up until they are complete: in the output itself, in memory, or in a file."""
 
 import tempfile
+import weakref
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -105,9 +106,10 @@ class Spilled:
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], directory: str | None = None) -> None:
         self._shape, self._dtype = shape, dtype
         try:
-            self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115  # closed with the object
+            self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115
         except OSError as error:
             raise SinkError(f"sums cannot be written to a scratch file: {error.strerror}; free some space") from None
+        weakref.finalize(self, self._file.close)
         self._heads: HeadBlock | None = None
         self._begun: dict[int, int] = {}  # first row of a group, and the row after its last
 
