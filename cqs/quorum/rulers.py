@@ -52,7 +52,7 @@ def likely_left(ruler: tuple[int, ...], ratio: float) -> float:
     -----
     In a perfect cover cut open anywhere, two elements that differ by :math:`\sigma` modulo v do so as integers with
     the chance :math:`1 - \sigma / v`. This is integrated over all x, as if it were independent for x and W - x; see
-    `best_move`, which finds a cut that leaves less.
+    `best_moves`, which finds a cut that leaves less.
     """
     x = (np.arange(ceil(ratio / 2 * _POINTS)) + 0.5) / _POINTS
     x = x[x < ratio / 2]

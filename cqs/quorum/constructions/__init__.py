@@ -2,7 +2,7 @@
 
 from cqs.quorum.constructions.amendments import Reduced, Repaired, drop_redundant
 from cqs.quorum.constructions.bose_sets import Bose, bose
-from cqs.quorum.constructions.cut import best_move, cells_measured
+from cqs.quorum.constructions.cut import best_moves, cells_measured
 from cqs.quorum.constructions.lifts import Lift, lift, partial_lift
 from cqs.quorum.constructions.moves import Moved, move, moved_onto
 from cqs.quorum.constructions.products import Product, product
@@ -19,7 +19,7 @@ __all__ = [
     "Repaired",
     "Singer",
     "Wichmann",
-    "best_move",
+    "best_moves",
     "bose",
     "cells_measured",
     "drop_redundant",

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from cqs.quorum.constructions.singer_sets import Singer
 from cqs.quorum.cover import DifferenceCover
 
-__all__ = ["best_move", "cells_measured"]
+__all__ = ["best_moves", "cells_measured"]
 
 Integers = npt.NDArray[np.int64]
 Arcs = tuple[Integers, Integers]  # starts and lengths, on a circle
@@ -18,8 +18,10 @@ Arcs = tuple[Integers, Integers]  # starts and lengths, on a circle
 _EFFORT, _LEAST_FACTORS = 1_000_000, 8  # residues to go through for all factors, and how many are tried at least
 
 
-def best_move(cover: DifferenceCover, ruler: tuple[int, ...], W: int) -> tuple[int, int, int]:
-    r"""Return (n, t, s) such that (t D + s) + v R leaves few of the residues 1..W/2 out: at most n of them.
+def best_moves(cover: DifferenceCover, ruler: tuple[int, ...], W: int) -> list[tuple[int, int, int]]:
+    r"""Return each (n, t, s) such that (t D + s) + v R leaves out at most n of the residues 1..W/2, the best first.
+
+    The best cut s for each factor t that is tried.
 
     Parameters
     ----------
@@ -50,13 +52,13 @@ def best_move(cover: DifferenceCover, ruler: tuple[int, ...], W: int) -> tuple[i
     lower[(base[:, None] - base) % v] = base
     kinds, residues = _not_certain(W, v, ruler)
     n_factors = max(_EFFORT // (v + kinds.shape[1]), _LEAST_FACTORS)
-    best = (W, 1, 0)
+    best: list[tuple[int, int, int]] = []
     for t in islice(_factors(cover), n_factors if kinds.size else 1):
         starts = t * lower[residues * pow(t, -1, v) % v] % v
         left = _depths(v, *(_arcs(v, *side) for side in zip(kinds, starts, residues, strict=True)))
         cut = int(left.argmin())
-        best = min(best, (int(left[cut]), t, -cut % v))
-    return best
+        best.append((int(left[cut]), t, -cut % v))
+    return sorted(best)
 
 
 def cells_measured(ruler: tuple[int, ...], n: int) -> Integers:

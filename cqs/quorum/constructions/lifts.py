@@ -8,7 +8,7 @@ from cqs.checks import whole_number
 from cqs.errors import QuorumError
 from cqs.quorum.construction import Construction, registered
 from cqs.quorum.constructions.amendments import Repaired
-from cqs.quorum.constructions.cut import best_move
+from cqs.quorum.constructions.cut import best_moves
 from cqs.quorum.constructions.moves import move
 from cqs.quorum.constructions.repair import repair
 from cqs.quorum.constructions.wichmann_rulers import reach_of_ruler
@@ -17,6 +17,8 @@ from cqs.quorum.hall import cover_steps
 from cqs.quorum.proof import Step
 
 __all__ = ["Lift", "lift", "partial_lift"]
+
+_N_MOVES = 8  # that are tried for a partial lift
 
 
 @registered
@@ -136,20 +138,25 @@ def partial_lift(
     Notes
     -----
     What is beyond the ruler's reach is reached in part, and how much of it depends on which integers stand for the
-    elements of D. So D is moved first, multiplied and shifted as `best_move` finds it best. Then elements are added,
+    elements of D. So D is moved first, multiplied and shifted as `best_moves` finds it best. Then elements are added,
     one at a time, each the one that reaches most of what is left.
 
     The ruler may have gaps, or none of the small lengths: what counts is what it measures around the circle. One that
     is a cover of Z_k, as {0, 1, 6, 8, 18} is of Z_21, gives almost a cover near W = k v, and a `product` there.
     """
     W, reach = _checked(cover, ruler, W)
-    if reach < W:
-        cover = move(cover, *best_move(cover, ruler, W)[1:])
-    lifted = Lift(cover.construction, ruler, W)
-    added = repair(W, lifted.elements(), most_added)
-    if added is None:
-        return None
-    return DifferenceCover.by(Repaired(lifted, added) if added else lifted)
+    moves = [(t, s) for _, t, s in best_moves(cover, ruler, W)[:_N_MOVES]] if reach < W else [(1, 0)]
+    best: DifferenceCover | None = None
+    for factor, shift in moves:
+        moved = cover if (factor, shift) == (1, 0) else move(cover, factor, shift)
+        lifted = Lift(moved.construction, ruler, W)
+        added = repair(W, lifted.elements(), most_added)
+        if added is not None:
+            best = DifferenceCover.by(Repaired(lifted, added) if added else lifted)
+            most_added = len(added) - 1
+            if not added:
+                break
+    return best
 
 
 def _checked(cover: DifferenceCover, ruler: tuple[int, ...], W: int) -> tuple[int, int]:
