@@ -22,14 +22,14 @@ __all__ = ["A_CHUNK", "PLAIN_WRITE", "Layout", "ZarrInput", "directory_of", "imp
 
 Lead = tuple[int | slice, ...] | None
 
-_AT_ONCE = 1 << 20  # bytes of small chunks that are read together
-_MOST_AT_ONCE = 64  # of them
-A_CHUNK = 20_000  # bytes of Python objects for each
+_AT_ONCE, _MOST_AT_ONCE = 512 << 10, 4  # bytes of small chunks that are read together, and how many: fastest by far
+A_CHUNK = 24_000  # bytes of Python objects for each
 _INDEX_BYTES = 100  # for each chunk of a shard
-# Bytes that reading and writing a part of a chunk take, as multiples of the chunk. Measured, see the tests: compressed
-# as it is on disk, decompressed, a copy that is changed, and what is compressed of it.
-PLAIN_WRITE = 4
-_PLAIN, _CODED = (2, PLAIN_WRITE), (4, 7)
+# Bytes that reading, and writing a part of a chunk take, as multiples of the chunk; measured, and held by tests. A chunk
+# is read as it is on disk, decoded, copied to be changed, and encoded; gzip and others double their buffers meanwhile.
+_LEAN_CODECS = ("ZstdCodec", "BloscCodec", "Crc32cCodec", "TransposeCodec", "Zstd", "Blosc")
+PLAIN_WRITE = 3
+_PLAIN, _ONE_CODEC, _CODECS, _WASTEFUL = (1, PLAIN_WRITE), (2, 4), (3, 5), (4, 7)
 
 
 def import_zarr() -> ModuleType:
@@ -86,8 +86,7 @@ def layout_of(array: Any) -> Layout:
     unit = chunks if shards is None or n_codecs == 1 else files
     box = grown(unit, array.shape, min(_AT_ONCE // itemsize, _MOST_AT_ONCE * prod(unit)))
     n_inner = prod(files) // max(prod(chunks), 1)
-    is_plain = shards is None and not array.compressors and not array.filters
-    reads, writes = _PLAIN if is_plain else _CODED
+    reads, writes = _multiples(array)
     objects = A_CHUNK * max(prod(box) // max(prod(unit), 1), 1) + _INDEX_BYTES * n_inner
     return Layout(
         files,
@@ -96,6 +95,15 @@ def layout_of(array: Any) -> Layout:
         reads * prod(box) * itemsize + objects,
         writes * prod(files) * itemsize + A_CHUNK * n_inner,
     )
+
+
+def _multiples(array: Any) -> tuple[int, int]:
+    codecs = [*array.filters, *array.compressors]
+    if any(type(codec).__name__ not in _LEAN_CODECS for codec in codecs):
+        return _WASTEFUL
+    if array.shards is not None or len(codecs) > 1:
+        return _CODECS
+    return _ONE_CODEC if codecs else _PLAIN
 
 
 def directory_of(array: Any) -> Path | None:
