@@ -39,7 +39,7 @@ class Grain:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a plan runs on and with. It decides what a call holds, and nothing about its result.
+    """What a plan runs on and with. It decides what a call holds; only the kernel has a part in the result's last bits.
 
     Parameters
     ----------

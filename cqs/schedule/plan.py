@@ -1,25 +1,23 @@
 """The plan: a problem and how it is cut into tasks. Made before anything is allocated, and small for any W."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from html import escape
-from itertools import groupby
 from typing import Any, Self
 
 from cqs.checks import whole_number
 from cqs.errors import CQSError, OptionError
-from cqs.masks import Coverage, Mask
 from cqs.problem import DTYPES, AttentionProblem
 from cqs.quorum import CyclicQuorumSet
-from cqs.schedule.bundling import bundled
 from cqs.schedule.cost import Rates, predicted_seconds
 from cqs.schedule.grain import Grain, Setting, head_block, n_head_blocks
-from cqs.schedule.layout import BalancedLayout, GridLayout, Layout, QuorumLayout, RingLayout, TreeLayout
+from cqs.schedule.layout import Layout
+from cqs.schedule.making import bundles_of, layout_of
 from cqs.schedule.memory import CACHED_TASKS, Footprint, footprint
-from cqs.schedule.sizes import MOST_PARTS, bounded_sizes, counted_sizes, rows_pending
-from cqs.schedule.task import Group, Read, Strip, Task, Tile, even_cuts, reads
+from cqs.schedule.sizes import bounded_sizes, counted_sizes, rows_pending
+from cqs.schedule.task import Read, Task, reads
 from cqs.schedule.traffic import TaskReads, Traffic, estimated_reads, reads_of, traffic
 from cqs.units import format_bytes, format_count
 
@@ -48,7 +46,7 @@ class Plan:
     grain : Grain
         How finely the work is cut beyond that.
     setting : Setting
-        What the plan runs on and with; no bit of the result depends on it.
+        What the plan runs on and with.
 
     Notes
     -----
@@ -202,43 +200,14 @@ class Plan:
 
 @lru_cache(maxsize=64)
 def _layout(plan: Plan) -> Layout:
-    p, W = plan.problem, plan.workers
-    if plan.strategy == "ring":
-        return RingLayout(p.n_queries, p.n_keys, W)
-    if plan.strategy == "tree":
-        return TreeLayout(p.n_queries, p.n_keys, W)
-    if plan.base is None:
-        return GridLayout(p.n_queries, p.n_keys, W, plan.grain.row_groups)
-    quorums = CyclicQuorumSet(W, plan.base)
-    if BalancedLayout.is_worth(W, p.mask):
-        return BalancedLayout(p.n_queries, quorums, p.mask)
-    return QuorumLayout(p.n_queries, quorums)
+    return layout_of(plan.problem, plan.strategy, plan.workers, plan.base, plan.grain.row_groups)
 
 
 @lru_cache(maxsize=CACHED_TASKS)
 def _task(plan: Plan, i: int) -> Task:
-    problem = plan.problem
     block, own = divmod(i, plan.workers)
-    tiles: Iterable[Tile] = (tile for tile in _layout(plan).tiles(own) if tile.query and tile.key)
-    if not problem.mask.hides_nothing:
-        tiles = (seen for tile in tiles for seen in _seen(tile, problem.mask, is_trimmed=plan.base is None))
-    strips = (
-        Strip(query, tuple(tile.key for tile in of_query))
-        for query, of_query in groupby(tiles, key=lambda tile: tile.query)
-    )
-    return Task(i, tuple(bundled(strips)), head_block(problem, plan.grain.kv_heads, block))
-
-
-def _seen(tile: Tile, mask: Mask, is_trimmed: bool) -> Iterator[Tile]:
-    """Yield what a mask leaves of a tile: nothing, all of it, or if that is wanted only the keys that are seen."""
-    if mask.classify(tile.query.tokens, tile.key.tokens) is Coverage.EMPTY:
-        return
-    if not (is_trimmed and mask.has_edges):
-        yield tile
-        return
-    parts = mask.reach(tile.query.tokens, tile.key.tokens)
-    for cut in even_cuts(len(parts), -(-len(parts) // MOST_PARTS)):  # of very many parts some are read as one
-        yield Tile(tile.query, Group(tile.key.index, parts[cut.start].start, parts[cut.stop - 1].stop))
+    bundles = bundles_of(_layout(plan).tiles(own), plan.problem.mask, is_trimmed=plan.base is None)
+    return Task(i, bundles, head_block(plan.problem, plan.grain.kv_heads, block))
 
 
 @lru_cache(maxsize=16)
