@@ -238,7 +238,10 @@ class ZarrInput:
         numbers = [range(s.start // n, -(-s.stop // n)) for s, n in zip(own, self.layout.files, strict=True)]
         for place in product(*numbers):
             file = directory / self.array.metadata.encode_chunk_key(place)
-            if max(_mtime(file), _mtime(file.parent)) > self._newest[0]:
+            folder = file.parent
+            while not folder.exists() and folder != directory:  # chunks of the fill value alone have none
+                folder = folder.parent
+            if max(_mtime(file), _mtime(folder)) > self._newest[0] or not directory.exists():
                 what = f"{file} was written to or removed"
                 raise SourceError(f"`{self.name}` changed while it was read: {what}; run again when it is complete")
 
