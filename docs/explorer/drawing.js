@@ -41,7 +41,9 @@ window.Explorer = window.Explorer || {};
     return { scale, margin, cell, side: cell * W, isNumbered, isLabelled: cell >= 9 * scale && isLabelled };
   }
 
-  let layout = null;
+  let layout = null; // of the last matrix drawn
+  let palette = [];
+  Explorer.picture = () => ({ margin: layout.margin, cell: layout.cell, palette });
 
   Explorer.drawMatrix = function (canvas, plan, state, cursor) {
     const W = plan.W;
@@ -49,7 +51,7 @@ window.Explorer = window.Explorer || {};
     const { scale, margin, cell, side, isNumbered, isLabelled } = layout;
     const pen = canvas.getContext("2d");
     const [page, ink, muted, line, others] = ["page", "ink", "muted", "line", "others"].map(theme);
-    const palette = Array.from({ length: W }, (_, i) => workerColour(i, W));
+    palette = Array.from({ length: W }, (_, i) => workerColour(i, W));
     const gap = cell >= 8 * scale ? Math.round(scale) : cell >= 6 ? 1 : 0;
     const isShown = (owner) => state.show === "all" || owner === state.worker;
     const eachTile = (visit) =>
@@ -195,7 +197,7 @@ window.Explorer = window.Explorer || {};
       if (!held.includes(g)) add(svg, "circle", { cx, cy, r: isFew ? 4 : 1.4, class: "group" });
     }
     if (state.d > 0) {
-      const ends = quorums.reached[state.d][0].map((a) => (a + state.worker) % W);
+      const ends = quorums.pairsAt(state.d)[0].map((a) => (a + state.worker) % W);
       chord(...ends, "chosen");
       for (const g of ends) {
         const [cx, cy] = place(g);
@@ -212,10 +214,10 @@ window.Explorer = window.Explorer || {};
       level = !isFew && g - before < W / 30 ? (level + 1) % 3 : 0; // neighbours' labels step outwards
       before = g;
       const side = Math.sin((2 * Math.PI * g) / W); // numbers beside the circle are wider than high
-      const [x, y] = place(g, isFew ? 117 : 111 + level * (12 + 9 * Math.abs(side)));
+      const [x, y] = place(g, isFew ? 117 : 111 + level * (11 + 12 * Math.abs(side)));
       const anchor = isFew || Math.abs(side) < 0.3 ? "middle" : side > 0 ? "start" : "end";
       const kind = held.includes(g) ? "label held-label" : "label";
-      add(svg, "text", { x, y, class: kind, "text-anchor": anchor, "font-size": W <= 15 ? 11 : 9 }, g);
+      add(svg, "text", { x, y, class: kind, "text-anchor": anchor, "font-size": isFew ? 11 : 13 }, g);
     }
   };
 

@@ -65,18 +65,18 @@
 
   function describeDifference({ d, worker, W }) {
     if (d === 0) return "One group has no other to differ from.";
-    const [first, ...more] = plan.quorums.reached[d].map(([a, b]) => [(a + worker) % W, (b + worker) % W]);
+    const [first, ...more] = plan.quorums.pairsAt(d).map(([a, b]) => [(a + worker) % W, (b + worker) % W]);
     const also = more.map(([g, h]) => `${g} and ${h}`).join("; ");
     return (
       `Groups ${first[0]} and ${first[1]} of this worker are ${d} apart: ${first[0]} − ${first[1]} ≡ ${d}` +
       `${2 * d < W ? `, and the other way round ≡ ${W - d}` : ""} (mod ${W}). ` +
-      (more.length ? `So are ${also}; the first pair is the one whose tiles it owns.` : "No other pair is.")
+      (more.length ? `So are ${also}; the first pair is the one that ownership goes by.` : "No other pair is.")
     );
   }
 
   function differenceRows({ worker, W }) {
     return Array.from({ length: Math.floor(W / 2) }, (_, k) => {
-      const pairs = plan.quorums.reached[k + 1];
+      const pairs = plan.quorums.pairsAt(k + 1);
       const [a, b] = pairs[0];
       const row = document.createElement("tr");
       const cells = [
@@ -309,7 +309,8 @@
         readBytes: plan.readBytes,
         returnedBytes: plan.returnedBytes,
         schemes: plan.schemes,
-        pairs: plan.quorums.reached.slice(1, Math.floor(W / 2) + 1).map((pairs) => pairs[0]),
+        pairs: Array.from({ length: Math.floor(W / 2) }, (_, k) => plan.quorums.pairsAt(k + 1)[0]),
+        picture: Explorer.picture(),
       };
     },
   });

@@ -18,10 +18,13 @@ Explorer.quorumSet = function (W, base) {
     return (2 * i < W ? i : modulo(g - b)) + W / 2;
   }
 
+  const isListed = (pairs, before, [a, b]) => pairs.slice(0, before).some(([c, d]) => c === a && d === b);
+
   return {
     W,
     base,
-    reached,
+    // The pairs of elements that differ by d, each once: at W/2 either order of a pair does.
+    pairsAt: (d) => reached[d].filter(([a, b], k) => 2 * d !== W || !isListed(reached[d], k, [b, a])),
     quorum: (i) => base.map((a) => modulo(a + i)).sort((a, b) => a - b),
     holders: (g, h) =>
       base

@@ -35,17 +35,18 @@ window.Explorer = window.Explorer || {};
   }
 
   let state = fromAddress();
+  let wanted = { ...state }; // out of range for a while: typing 31 passes by 3, and must not lose worker 20
   const listeners = [];
 
   Explorer.state = {
     now: () => state,
     // Another number of workers is another plan: all of it is shown done, until one steps.
     change(values) {
-      const W = "W" in values ? values.W : state.W;
-      const done = W === state.W ? state.done : NaN;
-      const next = settled({ ...state, done, ...values });
-      if (Object.keys(next).every((name) => next[name] === state[name])) return;
-      state = next;
+      const before = state;
+      if ("W" in values && values.W !== before.W) wanted.done = NaN;
+      state = settled({ ...wanted, ...values });
+      for (const name of Object.keys(values)) wanted[name] = state[name];
+      if (Object.keys(state).every((name) => state[name] === before[name])) return;
       history.replaceState(null, "", `#${new URLSearchParams(state)}`);
       listeners.forEach((listener) => listener(state));
     },
@@ -54,6 +55,7 @@ window.Explorer = window.Explorer || {};
 
   window.addEventListener("hashchange", () => {
     state = fromAddress();
+    wanted = { ...state };
     listeners.forEach((listener) => listener(state));
   });
 })();
