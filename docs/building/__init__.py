@@ -1,0 +1,1 @@
+"""What turns the sources of the docs into pages: `python docs/build.py`."""
