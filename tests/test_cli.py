@@ -1,5 +1,6 @@
 """The command line: what it prints where, and its exit codes."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -11,11 +12,8 @@ import pytest
 from command_line import Run, assert_refused
 
 import cqs
-import cqs.cli.files
-import cqs.oracle
-import cqs.verify
 from cqs.cli import main
-from cqs.cli.options import whole
+from cqs.cli.options import rate, whole
 
 # the program as a whole
 
@@ -122,66 +120,7 @@ def test_demo_notices_a_wrong_number(cli: Run, monkeypatch: pytest.MonkeyPatch) 
     assert out.splitlines()[-1].startswith("FAILED")
 
 
-# plan
-
-
-def test_plan_from_shapes(cli: Run) -> None:
-    code, out, err = cli("plan --tokens 4096 --heads 8 --dim 64 --workers 31")
-    assert (code, err) == (0, "")
-    assert "31 tasks, each with 6 of 31 groups (base 0 1 3 10 14 26)" in out
-    assert "of all 24.0 MiB" in out
-
-
-def test_plan_json_is_the_plan_and_its_loads(cli: Run) -> None:
-    shape = "--tokens 1e3 --heads 8 --kv-heads 2 --dim 64 --value-dim 32 --batch 2 3 --dtype bfloat16"
-    code, out, _ = cli(f"plan {shape} --workers 13 --causal --json")
-    plan = cqs.Plan.from_json(out)
-    expected = [(2, 3, 8, 1000, 64), (2, 3, 2, 1000, 64), (2, 3, 2, 1000, 32)]
-    assert code == 0
-    assert plan == cqs.plan(*expected, workers=13, is_causal=True, dtype="bfloat16")
-    tasks = list(plan.tasks())
-    assert json.loads(out)["loads"] == {
-        "n_tasks": 13,
-        "n_counted": 13,
-        "least_pairs": min(plan.loads()),
-        "most_pairs": max(plan.loads()),
-        "held_bytes": max(map(plan.held_bytes, tasks)),
-        "whole_bytes": 2 * sum(int(np.prod(shape)) for shape in expected),
-        "partial_bytes": max(map(plan.partial_bytes, tasks)),
-    }
-
-
-def test_plan_from_files_and_for_cross_attention(cli: Run, qkv: Any) -> None:
-    assert cqs.Plan.from_json(cli("plan q.npy k.npy v.npy --json")[1]) == cqs.plan(*qkv)
-    assert cqs.Plan.from_json(cli("plan inputs.npz --json --strategy tiles")[1]).strategy == "tiles"
-    plan = cqs.Plan.from_json(cli("plan --tokens 10 --key-tokens 1000 --heads 1 --dim 4 --workers 5 --json")[1])
-    assert (plan.strategy, plan.problem.n_keys) == ("tiles", 1000)
-
-
-def test_plan_of_very_many_tasks_counts_some(cli: Run) -> None:
-    code, out, _ = cli("plan --tokens 1e9 --heads 1 --dim 64 --workers 100000000 --strategy tiles")
-    assert code == 0
-    assert "counted in 16 tasks of 100,000,000" in out
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("plan", ["missing: --tokens, --heads, --dim"]),
-        ("plan --tokens 100 --dim 4", ["missing: --heads"]),
-        ("plan inputs.npz --tokens 100", ["`--tokens`", "left out"]),
-        ("plan --tokens 1.5 --heads 1 --dim 4", ["--tokens", "whole number"]),
-        ("plan --tokens many --heads 1 --dim 4", ["--tokens", "'many'"]),
-        ("plan --tokens 100 --heads 1 --dim 4 --dtype int8", ["int8"]),
-        ("plan --tokens 100 --heads 3 --kv-heads 2 --dim 4", ["multiple of the 2 heads"]),
-        ("plan --tokens 100 --heads 0 --dim 4", ["at least one head"]),
-        ("plan --tokens 100 --heads 2 --kv-heads 0 --dim 4", ["`--kv-heads` must be at least 1", "--heads"]),
-        ("plan --tokens 100 --heads 2 --dim 4 --value-dim 0", ["`--value-dim` must be at least 1", "--dim"]),
-        ("plan --tokens 100 --heads 2 --dim 4 --dtype=", ["`q` must have one of the types", "float32"]),
-    ],
-)
-def test_plan_refuses(cli: Run, line: str, words: list[str]) -> None:
-    assert_refused(cli(line), *words)
+# numbers
 
 
 def test_whole_numbers() -> None:
@@ -192,6 +131,13 @@ def test_whole_numbers() -> None:
         2500,
         123456789123456789,
     ]
+
+
+@pytest.mark.parametrize("text", ["0", "-1G", "fast", "1.2.3G", "", "inf"])
+def test_rates(text: str) -> None:
+    assert [rate("2e9"), rate("150G"), rate("2.5 TFLOP/s"), rate("10 flops")] == [2e9, 150e9, 2.5e12, 10.0]
+    with pytest.raises(argparse.ArgumentTypeError, match="operations a second"):
+        rate(text)
 
 
 # quorum

@@ -7,9 +7,6 @@ import pytest
 from command_line import Run
 
 import cqs
-import cqs.cli.files
-import cqs.oracle
-import cqs.verify
 from cqs.backend import BlasLibrary
 from cqs.cli.doctor import Facts, advice
 
@@ -45,7 +42,7 @@ def test_doctor(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, err = cli("doctor")
     assert (code, err) == (0, "")
     assert "openblas 0.3.30, kernels for SkylakeX, 8 threads" in out
-    assert "not installed (pip install 'cqs-attention[torch]')" in out
+    assert "not installed (pip install 'cqs-attention[torch]'), for torch tensors" in out
     assert out.splitlines()[-1] == "Nothing to improve."
 
 
@@ -55,6 +52,7 @@ def test_doctor_json(cli: Run) -> None:
     assert code == 0
     assert values["cqs"] == cqs.__version__
     assert values["numpy"] == np.__version__
-    assert set(values["packages"]) == {"ml_dtypes", "torch", "cupy", "matplotlib", "array_api_strict"}
+    packages = {"ml_dtypes", "torch", "cupy", "zarr", "h5py", "matplotlib", "array_api_strict"}
+    assert set(values["packages"]) == packages
     assert values["packages"]["ml_dtypes"] is not None
     assert isinstance(values["advice"], list)

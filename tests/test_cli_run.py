@@ -2,9 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +10,8 @@ import pytest
 from command_line import INPUTS, Run, assert_refused, files
 
 import cqs
-import cqs.cli.files
-import cqs.oracle
-import cqs.verify
+from cqs.masks import Causal, Sinks, SlidingWindow
+from cqs.scores import ALiBi
 from cqs.testing import assert_exact
 
 
@@ -49,7 +45,7 @@ def test_run_json(cli: Run, qkv: Any) -> None:
     assert values["lse"] is None
     assert values["shape"] == [4, 300, 24]
     assert values["seconds"] > 0
-    assert cqs.Plan.from_json(json.dumps(values["plan"])) == cqs.plan(*qkv, workers=7)
+    assert cqs.Plan.from_json(json.dumps(values["plan"])) == cqs.plan(*qkv, workers=7, out="out.npy")
 
 
 def test_run_without_tokens(cli: Run, tmp_path: Path) -> None:
@@ -75,7 +71,7 @@ def test_run_replaces_only_with_force(cli: Run, qkv: Any, tmp_path: Path) -> Non
         ("run q.npy k.npy -o out.npy", ["2 files"]),
         ("run q.npy -o out.npy", ["`q.npy`", "another kind of file"]),
         ("run inputs.npz k.npy v.npy -o out.npy", ["inputs.npz", "be a .npy file"]),
-        ("run cut.npy k.npy v.npy -o out.npy", ["cut.npy", "complete"]),
+        ("run cut.npy k.npy v.npy -o out.npy", ["cut.npy", "truncated"]),
         ("run empty.npy k.npy v.npy -o out.npy", ["empty.npy"]),
         ("run text.npy k.npy v.npy -o out.npy", ["text.npy"]),
         ("run objects.npy k.npy v.npy -o out.npy", ["objects.npy", "object"]),
@@ -83,7 +79,7 @@ def test_run_replaces_only_with_force(cli: Run, qkv: Any, tmp_path: Path) -> Non
         ("run rotten.npz -o out.npy", ["rotten.npz"]),
         ("run objects.npz -o out.npy", ["objects.npz", "bject"]),
         ("run names.npz -o out.npy", ["names.npz", "q, k and v", "got query, k, v"]),
-        ("run . k.npy v.npy -o out.npy", ["Is a directory"]),
+        ("run . k.npy v.npy -o out.npy", ["directory", "Zarr"]),
         ("run k.npy q.npy q.npy -o out.npy", ["multiple", "heads"]),
         ("run flat.npy k.npy v.npy -o out.npy", ["`q`", "heads axis"]),
         ("run whole.npy k.npy v.npy -o out.npy", ["`q`", "int64"]),
@@ -149,17 +145,21 @@ def test_a_run_that_fails_in_the_middle_leaves_nothing(
     code: int,
     message: str,
 ) -> None:
-    def half_done(*args: Any, out: np.ndarray, **kwargs: Any) -> None:
-        out[0] = 1
-        raise error
+    add, seen = cqs.Tiler.add, []
+
+    def fails_in_the_middle(tiler: cqs.Tiler, result: cqs.TaskResult) -> None:
+        add(tiler, result)
+        if tiler.n_added == 3:
+            seen.extend(os.listdir(tmp_path))
+            raise error
 
     (tmp_path / "old.npy").write_text("precious")
     before = files(tmp_path)
-    monkeypatch.setattr(cqs, "attention", half_done)
-    assert cli("run inputs.npz -o out.npy --lse lse.npy") == (code, "", message)
-    assert cli("run inputs.npz -o old.npy --lse lse.npy --force")[0] == code
+    monkeypatch.setattr(cqs.Tiler, "add", fails_in_the_middle)
+    assert cli("run q.npy k.npy v.npy -o out.npy --lse lse.npy --workers 7") == (code, "", message)
+    assert {"out.npy.unfinished", "lse.npy.unfinished"} <= set(seen)
+    assert cli("run inputs.npz -o old.npy --lse lse.npy --force --workers 7")[0] == code
     assert files(tmp_path) == before
-    assert not cqs.cli.files.unfinished
 
 
 def test_a_full_disk_is_found_out_at_the_start(
@@ -174,30 +174,74 @@ def test_a_full_disk_is_found_out_at_the_start(
     assert files(tmp_path) == before
 
 
-_ENDLESS = """
-import sys, time, cqs, cqs.cli
-from concurrent.futures import ThreadPoolExecutor
-
-def endless(*args, **kwargs):  # as attention: threads in the middle of long tasks
-    with ThreadPoolExecutor(1) as pool:
-        task = pool.submit(time.sleep, 120)
-        print("started", flush=True)
-        task.result()
-
-cqs.attention = endless
-sys.exit(cqs.cli.main("run inputs.npz -o out.npy --lse lse.npy".split()))
-"""
+# what a run is given
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_run_at_once(qkv: Any, tmp_path: Path, number: signal.Signals) -> None:
-    before = files(tmp_path)
-    process = subprocess.Popen([sys.executable, "-c", _ENDLESS], cwd=tmp_path, stdout=-1, stderr=-1)
-    assert process.stdout is not None
-    process.stdout.readline()
-    assert any(name.endswith(".unfinished") for name in os.listdir(tmp_path))
-    process.send_signal(number)
-    _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (128 + number, b"cqs: interrupted\n")
-    assert files(tmp_path) == before
+def test_run_reads_files_within_a_budget(cli: Run, qkv: Any, tmp_path: Path) -> None:
+    code, text, _ = cli("run q.npy k.npy v.npy -o out.npy --memory 2MiB --strategy tiles --json")
+    values = json.loads(text)
+    plan = cqs.Plan.from_json(json.dumps(values["plan"]))
+    assert code == 0
+    assert_exact(np.load(tmp_path / "out.npy"), *qkv)
+    assert plan == cqs.plan("q.npy", "k.npy", "v.npy", memory="2MiB", strategy="tiles", out="out.npy")
+    assert (plan.setting.is_staged, plan.setting.output) == (True, "sink")
+    assert plan.projected_bytes <= 2 << 20
+    moved = {name: values["counters"][name] for name in ("read", "spilled", "written")}
+    assert moved == {name: getattr(plan.traffic, name) for name in moved}
+    assert_refused(cli("run q.npy k.npy v.npy -o new.npy --memory 10kB"), "`memory` must be at least", "9.8 KiB")
+
+
+@pytest.mark.parametrize("strategy", ["cqs", "tiles", "ring", "tree"])
+def test_run_by_every_strategy(cli: Run, qkv: Any, tmp_path: Path, strategy: str) -> None:
+    assert cli(f"run q.npy k.npy v.npy -o out.npy -q --workers 5 --strategy {strategy}") == (0, "", "")
+    assert_exact(np.load(tmp_path / "out.npy"), *qkv)
+
+
+def test_run_with_masks_and_scores(cli: Run, qkv: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    mask, bias, logits = rng.random((300, 300)) < 0.8, rng.standard_normal((4, 1, 300)), rng.standard_normal(4)
+    for name, array in {"mask": mask, "bias": bias.astype("f4"), "logits": logits.astype("f4")}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    cases: dict[str, dict[str, Any]] = {
+        "--window 20": {"mask": SlidingWindow(20, 20)},
+        "--window 20 --causal": {"mask": SlidingWindow(20)},
+        "--window 20 --causal --sinks 3": {"mask": (SlidingWindow(20) | Sinks(3)) & Causal()},
+        "--mask mask.npy --causal": {"mask": Causal() & cqs.masks.Dense(mask)},
+        "--softcap 2 --alibi": {"softcap": 2.0, "bias": ALiBi.standard(4)},
+        "--bias bias.npy --sink-logits logits.npy": {
+            "bias": bias.astype("f4"),
+            "sink_logits": logits.astype("f4"),
+        },
+    }
+    for line, options in cases.items():
+        assert cli(f"run q.npy k.npy v.npy -o out.npy --lse lse.npy -q --force {line}") == (0, "", "")
+        assert_exact(np.load(tmp_path / "out.npy"), *qkv, **options, lse=np.load(tmp_path / "lse.npy"))
+        assert cli(f"verify q.npy k.npy v.npy out.npy {line}")[0] == 0
+    assert cli("verify q.npy k.npy v.npy out.npy")[0] == 1
+    assert_refused(cli("run q.npy k.npy v.npy -o x.npy --alibi --bias bias.npy"), "`--bias`", "--alibi")
+    assert_refused(cli("run q.npy k.npy v.npy -o x.npy --mask nope.npy"), "nope.npy")
+    assert_refused(cli("run q.npy k.npy v.npy -o x.npy --softcap -1"), "`softcap`")
+
+
+def test_run_between_zarr_arrays(cli: Run, qkv: Any, tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    for name, array in zip("qkv", qkv, strict=True):
+        zarr.save_array(tmp_path / f"{name}.zarr", array)
+    assert cli("run q.zarr k.zarr v.zarr -o out.zarr --memory 16MiB --causal -q") == (0, "", "")
+    assert_exact(zarr.open_array(tmp_path / "out.zarr")[...], *qkv, is_causal=True)
+    assert cli("verify q.zarr k.zarr v.zarr out.zarr --causal")[0] == 0
+    assert_refused(cli("run q.zarr k.zarr v.zarr -o out.zarr"), "`-o` must not exist yet", "--force")
+    assert cli("run q.zarr k.npy v.zarr -o out.zarr -q --force") == (0, "", "")
+    assert cli("verify q.zarr k.zarr v.zarr out.zarr")[0] == 0
+
+
+def test_run_writes_a_trace(cli: Run, qkv: Any, tmp_path: Path) -> None:
+    code, out, _ = cli("run q.npy k.npy v.npy -o out.npy --workers 7 --trace trace.json")
+    entries = json.loads((tmp_path / "trace.json").read_text())
+    assert code == 0
+    assert "trace.json" in out
+    assert sum(entry.get("cat") == "TaskDone" for entry in entries) == 7
+    line = "run q.npy k.npy v.npy -o new.npy --trace"
+    assert_refused(cli(f"{line} trace.json"), "`--trace` must not exist yet")
+    assert_refused(cli(f"{line} trace.txt"), "`--trace` must be a .json file")
+    assert_refused(cli(f"{line} nowhere/trace.json"), "`--trace`", "directory")

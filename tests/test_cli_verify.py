@@ -9,16 +9,13 @@ import pytest
 from command_line import Run, assert_refused
 
 import cqs
-import cqs.cli.files
-import cqs.oracle
-import cqs.verify
 
 
 def test_verify_accepts_what_run_wrote(cli: Run, qkv: Any) -> None:
     assert cli("run inputs.npz -o out.npy --causal --scale 0.5")[0] == 0
     code, out, err = cli("verify q.npy k.npy v.npy out.npy --causal --scale 0.5")
     assert (code, err) == (0, "")
-    assert "256 of 1,200 rows" in out
+    assert " of 1,200 rows" in out
     assert out.splitlines()[-1].startswith("Passed")
     code, out, _ = cli("verify inputs.npz out.npy")  # another mask and scale
     assert code == 1
@@ -47,6 +44,53 @@ def test_verify_detects_nan(cli: Run, qkv: Any, tmp_path: Path) -> None:
     code, text, _ = cli("verify inputs.npz out.npy")
     assert code == 1
     assert "FAILED: 24 numbers are NaN" in text
+
+
+@pytest.mark.parametrize("side", [-1, 0])
+@pytest.mark.parametrize(
+    ("options", "border"),
+    [
+        ("--workers 7", 5 * 300 // 7),
+        ("--workers 13 --causal", 300 // 13),
+        ("--workers 5 --strategy ring", 4 * 300 // 5),
+        ("--workers 2 --window 37 --causal", 37),  # where the window begins to slide
+        ("--workers 1 --mask two.npy", 123),  # where a document begins
+    ],
+)
+def test_verify_finds_one_wrong_row_at_a_border(
+    cli: Run, qkv: Any, tmp_path: Path, options: str, border: int, side: int
+) -> None:
+    documents = np.arange(300) >= 123
+    np.save(tmp_path / "two.npy", documents[:, None] == documents)
+    row = border + side
+    assert cli(f"run q.npy k.npy v.npy -o out.npy -q {options}")[0] == 0
+    out = np.load(tmp_path / "out.npy")
+    out[2, row, 3] += 1e-4
+    np.save(tmp_path / "wrong.npy", out)
+    assert cli(f"verify q.npy k.npy v.npy out.npy --rows 2 {options}")[0] == 0
+    code, text, err = cli(f"verify q.npy k.npy v.npy wrong.npy --rows 2 {options}")
+    assert (code, err) == (1, "")
+    assert f"(2, {row}, 3)" in text
+    assert " ulp)" in text
+    assert "FAILED: the largest error, at " in text.splitlines()[-1]
+    code, text, err = cli(f"verify q.npy k.npy v.npy wrong.npy --rows 2 --json {options}")
+    assert code == 1
+    assert json.loads(text)["worst"] == [2, row, 3]
+    assert err.startswith("cqs: wrong.npy: FAILED: ")
+
+
+def test_verify_refuses_what_is_not_complete_by_name(cli: Run, qkv: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "out.npy", cqs.attention(*qkv))
+    (tmp_path / "out.npy").rename(tmp_path / "out.npy.unfinished")
+    assert_refused(cli("verify q.npy k.npy v.npy out.npy.unfinished"), "`out.npy.unfinished`", "finished output")
+    zarr = pytest.importorskip("zarr")
+    array = zarr.save_array(tmp_path / "out.zarr", cqs.attention(*qkv))
+    array = zarr.open_array(tmp_path / "out.zarr")
+    assert cli("verify inputs.npz out.zarr")[0] == 0
+    array.attrs["cqs"] = {"complete": False}
+    assert_refused(cli("verify inputs.npz out.zarr"), "out.zarr", "complete")
+    (tmp_path / "out.zarr").rename(tmp_path / "out.zarr.unfinished")
+    assert_refused(cli("verify inputs.npz out.zarr.unfinished"), "`out.zarr.unfinished`", "finished output")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ LAYERS = (
     ("sums",),
     ("tiler",),
     ("engines",),
-    ("progress", "trace", "oracle", "verify", "testing", "plot"),
+    ("progress", "trace", "oracle", "adversarial", "verify", "testing", "plot"),
     ("call",),
     ("api",),
     ("__init__",),

@@ -23,13 +23,15 @@ _LONG = 1 << 20  # tokens; enough that the default number of workers follows fro
 _AVX512 = {"X86_V4", "AVX512_SKX", "AVX512_CLX", "AVX512_CNL", "AVX512_ICL", "AVX512_SPR"}  # NumPy's names
 _AVX2_KERNELS = {"haswell", "zen"}  # OpenBLAS's names
 
-# module -> (distributions it may come from, how to get it)
-_OPTIONAL: dict[str, tuple[tuple[str, ...], str]] = {
-    "ml_dtypes": (("ml_dtypes",), "pip install 'cqs-attention[bfloat16]'"),
-    "torch": (("torch",), "pip install 'cqs-attention[torch]'"),
-    "cupy": (("cupy", "cupy-cuda13x", "cupy-cuda12x", "cupy-cuda11x"), "pip install cupy-cuda12x, for CUDA 12"),
-    "matplotlib": (("matplotlib",), "pip install 'cqs-attention[plot]'"),
-    "array_api_strict": (("array-api-strict",), "pip install array-api-strict"),
+# module -> (distributions it may come from, what it is for, how to get it)
+_OPTIONAL: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "ml_dtypes": (("ml_dtypes",), "bfloat16 in NumPy", "pip install 'cqs-attention[bfloat16]'"),
+    "torch": (("torch",), "torch tensors", "pip install 'cqs-attention[torch]'"),
+    "cupy": (("cupy", "cupy-cuda13x", "cupy-cuda12x", "cupy-cuda11x"), "GPUs", "pip install cupy-cuda12x, for CUDA 12"),
+    "zarr": (("zarr",), "Zarr arrays as inputs and outputs", "pip install 'cqs-attention[zarr]'"),
+    "h5py": (("h5py",), "HDF5 datasets as inputs and outputs", "pip install h5py"),
+    "matplotlib": (("matplotlib",), "pictures", "pip install 'cqs-attention[plot]'"),
+    "array_api_strict": (("array-api-strict",), "tests of other libraries", "pip install array-api-strict"),
 }
 
 
@@ -117,7 +119,8 @@ def _rows(facts: Facts) -> list[tuple[str, str]]:
         ("workers", f"{facts.workers} by default, for long sequences"),
     ]
     for name, version in facts.packages.items():
-        rows.append((name, version or f"not installed ({_OPTIONAL[name][1]})"))
+        _, purpose, remedy = _OPTIONAL[name]
+        rows.append((name, f"{version}, for {purpose}" if version else f"not installed ({remedy}), for {purpose}"))
     return rows
 
 
@@ -138,7 +141,7 @@ def _facts() -> Facts:
         openblas_coretype=os.environ.get("OPENBLAS_CORETYPE"),
         cpus=cpus,
         workers=default_workers(_LONG, cpus),
-        packages={name: _version(name, distributions) for name, (distributions, _) in _OPTIONAL.items()},
+        packages={name: _version(name, distributions) for name, (distributions, *_) in _OPTIONAL.items()},
     )
 
 

@@ -1,32 +1,29 @@
-"""Reading inputs from .npy and .npz files, and writing outputs that are either complete or not there."""
+"""Inputs in .npy, .npz and Zarr files, and where outputs may go."""
 
-import errno
 import os
 import pickle
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from cqs.errors import OptionError
 
-__all__ = ["check_output", "read_array", "read_inputs", "unfinished", "writing"]
+__all__ = ["FileInput", "check_output", "input_of", "inputs_of", "read_array", "refuse_unfinished"]
 
-Arrays = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]
+FileInput: TypeAlias = str | npt.NDArray[Any]  # a path, which is read slice by slice, or an array
 
 _UNREADABLE = (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError)
-_NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-
-unfinished: set[Path] = set()  # files that are being written
 
 
-def read_inputs(paths: Sequence[str]) -> Arrays:
-    """Read queries, keys and values: from three .npy files, as memory maps, or from one .npz with q, k and v.
+def inputs_of(paths: Sequence[str]) -> tuple[FileInput, ...]:
+    """Return queries, keys and values as `cqs.attention` takes them: three paths, or the arrays of one .npz.
+
+    A .npy file in Fortran order, which cannot be read by rows, is mapped into memory.
 
     Raises
     ------
@@ -36,14 +33,14 @@ def read_inputs(paths: Sequence[str]) -> Arrays:
         If a file is missing or may not be read.
     """
     if len(paths) == 3:
-        q, k, v = map(read_array, paths)
-        return q, k, v
+        return tuple(map(input_of, paths))
     if len(paths) != 1:
         raise OptionError.of("FILE", "be q.npy k.npy v.npy, or one inputs.npz", f"{len(paths)} files", "give 1 or 3")
     (path,) = paths
-    if not _is_archive(path):
+    if os.path.isdir(path) or not _is_archive(path):
         rule = "be an .npz archive with q, k and v, if it is the only input"
-        raise OptionError.of(path, rule, "another kind of file", "give three .npy files, or an .npz archive")
+        remedy = "give three .npy or Zarr files, or an .npz archive"
+        raise OptionError.of(path, rule, "another kind of file", remedy)
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             names = archive.files
@@ -56,15 +53,39 @@ def read_inputs(paths: Sequence[str]) -> Arrays:
     return found["q"], found["k"], found["v"]
 
 
+def input_of(path: str) -> FileInput:
+    """Return a path, or the array of a .npy file in Fortran order, which is mapped into memory."""
+    if os.path.isdir(path):
+        return path
+    if _is_archive(path):
+        raise _archive(path)
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except _UNREADABLE:
+        return path  # the library says what is wrong with it
+    return path if array.flags.c_contiguous else array.view(np.ndarray)
+
+
 def read_array(path: str) -> npt.NDArray[Any]:
     """Map a .npy file into memory, for reading."""
     if _is_archive(path):
-        raise OptionError.of(path, "be a .npy file", "an .npz archive", "give it alone, or its arrays as .npy files")
+        raise _archive(path)
     try:
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except _UNREADABLE as error:
         raise _unreadable(path, "a complete .npy file of numbers", error) from None
     return array.view(np.ndarray)
+
+
+def refuse_unfinished(path: str) -> None:
+    """Refuse an output that a run has not completed, by its name."""
+    if path.rstrip(os.sep).endswith(".unfinished"):
+        got = "what a run has left that was interrupted, or is still going on"
+        raise OptionError.of(path, "be a finished output", got, "run `cqs run` again")
+
+
+def _archive(path: str) -> OptionError:
+    return OptionError.of(path, "be a .npy file", "an .npz archive", "give it alone, or its arrays as .npy files")
 
 
 def _is_archive(path: str) -> bool:
@@ -77,17 +98,17 @@ def _unreadable(path: str, what: str, error: Exception) -> OptionError:
     return OptionError.of(path, f"be {what}", f"a file that NumPy refuses ({reason})", "write it again")
 
 
-def check_output(option: str, path: str, inputs: Sequence[str], force: bool) -> Path:
+def check_output(option: str, path: str, inputs: Sequence[str], force: bool, kinds: Sequence[str] = (".npy",)) -> Path:
     """Return where an output goes, links followed, or refuse it before anything is computed.
 
     Raises
     ------
     OptionError
-        If it is not to be a .npy file, exists and is not to be replaced, or is one of the inputs.
+        If it is of none of the kinds, exists and is not to be replaced, or is one of the inputs.
     """
     target = Path(os.path.realpath(path))
-    if target.suffix != ".npy":
-        raise OptionError.of(option, "be a .npy file", path, f"write {path}.npy, say")
+    if target.suffix not in kinds:
+        raise OptionError.of(option, f"be a {' or '.join(kinds)} file", path, f"write {path}{kinds[0]}, say")
     if not target.parent.is_dir():
         raise OptionError.of(option, "be in a directory that exists", path, f"make {target.parent} first")
     if not os.access(target.parent, os.W_OK):
@@ -95,39 +116,8 @@ def check_output(option: str, path: str, inputs: Sequence[str], force: bool) -> 
     if target.exists():
         if any(target.samefile(other) for other in inputs):
             raise OptionError.of(option, "not be one of the inputs", path, "write to another file")
-        if not target.is_file():
+        if not target.is_file() and target.suffix != ".zarr":
             raise OptionError.of(option, "be a regular file", path, "write to another file")
         if not force:
             raise OptionError.of(option, "not exist yet", path, "give --force to replace it")
     return target
-
-
-@contextmanager
-def writing(target: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Iterator[npt.NDArray[Any]]:
-    """Give an array that becomes the .npy file `target` at the end, and nothing at all if anything fails before.
-
-    Its memory is a file beside the target, whose space is claimed at once: a full disk is found out at the start.
-    """
-    path = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
-    unfinished.add(path)
-    try:
-        path.open("xb").close()
-        array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
-        _claim(path)
-        yield array.view(np.ndarray)
-        array.flush()
-        path.replace(target)
-    finally:
-        path.unlink(missing_ok=True)
-        unfinished.discard(path)
-
-
-def _claim(path: Path) -> None:
-    """Have the system set the file's space aside: writing to a memory map on a full disk would kill the process."""
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            try:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-            except OSError as error:
-                if error.errno in _NO_SPACE:  # others: a file system that cannot
-                    raise OSError(error.errno, error.strerror, str(path.parent)) from None

@@ -3,11 +3,10 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
-
-from cqs.cli.files import unfinished
 
 __all__ = ["ending_at_once"]
 
@@ -16,24 +15,31 @@ _END_BAR = "\r\x1b[2K\x1b[?25h"  # clear the line that a progress bar is in, and
 
 
 @contextmanager
-def ending_at_once() -> Iterator[None]:
-    """End the process at the first Ctrl-C or SIGTERM while inside, with no file left unfinished.
+def ending_at_once(outputs: Sequence[Path] = ()) -> Iterator[None]:
+    """End the process at the first Ctrl-C or SIGTERM while inside, and say which outputs are left unfinished.
 
-    An exception would not do: it has to wait for threads in the middle of tasks, which may take many minutes.
+    An exception would have to wait for threads in the middle of a kernel call, which may take a minute. Nothing has to
+    be cleared up: until an output is complete it has another name.
+
+    Parameters
+    ----------
+    outputs : sequence of Path
+        Those that are being written.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _end) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        names = [f"{path.name}.unfinished" for path in outputs]
+        left = [name for path, name in zip(outputs, names, strict=True) if path.with_name(name).exists()]
+        kept = f"; what there is of the output is kept as {' and '.join(left)}" if left else ""
+        os.write(_STDERR, f"{_END_BAR if os.isatty(_STDERR) else ''}cqs: interrupted{kept}\n".encode())
+        os._exit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    for path in list(unfinished):
-        path.unlink(missing_ok=True)
-    os.write(_STDERR, f"{_END_BAR if os.isatty(_STDERR) else ''}cqs: interrupted\n".encode())
-    os._exit(128 + number)

@@ -1,9 +1,10 @@
 """What several commands have in common: types of arguments, options, and the parser of one command."""
 
 import argparse
+import re
 from typing import Any
 
-__all__ = ["Arguments", "Parsers", "add_command", "add_common", "whole"]
+__all__ = ["Arguments", "Parsers", "add_command", "add_common", "rate", "whole"]
 
 Arguments = argparse.Namespace
 Parsers = Any  # what `add_subparsers` returns has no public name
@@ -22,7 +23,7 @@ def add_command(parsers: Parsers, name: str, usage: str, summary: str, epilog: s
     return parser
 
 
-def add_common(parser: argparse.ArgumentParser, *names: str) -> None:
+def add_common(parser: argparse._ActionsContainer, *names: str) -> None:
     """Add options that mean the same in every command that has them, by name."""
     for name in names:
         parser.add_argument(f"--{name}", **_COMMON[name])
@@ -32,7 +33,15 @@ _COMMON: dict[str, dict[str, Any]] = {
     "workers": {"type": int, "metavar": "W", "help": "number of tasks; by default what suits this machine"},
     "causal": {"action": "store_true", "help": "query i sees keys j <= i only"},
     "scale": {"type": float, "metavar": "X", "help": "what scores are multiplied by; by default 1/sqrt(width)"},
-    "strategy": {"default": "auto", "metavar": "NAME", "help": "how the scores are cut: auto (default), cqs or tiles"},
+    "strategy": {
+        "default": "auto",
+        "metavar": "NAME",
+        "help": "how scores are cut: auto (default), cqs, tiles, ring, tree",
+    },
+    "memory": {
+        "metavar": "BYTES",
+        "help": "the most to hold beyond inputs in memory, such as 256MiB; by default no limit",
+    },
     "threads": {"type": int, "metavar": "N", "help": "threads to compute on; by default one a CPU"},
     "json": {"action": "store_true", "help": "print one JSON object in place of the table"},
 }
@@ -51,3 +60,19 @@ def whole(text: str) -> int:
     if number < 0 or number != number // 1:
         raise argparse.ArgumentTypeError(f"must be a whole number such as 4096 or 1e6, got {text!r}")
     return int(number)
+
+
+def rate(text: str) -> float:
+    """Read a rate of operations, which may have a decimal unit.
+
+    >>> rate("2e9"), rate("150G"), rate("1.5 TFLOP/s")
+    (2000000000.0, 150000000000.0, 1500000000000.0)
+    """
+    found = re.fullmatch(r"([\d.]+(?:e[+-]?\d+)?)\s*([kmgtp]?)(?:flops?(?:/s)?)?", text.strip().lower())
+    try:
+        number = float(found.group(1)) * 1000 ** " kmgtp".index(found.group(2) or " ") if found else 0.0
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be operations a second such as 150G or 2.5e12, got {text!r}")
+    return number

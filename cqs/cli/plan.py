@@ -1,19 +1,33 @@
 """`cqs plan`: what a run would do."""
 
-import cqs
-from cqs.cli.files import read_inputs
-from cqs.cli.options import Arguments, Parsers, add_command, add_common, whole
+from contextlib import closing
+from dataclasses import replace
+
+from cqs.cli.choices import add_choices, has_scores, mask_of
+from cqs.cli.comparison import alternatives, comparison_json, comparison_table
+from cqs.cli.files import inputs_of
+from cqs.cli.measure import measured_rates
+from cqs.cli.options import Arguments, Parsers, add_command, add_common, rate, whole
 from cqs.cli.summary import plan_json, plan_rows, summarize
-from cqs.cli.terminal import print_json, print_table
+from cqs.cli.terminal import print_columns, print_json, print_table, print_text
+from cqs.engines import LocalEngine, concurrency
 from cqs.errors import OptionError
-from cqs.schedule import Plan
+from cqs.problem import AttentionProblem
+from cqs.schedule import Rates, Scheduler, Setting
+from cqs.sources import ShapeInput, open_inputs
+from cqs.units import format_bytes, format_count, parse_bytes
 
 __all__ = ["add_parser", "command"]
 
-_USAGE = "[options] (Q.npy K.npy V.npy | INPUTS.npz | --tokens T --heads H --dim D)"
+_USAGE = "[options] (Q K V | INPUTS.npz | --tokens T --heads H --dim D)"
 _EPILOG = """\
+Both strategies are shown side by side: what each would hold, move and compute,
+and how long it would take at rates that are stated, measured or typical. Bare
+shapes stand for arrays in memory, or with --memory for files.
+
 examples:
   cqs plan --tokens 4096 --heads 8 --dim 64 --workers 31
+  cqs plan --tokens 1e9 --heads 8 --dim 64 --memory 8GiB --rate 50T --bandwidth 5GB
   cqs plan --tokens 1e6 --heads 32 --kv-heads 8 --dim 128 --dtype bfloat16 --causal
   cqs plan q.npy k.npy v.npy --json > plan.json        (`cqs.Plan.from_json` reads it)
 """
@@ -33,33 +47,86 @@ def add_parser(parsers: Parsers) -> None:
     shape.add_argument("--key-tokens", type=whole, metavar="S", help="keys and values; by default T")
     shape.add_argument("--batch", type=whole, nargs="+", metavar="B", help="batch dimensions; by default none")
     shape.add_argument("--dtype", metavar="NAME", help="float16, bfloat16, float32 (default) or float64")
-    add_common(parser, "workers", "causal", "strategy", "json")
+    add_common(parser, "memory", "workers", "strategy", "threads")
+    speed = parser.add_argument_group("rates, for predicted times")
+    speed.add_argument(
+        "--rate", type=rate, metavar="FLOP/S", help="of matrix products on all threads, such as 150G or 2.5T"
+    )
+    speed.add_argument("--bandwidth", metavar="BYTES/S", help="of reading and writing, such as 2GB")
+    speed.add_argument("--measure", action="store_true", help="measure both here, in a second")
+    add_choices(parser, has_data=False)
+    add_common(parser, "json")
     parser.set_defaults(command=command)
 
 
 def command(args: Arguments) -> int:
     """Run the command."""
-    plan = _plan(args)
-    summary = summarize(plan)
+    problem, setting = _problem(args)
+    scheduler = Scheduler(args.workers, args.strategy, args.memory, setting)
+    plan = scheduler.plan(problem)
+    found, rates, summary = alternatives(scheduler, plan), _rates(args, setting), summarize(plan)
     if args.json:
-        print_json(plan_json(plan, summary))
-    else:
-        print_table("cqs plan", plan_rows(plan, summary))
+        print_json(plan_json(plan, summary) | {"comparison": comparison_json(found, plan, rates)})
+        return 0
+    print_table("cqs plan", plan_rows(plan, summary))
+    rows, remarks = comparison_table(found, plan, rates)
+    print_text("")
+    print_columns(rows)
+    print_text("", *remarks, f"Times: {_describe(args, rates)}.")
     return 0
 
 
-def _plan(args: Arguments) -> Plan:
+def _problem(args: Arguments) -> tuple[AttentionProblem, Setting]:
+    """Return what is to be computed, and what a run would have to do with."""
     given = [name for name in _SHAPE if getattr(args, name) is not None]
-    choice = {"workers": args.workers, "is_causal": args.causal, "strategy": args.strategy}
-    if args.files:
-        if given:
-            option = f"--{given[0].replace('_', '-')}"
-            raise OptionError.of(option, "be left out when files are given", "both", "the files have their shapes")
-        return cqs.plan(*read_inputs(args.files), **choice)
-    if missing := [f"--{name}" for name in ("tokens", "heads", "dim") if getattr(args, name) is None]:
+    if args.files and given:
+        option = f"--{given[0].replace('_', '-')}"
+        raise OptionError.of(option, "be left out when files are given", "both", "the files have their shapes")
+    missing = [f"--{name}" for name in ("tokens", "heads", "dim") if getattr(args, name) is None]
+    if not args.files and missing:
         raise OptionError(f"give files, or --tokens, --heads and --dim; missing: {', '.join(missing)}")
     dtype = "float32" if args.dtype is None else args.dtype
-    return cqs.plan(*_shapes(args), dtype=dtype, **choice)
+    is_run = bool(args.files) or args.memory is not None  # as `cqs run` does it, from files to a file
+    inputs = inputs_of(args.files) if args.files else [ShapeInput(x, dtype, is_run) for x in _shapes(args)]
+    with closing(open_inputs(*inputs)) as source:
+        problem = AttentionProblem.of(source.q, source.k, source.v, mask=mask_of(args))
+        is_staged, read_bytes = source.is_staged, source.read_bytes
+    engine = LocalEngine() if args.threads is None else LocalEngine(args.threads)
+    threads, in_flight = concurrency(engine, needs_little=args.memory is not None or is_staged)
+    written = problem.accumulator_dtype if is_run and problem.dtype == "bfloat16" else problem.dtype
+    setting = Setting(
+        threads=threads,
+        in_flight=in_flight,
+        is_staged=is_staged,
+        output="sink" if is_run else "new",
+        output_dtype=written,
+        keeps_lse=False,
+        has_scores=has_scores(args),
+        read_bytes=read_bytes,
+    )
+    return problem, setting
+
+
+def _rates(args: Arguments, setting: Setting) -> Rates:
+    threads = max(setting.threads, setting.in_flight)
+    rates = Rates.typical(threads, setting.is_staged)
+    if args.measure:
+        rates = measured_rates(threads, args.files[0] if args.files else None)
+    if args.rate is not None:
+        rates = replace(rates, flops=args.rate)
+    if args.bandwidth is not None:
+        rates = replace(rates, bytes=parse_bytes("--bandwidth", args.bandwidth.removesuffix("/s")))
+    if rates.bytes <= 0:
+        raise OptionError.of("--bandwidth", "be more than 0", args.bandwidth, "leave it out for a typical one")
+    return rates
+
+
+def _describe(args: Arguments, rates: Rates) -> str:
+    """Say what the predicted times assume."""
+    basis = "measured here" if args.measure else "typical; see --measure, --rate and --bandwidth"
+    if args.rate is not None and args.bandwidth is not None:
+        basis = "as stated"
+    return f"at {format_count(rates.flops)}FLOP/s and {format_bytes(rates.bytes)}/s, {basis}"
 
 
 def _shapes(args: Arguments) -> tuple[tuple[int, ...], ...]:

@@ -1,35 +1,44 @@
 """`cqs run`: attention from files to a file."""
 
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 import cqs
-from cqs.cli.files import check_output, read_inputs, writing
+from cqs.cli.choices import add_choices, mask_of, scores_of
+from cqs.cli.files import FileInput, check_output, inputs_of
 from cqs.cli.interrupts import ending_at_once
 from cqs.cli.options import Arguments, Parsers, add_command, add_common
-from cqs.cli.summary import plan_json, plan_rows, summarize
+from cqs.cli.summary import moved, plan_json, plan_rows, summarize
 from cqs.cli.terminal import print_json, print_table
 from cqs.engines import LocalEngine
 from cqs.errors import OptionError
-from cqs.kernels import choose_kernel
-from cqs.progress import progress_bar
+from cqs.events import Event
+from cqs.progress import run_bar
 from cqs.schedule import Plan
+from cqs.sources import NpySink
+from cqs.trace import Counters, Recorder, TraceFile
 from cqs.units import format_bytes, format_count, format_seconds
 
 __all__ = ["add_parser", "command"]
 
-_USAGE = "[options] (Q.npy K.npy V.npy | INPUTS.npz) -o OUT.npy"
+_USAGE = "[options] (Q K V | INPUTS.npz) -o OUT"
 _EPILOG = """\
 Arrays are (..., heads, tokens, width), of float16, float32 or float64; keys may
-have fewer heads than queries. Inputs in .npy files are mapped, not loaded. The
-output appears under its name only when it is complete.
+have fewer heads than queries. Inputs are .npy files or Zarr arrays, of which
+only what a task needs is read, or one .npz, which is loaded. The output, .npy
+or .zarr, appears under its name only when it is complete: until then, and
+after Ctrl-C, it is OUT.unfinished.
 
 examples:
-  cqs run q.npy k.npy v.npy -o out.npy --causal
+  cqs run q.npy k.npy v.npy -o out.npy --causal --memory 256MiB
+  cqs run q.zarr k.zarr v.zarr -o out.zarr --window 1024 --trace trace.json
   cqs run inputs.npz -o out.npy --lse lse.npy --workers 31
 """
 
@@ -38,59 +47,99 @@ def add_parser(parsers: Parsers) -> None:
     """Add the command to the parser."""
     parser = add_command(parsers, "run", _USAGE, "compute attention over arrays in files", _EPILOG)
     parser.add_argument("files", nargs="+", metavar="FILE", help="q, k and v, or one .npz that holds them")
-    parser.add_argument("-o", "--out", required=True, metavar="OUT.npy", help="where the output is written")
+    parser.add_argument("-o", "--out", required=True, metavar="OUT", help="where the output is written: .npy or .zarr")
     parser.add_argument("--lse", metavar="LSE.npy", help="where the log-sum-exp of each query is written")
-    add_common(parser, "workers", "causal", "scale", "strategy")
+    add_common(parser, "memory", "workers", "strategy")
     parser.add_argument("--kernel", default="auto", metavar="NAME", help="auto (default), numpy, blockwise, reference")
     add_common(parser, "threads")
+    parser.add_argument(
+        "--trace", metavar="TRACE.json", help="write what happens when; https://ui.perfetto.dev opens it"
+    )
     parser.add_argument("--force", action="store_true", help="replace outputs that exist")
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     add_common(parser, "json")
+    add_choices(parser)
     parser.set_defaults(command=command)
 
 
 def command(args: Arguments) -> int:
     """Run the command."""
     targets = _targets(args)
-    q, k, v = read_inputs(args.files)
-    choice = {"workers": args.workers, "is_causal": args.causal, "scale": args.scale, "strategy": args.strategy}
-    plan = cqs.plan(q, k, v, **choice)
-    choose_kernel(args.kernel, np)
-    engine = LocalEngine() if args.threads is None else LocalEngine(args.threads)
-    p = plan.problem
-    with ending_at_once(), ExitStack() as files:
-        out = files.enter_context(writing(targets[0], p.out_shape, p.dtype))
-        lse = files.enter_context(writing(targets[1], p.lse_shape, p.accumulator_dtype)) if args.lse else None
-        with progress_bar("computing tasks", len(plan), is_quiet=args.quiet) as report:
+    inputs = inputs_of(args.files)
+    options = _options(args, inputs)
+    plan = cqs.plan(*inputs, **options)
+    counts, outputs = Recorder(most=0), [targets[name] for name in ("out", "lse") if name in targets]
+    with ending_at_once(outputs), ExitStack() as files:
+        write_lse = files.enter_context(_lse_file(plan, targets["lse"])) if "lse" in targets else None
+        trace = files.enter_context(TraceFile(targets["trace"])) if "trace" in targets else None
+
+        def tell(event: Event) -> None:
+            counts(event)
+            if trace is not None:
+                trace(event)
+
+        with run_bar(is_quiet=args.quiet) as bar:
             started = perf_counter()
-            _, found = cqs.attention(
-                q, k, v, **choice, kernel=args.kernel, engine=engine, return_lse=True, out=out, progress=report
-            )
+            found = cqs.attention(*inputs, **options, progress=bar, on_event=tell)
             seconds = perf_counter() - started
-        if lse is not None:
-            lse[...] = found
-    _print(args, plan, targets, seconds)
+        if write_lse is not None:
+            write_lse(found[1])
+    _print(args, plan, targets, seconds, counts.counters)
     return 0
 
 
-def _targets(args: Arguments) -> list[Path]:
-    targets = [check_output("-o", args.out, args.files, args.force)]
-    if args.lse is not None:
-        targets.append(check_output("--lse", args.lse, args.files, args.force))
-        if targets[0] == targets[1]:
-            raise OptionError.of("--lse", "be another file than -o", args.lse, "write to another file")
+def _options(args: Arguments, inputs: tuple[FileInput, ...]) -> dict[str, Any]:
+    """Return the arguments of `cqs.attention`, and of `cqs.plan`, that the options describe."""
+    bare = cqs.plan(*inputs, workers=1).problem  # which refuses inputs that do not fit each other
+    engine = LocalEngine() if args.threads is None else LocalEngine(args.threads)
+    names = ("workers", "memory", "strategy", "kernel", "out")
+    options = {name: getattr(args, name) for name in names} | {"engine": engine, "return_lse": args.lse is not None}
+    return options | {"mask": mask_of(args)} | scores_of(args, bare.n_heads)
+
+
+def _targets(args: Arguments) -> dict[str, Path]:
+    kinds = {"out": (".npy", ".zarr"), "lse": (".npy",), "trace": (".json",)}
+    targets: dict[str, Path] = {}
+    for name, allowed in kinds.items():
+        path, option = getattr(args, name), "-o" if name == "out" else f"--{name}"
+        if path is not None:
+            target = check_output(option, path, args.files, args.force, allowed)
+            if target in targets.values():
+                raise OptionError.of(option, "be another file than -o", path, "write to another file")
+            targets[name] = target
     return targets
 
 
-def _print(args: Arguments, plan: Plan, targets: list[Path], seconds: float) -> None:
+@contextmanager
+def _lse_file(plan: Plan, target: Path) -> Iterator[Callable[[npt.NDArray[Any]], None]]:
+    """Give a function that writes the log-sum-exp; before it has, there is no file of that name."""
+    p = plan.problem
+    sink = NpySink.create(target, p.lse_shape, np.dtype(p.accumulator_dtype))
+
+    def write(lse: npt.NDArray[Any]) -> None:
+        sink.write(None, 0, p.n_heads, lse)
+        sink.finish()
+
+    try:
+        yield write
+    except BaseException:
+        sink.abandon()
+        raise
+
+
+def _print(args: Arguments, plan: Plan, targets: dict[str, Path], seconds: float, counters: Counters) -> None:
     p, summary = plan.problem, summarize(plan)
     flops = p.flops(p.n_pairs)
     if args.json:
         written: dict[str, Any] = {"out": args.out, "lse": args.lse, "shape": p.out_shape, "dtype": p.dtype}
         speed = {"seconds": seconds, "flop": flops, "flop_per_second": flops / seconds}
-        print_json({**written, **speed, "plan": plan_json(plan, summary)})
+        print_json({**written, **speed, "counters": asdict(counters), "plan": plan_json(plan, summary)})
     elif not args.quiet:
-        names = [args.out] if args.lse is None else [args.out, args.lse]
-        sizes = [f"{n} ({format_bytes(t.stat().st_size)})" for n, t in zip(names, targets, strict=True)]
+        sizes = [f"{getattr(args, name)} ({format_bytes(_size(path))})" for name, path in targets.items()]
         rate = f"{format_seconds(seconds)}, {format_count(flops / seconds)}FLOP/s"
-        print_table("cqs run", [*plan_rows(plan, summary), ("time", rate), ("written", ", ".join(sizes))])
+        rows = [("moved", moved(counters)), ("time", rate), ("written", ", ".join(sizes))]
+        print_table("cqs run", [*plan_rows(plan, summary), *rows])
+
+
+def _size(path: Path) -> int:
+    return sum(part.stat().st_size for part in (path, *path.rglob("*")) if part.is_file())

@@ -4,13 +4,16 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cqs.schedule import Plan
+from cqs.schedule import Plan, Traffic
+from cqs.trace import Counters
 from cqs.units import format_bytes, format_count
 
-__all__ = ["LoadSummary", "plan_json", "plan_rows", "summarize"]
+__all__ = ["LoadSummary", "cut_of", "moved", "plan_json", "plan_rows", "summarize"]
 
-_MOST_TASKS = {"cqs": 500, "tiles": 5000}  # all are counted up to here, about a second's work; else some
+_MOST_TILES = 250_000  # tasks are all counted if they have no more tiles, about a second's work; else some
 _SAMPLE = 16
+_FEW = 4  # of tasks that have very many tiles each
+_MOST_A_TASK = 10_000
 _LONGEST_BASE = 24
 
 
@@ -40,14 +43,20 @@ class LoadSummary:
 
 
 def summarize(plan: Plan) -> LoadSummary:
-    """Look at the tasks of a plan: at all, or if they are very many at 16 that are spread evenly."""
-    n_tasks, p = len(plan), plan.problem
-    spread = (i * (n_tasks - 1) // (_SAMPLE - 1) for i in range(_SAMPLE))
-    chosen = range(n_tasks) if n_tasks <= _MOST_TASKS[plan.strategy] else spread
+    """Look at the tasks of a plan: at all of a block of heads, or if they are very many at some, spread evenly.
+
+    Blocks of heads are cut alike, and the last may only be smaller.
+    """
+    n_tasks, W, p = len(plan), plan.workers, plan.problem
+    a_task = W if plan.strategy in ("cqs", "ring") else 1  # tiles
+    n_chosen = W if W * a_task <= _MOST_TILES else min(W, _SAMPLE if a_task <= _MOST_A_TASK else _FEW)
+    chosen = [i * (W - 1) // max(n_chosen - 1, 1) for i in range(n_chosen)]
     counts = [(plan.load(t), plan.held_bytes(t), plan.partial_bytes(t)) for t in map(plan.task, chosen)]
     loads, held, partial = zip(*counts, strict=True)
     whole = p.input_bytes(p.n_queries, p.n_keys)
-    return LoadSummary(n_tasks, len(counts), min(loads), max(loads), max(held), whole, max(partial))
+    return LoadSummary(
+        n_tasks, n_tasks if n_chosen == W else n_chosen, min(loads), max(loads), max(held), whole, max(partial)
+    )
 
 
 def plan_json(plan: Plan, summary: LoadSummary) -> dict[str, Any]:
@@ -65,21 +74,33 @@ def plan_rows(plan: Plan, summary: LoadSummary) -> list[tuple[str, str]]:
     counted = "" if s.n_counted == s.n_tasks else f" (counted in {s.n_counted} tasks of {s.n_tasks:,})"
     return [
         ("problem", f"{shapes}, {p.dtype}{mask}"),
-        ("cut", _cut(plan)),
+        ("cut", cut_of(plan)),
         ("work", f"{format_count(p.flops(p.n_pairs))}FLOP, {p.n_pairs:,} pairs a head"),
         ("a task computes", _range(s.least_pairs, s.most_pairs) + " pairs a head" + counted),
         ("a task reads", f"{format_bytes(s.held_bytes)} at most{share}"),
         ("a task returns", f"{format_bytes(s.partial_bytes)} at most"),
+        ("memory", f"{format_bytes(plan.projected_bytes)} at most: {plan.footprint}"),
     ]
 
 
-def _cut(plan: Plan) -> str:
+def moved(bytes_of: Traffic | Counters) -> str:
+    """Return the bytes that a plan moves, or that a run has moved, in words."""
+    spilled = f"spilled {format_bytes(bytes_of.spilled)}, " if bytes_of.spilled else ""
+    return f"read {format_bytes(bytes_of.read)}, {spilled}wrote {format_bytes(bytes_of.written)}"
+
+
+def cut_of(plan: Plan) -> str:
+    """Return how a plan cuts the problem, in words."""
     if len(plan) == 1:
         return "1 task, which computes everything"
+    W, of_heads = plan.workers, ""
+    if len(plan) > W:
+        of_heads = f" for each of {len(plan) // W:,} blocks of heads"
     if plan.base is None:
-        return f"{len(plan):,} tasks, a grid of rectangles"
+        kind = {"tiles": "a grid of rectangles", "ring": "a ring of key groups", "tree": "a tree over key groups"}
+        return f"{W:,} tasks{of_heads}, {kind[plan.strategy]}"
     base = f" (base {' '.join(map(str, plan.base))})" if len(plan.base) <= _LONGEST_BASE else ""
-    return f"{len(plan):,} tasks, each with {len(plan.base)} of {len(plan):,} groups{base}"
+    return f"{W:,} tasks{of_heads}, each with {len(plan.base)} of {W:,} groups{base}"
 
 
 def _range(least: int, most: int) -> str:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["print_json", "print_table", "print_text", "print_verdict", "stdout_console"]
+__all__ = ["print_columns", "print_json", "print_table", "print_text", "print_verdict", "stdout_console"]
 
 _UNLIMITED = 10_000  # columns; a file or a pipe has no width
 
@@ -27,6 +27,18 @@ def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
     for name, value in rows:
         table.add_row(Text(name, style="dim"), Text(value))
     print_text(Text(title, style="bold"), Padding(table, (0, 0, 0, 2)))
+
+
+def print_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Print a table with a head, and names in its first column."""
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    for n, row in enumerate(rows):
+        table.add_row(*(Text(cell, style="dim" if i == 0 else "bold" if n == 0 else "") for i, cell in enumerate(row)))
+    print_text(Padding(table, (0, 0, 0, 2)))
 
 
 def print_verdict(text: str, good: bool) -> None:

@@ -1,27 +1,35 @@
 """`cqs verify`: whether an output is the attention of its inputs."""
 
+import sys
 from math import prod
 from time import perf_counter
+from typing import Any
 
-from cqs.cli.files import read_array, read_inputs
+import cqs
+from cqs.cli.choices import add_choices, mask_of, scores_of
+from cqs.cli.files import input_of, inputs_of, refuse_unfinished
 from cqs.cli.options import Arguments, Parsers, add_command, add_common, whole
 from cqs.cli.terminal import print_json, print_table, print_verdict
 from cqs.errors import OptionError
 from cqs.progress import progress_bar
+from cqs.schedule import Plan
 from cqs.units import format_seconds
 from cqs.verify import ULPS, Verification, verify_rows
 
 __all__ = ["add_parser", "command", "error_rows", "verdict", "verification_json"]
 
-_USAGE = "[options] (Q.npy K.npy V.npy | INPUTS.npz) OUT.npy"
+_USAGE = "[options] (Q K V | INPUTS.npz) OUT"
 _EPILOG = """\
-Some rows of every head are computed again in float64, whatever wrote the
-output. Give the --causal and --scale that it was computed with. The largest
-error may be twice that of the plain softmax formula in the inputs' precision,
-and 8 units in the last place more; exit code 1 says that it is larger.
+Some rows of every head are computed again in float64, straight from the files
+and a little at a time, whatever wrote the output: the first, the last, those on
+both sides of the borders of groups and around the edges of masks, and random
+ones. Give the masks, scores, --workers and --memory that it was computed with.
+The largest error may be twice that of the plain softmax formula in the inputs'
+precision, and 8 units in the last place more; exit code 1 says that it is not.
 
 examples:
   cqs verify q.npy k.npy v.npy out.npy --causal
+  cqs verify q.zarr k.zarr v.zarr out.zarr --memory 256MiB --window 1024
   cqs verify inputs.npz out.npy --rows 1000
 """
 
@@ -30,28 +38,33 @@ def add_parser(parsers: Parsers) -> None:
     """Add the command to the parser."""
     parser = add_command(parsers, "verify", _USAGE, "check an output against float64", _EPILOG)
     parser.add_argument("files", nargs="+", metavar="FILE", help="q, k and v, or one .npz, and then the output")
-    parser.add_argument("--rows", type=whole, default=64, metavar="N", help="rows of each head (default 64)")
+    parser.add_argument("--rows", type=whole, default=64, metavar="N", help="random rows of each head (default 64)")
     parser.add_argument("--seed", type=whole, default=0, metavar="N", help="which rows are drawn (default 0)")
-    add_common(parser, "causal", "scale", "json")
+    add_common(parser, "memory", "workers", "strategy", "json")
+    add_choices(parser)
     parser.set_defaults(command=command)
 
 
 def command(args: Arguments) -> int:
     """Run the command."""
-    *inputs, output = args.files
-    if len(inputs) not in (1, 3):
+    *paths, output = args.files
+    if len(paths) not in (1, 3):
         rule = "be q.npy k.npy v.npy out.npy, or inputs.npz out.npy"
         raise OptionError.of("FILE", rule, f"{len(args.files)} files", "give 2 or 4")
-    q, k, v = read_inputs(inputs)
-    out = read_array(output)
-    options = {"scale": args.scale, "is_causal": args.causal, "n_rows": args.rows, "seed": args.seed}
-    with progress_bar("checking heads", prod(q.shape[:-2])) as report:
+    refuse_unfinished(output)
+    (q, k, v), out = inputs_of(paths), input_of(output)
+    plan, choice = _plan(args, (q, k, v), output)
+    p = plan.problem
+    with progress_bar("checking heads", p.n_batch_heads) as report:
         started = perf_counter()
-        found = verify_rows(out, q, k, v, **options, report=report)
+        options: dict[str, Any] = {"n_rows": args.rows, "seed": args.seed, "plan": plan, "report": report}
+        found = verify_rows(out, q, k, v, **choice, **options)
         seconds = perf_counter() - started
-    n_rows = prod(out.shape[:-1])
+    n_rows = prod(p.lse_shape)
     if args.json:
         print_json(verification_json(found) | {"n_rows_in_all": n_rows, "seconds": seconds})
+        if not found.passed:
+            print(f"cqs: {output}: {verdict(found)}", file=sys.stderr)
     else:
         rows = f"{found.n_rows:,} of {n_rows:,} rows, in float64, {format_seconds(seconds)}"
         print_table(f"cqs verify {output}", [("checked", rows), *error_rows(found)])
@@ -59,16 +72,25 @@ def command(args: Arguments) -> int:
     return 0 if found.passed else 1
 
 
+def _plan(args: Arguments, inputs: Any, output: str) -> tuple[Plan, dict[str, Any]]:
+    """Return the plan that a run with these options has, and its masks and scores."""
+    q, k, v = inputs
+    bare = cqs.plan(q, k, v, workers=1).problem
+    choice = {"mask": mask_of(args)} | scores_of(args, bare.n_heads)
+    target = output if output.endswith((".npy", ".zarr")) else None
+    names: dict[str, Any] = {"workers": args.workers, "memory": args.memory, "strategy": args.strategy, "out": target}
+    return cqs.plan(q, k, v, **choice, **names), choice
+
+
 def verification_json(found: Verification) -> dict[str, object]:
     """Return what was found as JSON values."""
     names = ("passed", "n_rows", "n_broken", "error", "bound", "plain_error", "ulp")
-    ulps = found.error / found.ulp if found.ulp else None
-    return {name: getattr(found, name) for name in names} | {"ulps": ulps, "worst": found.worst}
+    return {name: getattr(found, name) for name in names} | {"ulps": found.ulps, "worst": found.worst}
 
 
 def error_rows(found: Verification) -> list[tuple[str, str]]:
     """Return names and values of the errors."""
-    ulps = f" ({found.error / found.ulp:.1f} ulp)" if found.ulp else ""
+    ulps = "" if found.ulps is None else f" ({found.ulps:.1f} ulp)"
     where = "" if found.worst is None else f" at {found.worst}"
     return [
         ("largest error", f"{found.error:.2e}{ulps}{where}"),
@@ -80,7 +102,8 @@ def verdict(found: Verification) -> str:
     """Return what was found in words."""
     if found.passed:
         return "Passed: as exact as the plain formula."
+    what = "this is not the attention of these inputs, masks and scores"
     if found.n_broken:
-        return f"FAILED: {found.n_broken:,} numbers are NaN or infinite, or should be."
+        return f"FAILED: {found.n_broken:,} numbers are NaN or infinite, or should be; {what}."
     times = f"{found.error / found.bound:.3g} times " if found.bound else "more than "
-    return f"FAILED: the largest error is {times}what is allowed."
+    return f"FAILED: the largest error, at {found.worst}, is {times}what is allowed; {what}."

@@ -1,0 +1,77 @@
+"""Options for masks and scores, which mean the same in `cqs run`, `cqs plan` and `cqs verify`."""
+
+import argparse
+from typing import Any
+
+import numpy as np
+
+from cqs.cli.files import read_array
+from cqs.cli.options import Arguments, add_common, whole
+from cqs.errors import OptionError
+from cqs.masks import Causal, Dense, Mask, Sinks, SlidingWindow
+from cqs.scores import ALiBi
+
+__all__ = ["add_choices", "has_scores", "mask_of", "scores_of"]
+
+
+def add_choices(parser: argparse.ArgumentParser, has_data: bool = True) -> None:
+    """Add options for masks and scores, and with `has_data` those that are files."""
+    group = parser.add_argument_group("masks and scores")
+    add_common(group, "causal")
+    group.add_argument("--window", type=whole, metavar="N", help="query i sees keys i - N to i + N; with --causal to i")
+    group.add_argument("--sinks", type=whole, metavar="N", help="with --window: every query also sees the first N keys")
+    if has_data:
+        group.add_argument("--mask", metavar="M.npy", help="bool, broadcasts to (..., heads, T, S): True where seen")
+        add_common(group, "scale")
+    group.add_argument("--softcap", type=float, metavar="C", help="scores become C tanh(score / C)")
+    group.add_argument("--alibi", action="store_true", help="linear biases, with the slopes of the paper")
+    if has_data:
+        group.add_argument("--bias", metavar="B.npy", help="added to scores; broadcasts to (..., heads, T, S)")
+        group.add_argument("--sink-logits", metavar="L.npy", help="attention-sink logits; broadcasts to (..., heads)")
+
+
+def mask_of(args: Arguments) -> Mask | None:
+    """Return the mask that the options describe.
+
+    Raises
+    ------
+    OptionError
+        If `--sinks` has no window to be joined with, or a file is not what it should be.
+    """
+    if args.sinks is not None and args.window is None:
+        raise OptionError.of(
+            "--sinks", "be given with --window", args.sinks, "without one the first keys are seen anyway"
+        )
+    mask: Mask | None = Causal() if args.causal else None
+    if args.window is not None:
+        band: Mask = SlidingWindow(args.window, 0 if args.causal else args.window)
+        mask = band if args.sinks is None else band | Sinks(args.sinks)
+        if args.causal and args.sinks is not None:
+            mask &= Causal()
+    if getattr(args, "mask", None) is not None:
+        given = Dense(read_array(args.mask))
+        mask = given if mask is None else mask & given
+    return mask
+
+
+def has_scores(args: Arguments) -> bool:
+    """Whether the options change scores before the mask."""
+    return args.softcap is not None or args.alibi or getattr(args, "bias", None) is not None
+
+
+def scores_of(args: Arguments, n_heads: int) -> dict[str, Any]:
+    """Return what the options say about scores, as `cqs.attention` takes it.
+
+    Raises
+    ------
+    OptionError
+        If biases are given twice, or a file is not what it should be.
+    """
+    if args.alibi and args.bias is not None:
+        raise OptionError.of("--bias", "be left out with --alibi", args.bias, "give one of them")
+    return {
+        "scale": args.scale,
+        "softcap": args.softcap,
+        "bias": ALiBi.standard(n_heads) if args.alibi else None if args.bias is None else read_array(args.bias),
+        "sink_logits": None if args.sink_logits is None else np.array(read_array(args.sink_logits)),
+    }

@@ -1,0 +1,180 @@
+"""`cqs plan`: what a run would do, the strategies side by side, and plans of any size in no time."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import Run, assert_refused
+
+import cqs
+from cqs.cli.measure import measured_rates
+from cqs.schedule import Rates
+
+
+def test_plan_from_shapes(cli: Run) -> None:
+    code, out, err = cli("plan --tokens 4096 --heads 8 --dim 64 --workers 31")
+    assert (code, err) == (0, "")
+    assert "31 tasks, each with 6 of 31 groups (base 0 1 3 10 14 26)" in out
+    assert "of all 24.0 MiB" in out
+
+
+def test_plan_json_is_the_plan_and_its_loads(cli: Run) -> None:
+    shape = "--tokens 1e3 --heads 8 --kv-heads 2 --dim 64 --value-dim 32 --batch 2 3 --dtype bfloat16"
+    code, out, _ = cli(f"plan {shape} --workers 13 --causal --json")
+    plan = cqs.Plan.from_json(out)
+    expected = [(2, 3, 8, 1000, 64), (2, 3, 2, 1000, 64), (2, 3, 2, 1000, 32)]
+    assert code == 0
+    assert plan == cqs.plan(*expected, workers=13, is_causal=True, dtype="bfloat16")
+    tasks = list(plan.tasks())
+    assert json.loads(out)["loads"] == {
+        "n_tasks": 13,
+        "n_counted": 13,
+        "least_pairs": min(plan.loads()),
+        "most_pairs": max(plan.loads()),
+        "held_bytes": max(map(plan.held_bytes, tasks)),
+        "whole_bytes": 2 * sum(int(np.prod(shape)) for shape in expected),
+        "partial_bytes": max(map(plan.partial_bytes, tasks)),
+    }
+
+
+def test_plan_from_files_and_for_cross_attention(cli: Run, qkv: Any) -> None:
+    of_files = cqs.Plan.from_json(cli("plan q.npy k.npy v.npy --json")[1])
+    assert of_files == cqs.plan("q.npy", "k.npy", "v.npy", out="out.npy")  # what `cqs run` does
+    assert cqs.Plan.from_json(cli("plan inputs.npz --json")[1]) == cqs.plan(*qkv, out="out.npy")
+    assert cqs.Plan.from_json(cli("plan inputs.npz --json --strategy tiles")[1]).strategy == "tiles"
+    plan = cqs.Plan.from_json(cli("plan --tokens 10 --key-tokens 1000 --heads 1 --dim 4 --workers 5 --json")[1])
+    assert (plan.strategy, plan.problem.n_keys) == ("tiles", 1000)
+
+
+def test_plan_of_very_many_tasks_counts_some(cli: Run) -> None:
+    code, out, _ = cli("plan --tokens 1e9 --heads 1 --dim 64 --workers 100000000 --strategy tiles")
+    assert code == 0
+    assert "counted in 16 tasks of 100,000,000" in out
+    assert "cqs cannot: `W` must be at most 10000000" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("plan", ["missing: --tokens, --heads, --dim"]),
+        ("plan --tokens 100 --dim 4", ["missing: --heads"]),
+        ("plan inputs.npz --tokens 100", ["`--tokens`", "left out"]),
+        ("plan --tokens 1.5 --heads 1 --dim 4", ["--tokens", "whole number"]),
+        ("plan --tokens many --heads 1 --dim 4", ["--tokens", "'many'"]),
+        ("plan --tokens 100 --heads 1 --dim 4 --dtype int8", ["int8"]),
+        ("plan --tokens 100 --heads 3 --kv-heads 2 --dim 4", ["multiple of the 2 heads"]),
+        ("plan --tokens 100 --heads 0 --dim 4", ["at least one head"]),
+        ("plan --tokens 100 --heads 2 --kv-heads 0 --dim 4", ["`--kv-heads` must be at least 1", "--heads"]),
+        ("plan --tokens 100 --heads 2 --dim 4 --value-dim 0", ["`--value-dim` must be at least 1", "--dim"]),
+        ("plan --tokens 100 --heads 2 --dim 4 --dtype=", ["`q` must have one of the types", "float32"]),
+    ],
+)
+def test_plan_refuses(cli: Run, line: str, words: list[str]) -> None:
+    assert_refused(cli(line), *words)
+
+
+# strategies side by side
+
+
+def test_plan_shows_both_strategies_side_by_side(cli: Run) -> None:
+    code, out, err = cli("plan --tokens 1e5 --heads 8 --dim 64 --memory 64MiB --rate 100G --bandwidth 2GB/s")
+    assert (code, err) == (0, "")
+    (head,) = [line for line in out.splitlines() if "(picked)" in line]
+    assert {word for word in head.split() if word != "(picked)"} == {"cqs", "tiles"}
+    for name in ("bytes held", "bytes read", "bytes spilled", "bytes moved", "predicted time", "work", "tasks"):
+        assert f"\n  {name} " in out
+    assert "as stated" in out
+
+
+def test_plan_compares_what_the_scheduler_plans(cli: Run) -> None:
+    line = "plan --tokens 1e5 --heads 8 --dim 64 --memory 64MiB --causal --rate 100G --bandwidth 2GB --threads 2 --json"
+    values = json.loads(cli(line)[1])
+    picked, found = cqs.Plan.from_json(json.dumps(values)), values["comparison"]["strategies"]
+    assert (picked.setting.is_staged, picked.setting.output, picked.setting.threads) == (True, "sink", 2)
+    assert found[picked.strategy]["projected_bytes"] == picked.projected_bytes <= 64 << 20
+    assert found[picked.strategy]["n_tasks"] == len(picked)
+    for strategy in ("cqs", "tiles"):
+        plan = cqs.Scheduler(None, strategy, "64MiB", cqs.schedule.Setting(**values["setting"])).plan(picked.problem)
+        assert found[strategy]["traffic"]["moved"] == plan.traffic.moved
+        assert found[strategy]["traffic"]["read"] == plan.traffic.read
+        assert found[strategy]["seconds"] == pytest.approx(plan.seconds(Rates(100e9, 2e9)))
+        assert found[strategy]["flop"] == plan.problem.flops(plan.problem.n_pairs)
+
+
+def test_plan_says_why_a_strategy_cannot(cli: Run) -> None:
+    out = cli("plan --tokens 2e5 --heads 1 --dim 64 --memory 4MiB --threads 1")[1]
+    assert "cqs cannot: `memory` must be at least" in out
+    values = json.loads(cli("plan --tokens 2e5 --heads 1 --dim 64 --memory 4MiB --threads 1 --json")[1])
+    assert "must be at least" in values["comparison"]["strategies"]["cqs"]["error"]
+    assert values["comparison"]["picked"] == "tiles"
+
+
+def test_plan_says_when_the_other_would_be_faster(cli: Run) -> None:
+    line = "plan --tokens 1e5 --heads 8 --dim 64 --memory 64MiB --strategy cqs --bandwidth 1MB"
+    assert "At these rates tiles would be faster: ask for it with --strategy tiles." in cli(line)[1]
+
+
+@pytest.mark.parametrize("strategy", ["ring", "tree"])
+def test_plan_of_other_schemes(cli: Run, strategy: str) -> None:
+    code, out, _ = cli(f"plan --tokens 1000 --heads 1 --dim 8 --workers 7 --strategy {strategy}")
+    assert code == 0
+    assert f"{strategy} (picked)" in out
+
+
+def test_plan_with_masks_and_scores(cli: Run) -> None:
+    line = "plan --tokens 10000 --heads 8 --dim 64 --workers 7 --causal --window 100 --sinks 4 --softcap 30 --alibi"
+    plan = cqs.Plan.from_json(cli(f"{line} --json")[1])
+    masks = cqs.masks
+    assert plan.problem.mask == (masks.SlidingWindow(100) | masks.Sinks(4)) & masks.Causal()
+    assert plan.setting.has_scores
+    both = cqs.Plan.from_json(cli("plan --tokens 1000 --heads 1 --dim 8 --window 10 --json")[1])
+    assert both.problem.mask == masks.SlidingWindow(10, 10)
+
+
+def test_measured_rates(cli: Run, qkv: Any) -> None:
+    for path in (None, "q.npy"):
+        rates = measured_rates(2, path)
+        assert rates.flops > 1e8
+        assert rates.bytes > 1e5
+    assert "measured here" in cli("plan q.npy k.npy v.npy --measure")[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("plan --tokens 1e6 --heads 8 --dim 64 --memory 1MB", ["`memory` must be at least"]),
+        ("plan --tokens 1e6 --heads 8 --dim 64 --memory lots", ["`memory`", "'lots'"]),
+        ("plan --tokens 1e6 --heads 8 --dim 64 --memory 1GB --strategy ring", ["`strategy`", "'ring'"]),
+        ("plan --tokens 1e6 --heads 8 --dim 64 --rate fast", ["--rate", "'fast'"]),
+        ("plan --tokens 1e6 --heads 8 --dim 64 --bandwidth 0", ["`--bandwidth`", "more than 0"]),
+        ("plan --tokens 1e6 --heads 8 --dim 64 --sinks 4", ["`--sinks`", "--window"]),
+    ],
+)
+def test_plan_refuses_budgets_and_rates(cli: Run, line: str, words: list[str]) -> None:
+    assert_refused(cli(line), *words)
+
+
+# planning is cheap
+
+_HUGE = """
+import resource, sys, cqs.cli
+code = cqs.cli.main(sys.argv[1:])
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(code, used.ru_utime + used.ru_stime, used.ru_maxrss, file=sys.stderr)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB there")
+@pytest.mark.parametrize("options", ["", "--causal", "--window 4096 --causal"])
+def test_a_plan_for_a_billion_tokens_takes_2_seconds_and_200_mib(options: str) -> None:
+    line = f"plan --tokens 1e9 --heads 8 --dim 64 --memory 8GiB {options}".split()
+    done = subprocess.run([sys.executable, "-c", _HUGE, *line], capture_output=True, text=True, timeout=300, check=True)
+    code, cpu_seconds, peak_kib = map(float, done.stderr.split())
+    for name in ("W", "tasks", "bytes moved", "work", "predicted time"):
+        assert f"\n  {name} " in done.stdout
+    assert code == 0
+    assert cpu_seconds < 2
+    assert peak_kib < 200 << 10
