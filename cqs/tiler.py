@@ -45,7 +45,7 @@ class Tiler:
 
     def __init__(self, plan: Plan, out: Array | Sink, sink_logits: Array | None = None, emit: Emit = None) -> None:
         problem = plan.problem
-        self._sink: Sink = out if isinstance(out, Sink) else ArraySink(out)
+        self._sink: Sink = out if isinstance(out, (ArraySink, Sink)) else ArraySink(out)
         if isinstance(self._sink, ArraySink):
             check_out(self._sink.array, problem)
             like = self._sink.array

@@ -61,7 +61,7 @@ def like_of(x: Input) -> Array:
 def _open_input(name: str, x: Any) -> Input:
     if isinstance(x, (str, os.PathLike)):
         return _open_path(name, x)
-    if isinstance(x, Input):
+    if not isinstance(x, np.ndarray) and isinstance(x, Input):  # which is slow to find out
         return x
     if _is_zarr(x):
         return ZarrInput.of(x, name)
