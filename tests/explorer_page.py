@@ -4,6 +4,7 @@ They want Debian's packages chromium and chromium-driver; without them tests are
 """
 
 import shutil
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,10 @@ class Page:
     def open(self, view: str = "", address: str = (EXPLORER / "index.html").as_uri()) -> "Page":
         self.driver.get("about:blank")  # another hash alone would not load the page anew
         self.driver.get(f"{address}#{view}")
+        is_ready = "return document.readyState === 'complete' && window.explorer !== undefined"
+        end = time.monotonic() + 20
+        while not self.run(is_ready) and time.monotonic() < end:
+            time.sleep(0.02)
         return self
 
     def emulate(self, width: int = 1280, height: int = 1000, dark: bool = False, calm: bool = False) -> "Page":
