@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))  # where the notebooks find `checks`, too
 
 import checks  # noqa: E402
 import pair  # noqa: E402
-from checks import attention, case_study, masks, quorums, scheduler, tiler, workers  # noqa: E402
+from checks import attention, case_study, masks, memory, quorums, scheduler, tiler, workers  # noqa: E402
 from checks.solutions import SOLUTIONS  # noqa: E402
 
 from cqs.masks import Causal, Sinks, SlidingWindow  # noqa: E402
@@ -29,7 +29,7 @@ from cqs.masks import Causal, Sinks, SlidingWindow  # noqa: E402
 NAMES = [path.stem for path in pair.texts()]
 CHECKERS = {
     name: getattr(module, name)
-    for module in (attention, quorums, scheduler, workers, tiler, masks, case_study)
+    for module in (attention, quorums, scheduler, workers, tiler, masks, memory, case_study)
     for name in module.__all__
 }
 
@@ -188,6 +188,17 @@ def mean_merge(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, f
         ("check_chat", (Sinks(4) | SlidingWindow(30)) & Causal(), "must see key"),
         ("check_chat", SlidingWindow(31), "one of the first 4"),
         ("check_chat", "causal", "Sinks(4)"),
+        ("check_moved", 4.5, "half of the passes"),
+        ("check_moved", 8, "outputs written"),
+        ("check_moved", 8.25, "leaves out"),
+        ("check_moved", 34, "0.25 GiB"),
+        ("check_moved", 9.127, "2^30"),
+        ("check_moved", 5, "9 passes"),
+        ("check_moved", "much", "ValueError"),
+        ("check_ring", 5, "still moves less"),
+        ("check_ring", 7, "as much, and not more"),
+        ("check_ring", 13, "fewer workers"),
+        ("check_ring", 0, "QuorumError"),
         ("check_longest_subsequence", 304, "12"),
         ("check_longest_subsequence", 500, "304 to 308"),
         ("check_fewest_workers", 25, "24.0%"),

@@ -35,6 +35,8 @@ SOLUTIONS = {
     "check_merge": _merge,
     "check_window_pairs": 95_050,
     "check_chat": (Sinks(4) | SlidingWindow(31)) & Causal(),
+    "check_moved": 8.5,
+    "check_ring": 10,
     "check_longest_subsequence": 308,
     "check_fewest_workers": 31,
 }
