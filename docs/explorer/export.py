@@ -1,7 +1,7 @@
 """Write what the explorer shows as a script beside it: `python docs/explorer/export.py`, about three minutes.
 
-The page computes owners of full and causal attention by the closed form of `CyclicQuorumSet`. For the other masks owners
-are found by a search, whose result is exported; the tests compare both with `cqs.plan`.
+The page computes owners of full and causal attention by the closed form of `CyclicQuorumSet`. For the other masks
+owners are found by a search, whose result is exported; the tests compare both with `cqs.plan`.
 """
 
 import json
@@ -92,7 +92,7 @@ def script(common: dict[str, Any], entries: list[dict[str, Any]]) -> str:
     """Return the data as a script, a line for each W: pages that are opened from a file cannot read JSON."""
     head = "// Written by docs/explorer/export.py; not to be edited.\n"
     rows = ",\n".join(json.dumps(each, separators=(",", ":")) for each in entries)
-    return f"{head}window.EXPLORER_DATA = {json.dumps(common)[:-1]}, \"workers\": [\n{rows}\n]}};\n"
+    return f'{head}window.EXPLORER_DATA = {json.dumps(common)[:-1]}, "workers": [\n{rows}\n]}};\n'
 
 
 def main() -> None:
