@@ -105,10 +105,13 @@ class Spilled:
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], directory: str | None = None) -> None:
         self._shape, self._dtype = shape, dtype
+        self._where = directory or tempfile.gettempdir()
         try:
             self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115
         except OSError as error:
-            raise SinkError(f"sums cannot be written to a scratch file: {error.strerror}; free some space") from None
+            raise SinkError(
+                f"sums cannot be written to a scratch file in {self._where}: {error.strerror}; free some space"
+            ) from None
         weakref.finalize(self, self._file.close)
         self._heads: HeadBlock | None = None
         self._begun: dict[int, int] = {}  # first row of a group, and the row after its last
@@ -171,7 +174,14 @@ class Spilled:
                 while view:
                     view = view[self._file.write(view) :]
         except OSError as error:
-            raise SinkError(f"sums cannot be written to a scratch file: {error.strerror}; free some space") from None
+            raise SinkError(
+                f"sums cannot be written to a scratch file in {self._where}: {error.strerror}; free some space"
+            ) from None
+
+    def _failed(self, error: OSError) -> SinkError:
+        return SinkError(
+            f"sums cannot be written to a scratch file in {self._where}: {error.strerror}; free some space"
+        )
 
     def _place(self, rows: range) -> int:
         return rows.start * self._size(range(1))

@@ -16,7 +16,7 @@ from cqs.errors import SinkError
 from cqs.sources.files import hold, reason_of, unfinished_of
 from cqs.sources.marks import mark
 from cqs.sources.pieces import bounds_of, pieces
-from cqs.sources.zarrs import A_CHUNK, PLAIN_WRITE, Layout, import_zarr, layout_of
+from cqs.sources.zarrs import A_CHUNK, PLAIN_WRITE, Layout, directory_of, import_zarr, layout_of
 
 __all__ = ["ZarrFileSink", "ZarrSink", "file_write_bytes", "is_array", "output_chunks"]
 
@@ -81,6 +81,11 @@ class ZarrSink:
         return dtype
 
     @property
+    def where(self) -> str:
+        """What it is called in errors."""
+        return str(directory_of(self.array) or self.array.store_path)
+
+    @property
     def write_bytes(self) -> int:
         """What writing a part of a chunk, or of a shard of chunks, takes: it is read, changed and written back."""
         return self.layout.write_bytes
@@ -112,7 +117,7 @@ class ZarrSink:
             except MemoryError:
                 raise
             except Exception as error:
-                raise _failed(str(self.array.store_path), error) from error
+                raise _failed(self.where, error) from error
 
     def finish(self) -> Any:
         """Mark the array as complete, and return it."""
@@ -126,7 +131,7 @@ class ZarrSink:
         try:
             mark(self.array.attrs, is_complete, as_text=False)
         except Exception as error:
-            raise _failed(str(self.array.store_path), error) from error
+            raise _failed(self.where, error) from error
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,6 +148,11 @@ class ZarrFileSink(ZarrSink):
 
     path: Path
     _lock: list[int]
+
+    @property
+    def where(self) -> str:
+        """What it is called in errors."""
+        return str(self.path)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Self:
@@ -194,7 +204,7 @@ class ZarrFileSink(ZarrSink):
             _replace(unfinished, self.path)
         except OSError as error:
             self.abandon()
-            raise error if isinstance(error, SinkError) else _failed(str(self.path), error) from error
+            raise error if isinstance(error, SinkError) else _failed(self.where, error) from error
         os.close(self._lock.pop())
         return import_zarr().open_array(str(self.path), mode="r")
 

@@ -25,11 +25,12 @@ Lead = tuple[int | slice, ...] | None
 _AT_ONCE, _MOST_AT_ONCE = 512 << 10, 4  # bytes of small chunks that are read together, and how many: fastest by far
 A_CHUNK = 24_000  # bytes of Python objects for each
 _INDEX_BYTES = 100  # for each chunk of a shard
-# Bytes that reading, and writing a part of a chunk take, as multiples of the chunk; measured, and held by tests. A chunk
-# is read as it is on disk, decoded, copied to be changed, and encoded; gzip and others double their buffers meanwhile.
+# Bytes that reading, and writing a part of a chunk take, as multiples of the chunk; measured, and held by tests. It is
+# there as it is on disk, decoded, copied to be changed, and encoded; gzip and others double their buffers. And threads
+# of Zarr let go of a chunk only after the next has been begun.
 _LEAN_CODECS = ("ZstdCodec", "BloscCodec", "Crc32cCodec", "TransposeCodec", "Zstd", "Blosc")
-PLAIN_WRITE = 3
-_PLAIN, _ONE_CODEC, _CODECS, _WASTEFUL = (1, PLAIN_WRITE), (2, 4), (3, 5), (4, 7)
+PLAIN_WRITE = 5
+_PLAIN, _ONE_CODEC, _CODECS, _WASTEFUL = (3, PLAIN_WRITE), (3, 6), (5, 7), (9, 11)
 
 
 def import_zarr() -> ModuleType:
