@@ -67,7 +67,7 @@ def test_a_run_moves_the_bytes_that_its_plan_predicts(
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("is_stored", [False, True], ids=["arrays", "files"])
 @pytest.mark.parametrize("strategy", ["cqs", "tiles"])
-@pytest.mark.parametrize("memory", ["2.4 MiB", "4 MiB", "32 MiB"])
+@pytest.mark.parametrize("memory", ["3 MiB", "6 MiB", "32 MiB"])
 def test_a_run_within_a_budget_moves_the_bytes_that_its_plan_predicts(
     stored: tuple[Path, ...], tmp_path: Path, strategy: str, is_stored: bool, mask: str, memory: str
 ) -> None:
