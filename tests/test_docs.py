@@ -58,7 +58,7 @@ def test_every_block_runs_and_prints_what_the_page_says(page: Path) -> None:
 def test_a_block_that_is_not_run_says_why(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     blocks = blocks_of(text)
-    assert len(blocks) == len(re.findall(r"^ *```python", text, flags=re.M)), "a block is indented, or not closed"
+    assert len(blocks) == len(re.findall(r"^ *```py", text, flags=re.M)), "a block is indented, or not closed"
     assert len(re.findall("not run:", text)) == sum(block.reason is not None for block in blocks)
     for block in blocks:
         assert block.reason is None or len(block.reason.split()) >= 4, (
@@ -178,7 +178,7 @@ def test_docstrings_become_markdown() -> None:
     ----------
     x : int, optional
         What is
-        done.
+        h*H/G, not `h*H`.
     a, b : array
         Two.
 
@@ -195,7 +195,8 @@ def test_docstrings_become_markdown() -> None:
     2
     """
     assert markdown_of(doc) == (
-        "Do it.\n\nWith $x^2$.\n\n$$\ny = x\n$$\n\n**Parameters**\n\n- **x** (int, optional): What is done.\n"
-        "- **a, b** (array): Two.\n\nBoth are read.\n\n**Raises**\n\n- **ShapeError, DTypeError**: If not.\n\n"
+        "Do it.\n\nWith $x^2$.\n\n$$\ny = x\n$$\n\n**Parameters**\n\n"
+        "- **x** (int, optional): What is h\\*H/G, not `h*H`.\n- **a, b** (array): Two.\n\nBoth are read."
+        "\n\n**Raises**\n\n- **ShapeError, DTypeError**: If not.\n\n"
         "**Examples**\n\n```pycon\n>>> 1 + 1\n2\n```"
     )

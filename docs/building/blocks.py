@@ -15,7 +15,7 @@ __all__ = ["Block", "blocks_of", "run_page", "with_outputs"]
 
 _BLOCK = re.compile(
     r"(?:^<!-- not run: *(?P<reason>[^\n]*?) *-->\n+)?"
-    r"^```python[^\n]*\n(?P<code>.*?)^```$"
+    r"^```py(?:thon)?[^\n]*\n(?P<code>.*?)^```$"
     r"(?:\n+^```text\n(?P<output>.*?)^```$)?",
     flags=re.M | re.S,
 )

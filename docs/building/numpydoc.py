@@ -26,6 +26,10 @@ def markdown_of(doc: str | None) -> str:
 
 
 def _inline(text: str) -> str:
+    """Return text with roles of reStructuredText as Markdown has them, and a sign of multiplication as such."""
+    parts = re.split(r"(`[^`]*`|(?<!\w)\*[A-Z][^*]*\*)", text)
+    parts[::2] = [re.sub(r"(?<=[\w)])\*(?=[\w(])", r"\*", part) for part in parts[::2]]
+    text = "".join(parts)
     text = re.sub(r":math:`([^`]*)`", r"$\1$", text)
     return re.sub(r":(?:func|class|meth|mod):`~?([^`]*)`", r"`\1`", text)
 
