@@ -99,7 +99,8 @@ def attention(
     ----------
     q : array or path, `(*B, H, T, D)`
         Queries: float16, bfloat16, float32 or float64, of NumPy, torch, or another array-API library; or the path of a
-        `.npy` file; or an array on disk, as of Zarr or h5py. NumPy arrays may have any strides and be read-only.
+        `.npy` file or a Zarr array; or an array on disk, as of Zarr or h5py. NumPy arrays may have any strides and be
+        read-only.
     k, v : array or path, `(*B, G, S, D)` and `(*B, G, S, E)`
         Keys and values, of the library, device and type of q. H is a multiple of G: heads h*H/G to (h+1)*H/G - 1
         share key head h (grouped-query attention). E may differ from D, and S from T.
@@ -139,8 +140,9 @@ def attention(
         Whether to return the log-sum-exp as well.
     out : array or path, `(*B, H, T, E)`, optional
         Where to write the output, of q's type, or float32 for float16 and bfloat16 inputs, which then saves
-        the accumulator. The contents of an array are undefined if the call fails. A path names a `.npy` file, which
-        appears when it is complete; an array on disk, as of Zarr or h5py, gets each row once.
+        the accumulator. The contents of an array are undefined if the call fails. A path names a `.npy` or
+        `.zarr` file, which appears when it is complete, in float32 for bfloat16 inputs; an array on disk, as of Zarr or
+        h5py, gets each row once, and `attrs["cqs"]` says whether it is complete.
     progress : bool or callable, optional
         True for a bar in the terminal, with rate and remaining time, or a function called with (tasks done, tasks in
         all).

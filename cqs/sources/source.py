@@ -13,29 +13,50 @@ __all__ = ["ArraySource", "Input", "InputSource", "ShapeInput", "Source"]
 
 @runtime_checkable
 class Input(Protocol):
-    """An array of shape `(*B, heads, tokens, width)`, of which parts can be read."""
+    """An array of shape `(*B, heads, tokens, width)`, of which parts can be read, from any thread.
+
+    Give one to `cqs.attention` to read from what it does not know. To run on other processes it must be picklable.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape."""
+        """Its shape: `(*B, H, T, D)` for queries, `(*B, G, S, D)` for keys, `(*B, G, S, E)` for values."""
 
     @property
     def dtype(self) -> DType:
-        """Its type."""
+        """Its type: float16, bfloat16, float32 or float64, in native byte order."""
 
     @property
     def is_staged(self) -> bool:
-        """Whether reading copies into memory; if not, it gives a view."""
+        """Whether reading copies into memory, which is counted, and done ahead; if not, it gives a view."""
 
     @property
     def read_bytes(self) -> int:
-        """What reading may hold beyond what it returns."""
+        """The most bytes that one `read` holds beyond what it returns, such as a chunk that is decompressed."""
 
     def read(self, lead: tuple[int | slice, ...] | None, start: int, stop: int) -> Array:
-        """Return some tokens of the heads that `lead` indexes in the leading axes, or of all: `(*, tokens, width)`."""
+        """Return tokens of some heads.
+
+        Parameters
+        ----------
+        lead : tuple of int or slice, or None
+            Index of the heads in the leading axes, `(*B, heads)`; None for all of them.
+        start, stop : int
+            The tokens `start` to `stop - 1`.
+
+        Returns
+        -------
+        array, `(*, stop - start, width)`
+            Where `*` is what `lead` leaves of the leading axes. It is not changed, and not kept.
+
+        Raises
+        ------
+        SourceError
+            If it cannot be read, or is not what it was when the call began.
+        """
 
     def close(self) -> None:
-        """Let go of files; nothing can be read any more."""
+        """Let go of files; nothing can be read any more. Called once, however the call ends."""
 
 
 @dataclass(frozen=True, slots=True)
