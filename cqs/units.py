@@ -46,8 +46,8 @@ def format_count(n: float) -> str:
     >>> format_count(12), format_count(4.2e9)
     ('12', '4.20 G')
     """
-    for unit in ("", "k", "M", "G", "T", "P"):
-        if abs(n) < 1000 or unit == "P":
+    for unit in ("", "k", "M", "G", "T", "P", "E", "Z"):
+        if abs(n) < 1000 or unit == "Z":
             return f"{n:.0f}" if unit == "" else f"{n:.2f} {unit}"
         n /= 1000
     raise AssertionError("unreachable")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from cqs.problem import DTYPES, AttentionProblem
 from cqs.schedule.grain import BLOCK_BYTES
 from cqs.schedule.sizes import TaskSizes
-from cqs.schedule.task import even_cuts
+from cqs.schedule.task import largest_cut
 
 __all__ = ["CallShape", "UnitShape", "blockwise_block", "numpy_block", "numpy_unit", "scratch_bytes"]
 
@@ -127,14 +127,14 @@ def numpy_unit(call: CallShape, block_bytes: int, n_seen: int | None = None) -> 
     for the arguments.
     """
     rows, columns = numpy_block(call.n_queries, call.widest_bytes, block_bytes, n_seen)
-    rows = len(even_cuts(call.n_queries, rows)[-1])
-    columns = min(columns, call.n_keys) if n_seen is not None else len(even_cuts(call.n_keys, columns)[-1])
+    rows = largest_cut(call.n_queries, rows)
+    columns = min(columns, call.n_keys) if n_seen is not None else largest_cut(call.n_keys, columns)
     heads = min(block_bytes // 4 // (rows * columns), block_bytes // (max(rows, columns) * call.widest_bytes))
     if call.is_shared:
         heads = min(heads, call.n_heads * call.n_queries // rows // _LEAST_UNITS)
     heads = max(heads, 1)
-    kv_heads = len(even_cuts(call.kv_heads, max(heads // call.shared, 1))[-1])
-    return UnitShape(kv_heads, len(even_cuts(call.shared, heads)[-1]), rows, columns)
+    kv_heads = largest_cut(call.kv_heads, max(heads // call.shared, 1))
+    return UnitShape(kv_heads, largest_cut(call.shared, heads), rows, columns)
 
 
 def scratch_bytes(

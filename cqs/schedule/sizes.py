@@ -7,7 +7,7 @@ from itertools import pairwise
 from cqs.problem import AttentionProblem
 from cqs.schedule.bundling import MOST_BUNDLED_ROWS, SMALL_ROWS
 from cqs.schedule.grain import Grain
-from cqs.schedule.task import Task, even_cuts, parts_of
+from cqs.schedule.task import Task, largest_cut
 
 __all__ = ["MOST_PARTS", "TaskSizes", "bounded_sizes", "counted_sizes", "rows_pending"]
 
@@ -67,13 +67,15 @@ def _sizes_of(task: Task, grain: Grain) -> tuple[int, ...]:
         call_keys = max((sum(map(len, bundle.keys)) for bundle in task.bundles), default=0)
         n_groups = max((len(bundle.keys) for bundle in task.bundles), default=0)
         return sum(rows), call_rows, call_rows, call_keys, sum(keys), max(keys, default=0), n_groups, n_tiles
-    parts = [len(part) for bundle in task.bundles for key in bundle.keys for part in parts_of(key, grain.keys)]
-    largest, two = max(parts, default=0), max(map(sum, pairwise([*parts, 0])), default=0)
+    lengths = [len(key) for bundle in task.bundles for key in bundle.keys]
+    parts = [largest_cut(n, grain.keys) for n in lengths]
+    of_one = [min(2 * part, n) for part, n in zip(parts, lengths, strict=True)]
+    largest, two = max(parts, default=0), max([*of_one, *map(sum, pairwise(parts))], default=0)
     return sum(rows), call_rows, _largest_cut(call_rows, grain.rows), largest, two, largest, 1, n_tiles
 
 
 def _largest_cut(n: int, most: int | None) -> int:
-    return max(map(len, even_cuts(n, most)), default=0) if most is not None and n else n
+    return n if most is None else largest_cut(n, most)
 
 
 def bounded_sizes(problem: AttentionProblem, strategy: str, workers: int, size: int, grain: Grain) -> TaskSizes:

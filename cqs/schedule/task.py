@@ -4,7 +4,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-__all__ = ["Bundle", "Group", "HeadBlock", "Read", "Strip", "Task", "Tile", "even_cuts", "group", "parts_of", "reads"]
+__all__ = [
+    "Bundle",
+    "Group",
+    "HeadBlock",
+    "Read",
+    "Strip",
+    "Task",
+    "Tile",
+    "even_cuts",
+    "group",
+    "largest_cut",
+    "parts_of",
+    "reads",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +54,16 @@ def even_cuts(n: int, most: int) -> list[range]:
     """
     parts = -(-n // most)
     return [range(i * n // parts, (i + 1) * n // parts) for i in range(parts)]
+
+
+def largest_cut(n: int, most: int) -> int:
+    """Return the size of the last of `even_cuts`, which none exceeds. O(1).
+
+    >>> largest_cut(10, 4), largest_cut(0, 4)
+    (4, 0)
+    """
+    parts = -(-n // most)
+    return -(-n // parts) if parts else 0
 
 
 @dataclass(frozen=True, slots=True)
