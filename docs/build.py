@@ -8,13 +8,12 @@ Needs `pip install '.[docs]'`. Everything that is generated goes to `build/docs`
 """
 
 import argparse
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 from building.blocks import with_outputs
-from building.mathematics import write_mathml
+from building.site import run_mkdocs, write_mathml
 from building.sources import collect
 
 DOCS = Path(__file__).parent
@@ -34,7 +33,7 @@ def main() -> int:
     start = time.perf_counter()
     collect(ROOT / "build" / "docs", runs_lessons=not options.quick)
     print(f"pages written in {time.perf_counter() - start:.1f} s", flush=True)
-    code = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"], cwd=ROOT).returncode
+    code = run_mkdocs(ROOT)
     if code == 0:
         n_formulas = write_mathml(ROOT / "site")
         print(f"site/index.html with {n_formulas} formulas in {time.perf_counter() - start:.1f} s")

@@ -22,6 +22,7 @@ from building.blocks import blocks_of, run_page, with_outputs  # noqa: E402
 from building.lessons import lesson_names  # noqa: E402
 from building.numpydoc import markdown_of  # noqa: E402
 from building.reference import CHAPTERS, anchors, chapter_page  # noqa: E402
+from building.site import run_mkdocs  # noqa: E402
 from building.sources import collect, linked  # noqa: E402
 
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -132,6 +133,24 @@ def test_links_are_rewritten_for_the_site() -> None:
         "[a](../notebooks/02_quorums.md) [b](../x.md#y) [`cqs.merge`](../api/running.md#cqs.merge) `cqs.nothing`\n"
         "```\n`cqs.merge`\n```\n"
     )
+
+
+def test_pictures_of_lessons_stay_where_they_are() -> None:
+    text = "![a](02_quorums-12-1.png) [b](03_scheduler.ipynb)"
+    assert linked(text, "notebooks/02_quorums.ipynb") == "![a](02_quorums-12-1.png) [b](03_scheduler.md)"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_right"),
+    [("# A\n\n[b](#a)\n", True), ("![b](b.png)\n", False), ("[b](b.md)\n", False), ("# A\n\n[b](#b)\n", False)],
+)
+def test_the_build_fails_if_a_link_leads_nowhere(tmp_path: Path, text: str, is_right: bool) -> None:
+    pytest.importorskip("material")
+    (tmp_path / "build" / "docs").mkdir(parents=True)
+    (tmp_path / "build" / "docs" / "index.md").write_text(text)
+    settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[0]
+    (tmp_path / "mkdocs.yml").write_text(settings)
+    assert (run_mkdocs(tmp_path) == 0) == is_right
 
 
 @pytest.mark.parametrize("name", cqs.__all__)

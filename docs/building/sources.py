@@ -66,7 +66,7 @@ def _place(source: str) -> str:
         return source.removeprefix("docs/")
     if source == "notebooks/README.md":
         return "notebooks/index.md"
-    if source.startswith("notebooks/"):
+    if source.startswith("notebooks/") and source.endswith(".ipynb"):
         return str(PurePosixPath(source).with_suffix(".md"))
     return source
 
