@@ -118,7 +118,7 @@ class TaskRetried(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResultMerged(Event):
-    """The Tiler merged the result of a task.
+    """The Tiler took the result of a task, and merged it if its rows had met other keys before.
 
     Parameters
     ----------

@@ -125,14 +125,13 @@ class Tiler:
     def _merge(self, result: TaskResult) -> None:
         task, start = result.task, perf_counter()
         complete = self._plan.completes(task.index)
-        if self._sums is None:
-            self._pass_on(result, complete)
-            return
-        spilled = self._sums.add(task.heads, task.strips, result.partials)
+        spilled = 0 if self._sums is None else self._sums.add(task.heads, task.strips, result.partials)
         if self._emit is not None:
             n_bytes = sum(x.size * x.dtype.itemsize for p in result.partials for x in (p.out, p.lse))
             self._emit(ResultMerged(task=task.index, start=start, n_bytes=n_bytes, spilled_bytes=spilled))
-        if complete:
+        if self._sums is None:
+            self._pass_on(result, complete)
+        elif complete:
             for rows, partial, n_bytes in self._sums.take(task.heads, complete):
                 self._finish(task, rows, partial, n_bytes)
 

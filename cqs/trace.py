@@ -32,7 +32,7 @@ class Counters:
     read : int
         Bytes of queries, keys and values that workers took from the source.
     results : int
-        Bytes of partial results that were merged; those of tasks that complete their own rows are not.
+        Bytes of partial results that tasks gave to the Tiler.
     spilled : int
         Bytes written to and read from a scratch file.
     written : int

@@ -12,7 +12,7 @@ from cqs.backend.arrays import (
     refuse_gradients,
 )
 from cqs.backend.blas import BlasLibrary, blas_libraries, single_threaded_blas
-from cqs.backend.threads import Stopped, Threads, Workspace, compute_threads, stopped_by
+from cqs.backend.threads import Stopped, Threads, Workspace, compute_threads, raise_if_stopped, stopped_by
 
 __all__ = [
     "BlasLibrary",
@@ -29,6 +29,7 @@ __all__ = [
     "namespace_of",
     "overlaps_itself",
     "quiet_floats",
+    "raise_if_stopped",
     "refuse_gradients",
     "single_threaded_blas",
     "stopped_by",

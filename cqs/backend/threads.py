@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from cqs.backend.blas import limited_in_this_thread, single_threaded_blas
 
-__all__ = ["Stopped", "Threads", "Workspace", "compute_threads", "stopped_by"]
+__all__ = ["Stopped", "Threads", "Workspace", "compute_threads", "raise_if_stopped", "stopped_by"]
 
 Item = TypeVar("Item")
 
@@ -34,6 +34,13 @@ def stopped_by(event: threading.Event) -> Iterator[None]:
         yield
     finally:
         _own.stop = before
+
+
+def raise_if_stopped() -> None:
+    """Raise `Stopped` if what this thread works on was called off; to be called where much is left to do."""
+    queue: _Queue[Any] | None = getattr(_own, "queue", None)
+    if queue is not None and queue.is_off:
+        raise Stopped
 
 
 class Workspace:
@@ -75,8 +82,9 @@ class Threads:
         try:
             for future in running:
                 future.result()
-        finally:  # interrupted, perhaps
-            queue.close()
+        except BaseException:  # interrupted, perhaps
+            queue.call_off()
+            raise
 
     def shutdown(self) -> None:
         """End the threads."""
@@ -94,6 +102,7 @@ class Threads:
             space = self._spare.pop()
         except IndexError:
             space = Workspace()
+        before, _own.queue = getattr(_own, "queue", None), queue
         try:
             with limited_in_this_thread():
                 for item in queue:
@@ -102,6 +111,7 @@ class Threads:
             queue.close()
             raise
         finally:
+            _own.queue = before
             self._spare.append(space)
 
 
@@ -112,9 +122,15 @@ class _Queue(Iterator[Item], Generic[Item]):
         self._items = iter(items)
         self._lock = threading.Lock()
         self._stop: threading.Event | None = getattr(_own, "stop", None)
+        self._is_off = False
+
+    @property
+    def is_off(self) -> bool:
+        """Whether what is going on is to end soon, and not only nothing more to begin."""
+        return self._is_off or (self._stop is not None and self._stop.is_set())
 
     def __next__(self) -> Item:
-        if self._stop is not None and self._stop.is_set():
+        if self.is_off:
             raise Stopped
         with self._lock:
             return next(self._items)
@@ -122,6 +138,10 @@ class _Queue(Iterator[Item], Generic[Item]):
     def close(self) -> None:
         with self._lock:
             self._items = iter(())
+
+    def call_off(self) -> None:
+        """Have those who draw from it end at the next chance."""
+        self._is_off = True
 
 
 _lock = threading.Lock()

@@ -13,7 +13,7 @@ from math import prod
 
 import numpy as np
 
-from cqs.backend import Workspace, compute_threads
+from cqs.backend import Workspace, compute_threads, raise_if_stopped
 from cqs.kernels.blocks import column_blocks, in_chunks, split_scale
 from cqs.kernels.contract import KeyChunk
 from cqs.kernels.numpy_unit import Floats, UnitBuffers, attend_unit
@@ -163,6 +163,7 @@ class _BlockLoader:
     work: Workspace
 
     def __call__(self, n: int) -> tuple[Floats, Floats]:
+        raise_if_stopped()  # a unit may take a minute
         pieces, (g, r, t, D) = self.blocks[n], self.q.shape
         places = in_chunks(pieces, self.call.sizes)
         n_columns = sum(map(len, pieces))

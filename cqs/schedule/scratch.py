@@ -1,6 +1,6 @@
 """What a kernel holds while it computes, and the sizes of its blocks, which that follows from. Integers only."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isqrt, prod
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ __all__ = ["CallShape", "UnitShape", "blockwise_block", "numpy_block", "numpy_un
 _MOST_ROWS, _MOST_COLUMNS, _LEAST_MASKED_ROWS = 512, 4096, 128
 _SHARED_FLOPS = 500_000_000  # less work, a few milliseconds, is not worth another thread
 _LEAST_UNITS = 8  # that work is cut into if there is enough of it for several threads
+_ROWS_IN_ALL, _COLUMNS_IN_ALL = 1024, 4096  # most rows, and rows or columns, of all heads of a unit
 _MASK_COLUMNS = 128  # that a mask is evaluated for at a time
 _VECTORS = 10  # numbers a row: sums, maxima, divisors
 _SCORE_COPIES = 4  # blocks that changing scores takes, beyond the block itself
@@ -130,6 +131,7 @@ def numpy_unit(call: CallShape, block_bytes: int, n_seen: int | None = None) -> 
     rows = largest_cut(call.n_queries, rows)
     columns = min(columns, call.n_keys) if n_seen is not None else largest_cut(call.n_keys, columns)
     heads = min(block_bytes // 4 // (rows * columns), block_bytes // (max(rows, columns) * call.widest_bytes))
+    heads = min(heads, _ROWS_IN_ALL // rows, _COLUMNS_IN_ALL // max(rows, columns))
     if call.is_shared:
         heads = min(heads, call.n_heads * call.n_queries // rows // _LEAST_UNITS)
     heads = max(heads, 1)
@@ -163,21 +165,20 @@ def scratch_bytes(
 
 
 def _numpy(call: CallShape, block_bytes: int, has_scores: bool) -> int:
-    units = [numpy_unit(call, block_bytes)]
-    if call.is_masked:
-        units += [numpy_unit(call, block_bytes, n_seen) for n_seen in (0, call.n_keys)]
-    if call.is_bundled:
-        fewer = replace(call, n_queries=min(call.n_queries, _LEAST_MASKED_ROWS))
-        units += [numpy_unit(fewer, block_bytes, n_seen) for n_seen in (None, 0)]
-    block = max(g * r * t * c for g, r, t, c in units)
-    rows = max(g * r * t for g, r, t, _ in units)
-    keys = max(g * c for g, _, _, c in units)
-    a, mask_rows = call.itemsize, max(t for _, _, t, _ in units)
-    bytes_held = block * a + rows * (call.width + 2 * call.value_width + _VECTORS) * a
-    bytes_held += keys * (call.width + call.value_width) * a * call.is_gathered
+    """Bound what a thread holds in any call of at most these sizes; smaller calls may take more heads at once."""
+    area, most = block_bytes // 4, max(block_bytes // call.widest_bytes, 16)
+    rows, _ = numpy_block(call.n_queries, call.widest_bytes, block_bytes)
+    fewest = min(_LEAST_MASKED_ROWS, rows) if call.is_masked or call.is_bundled else max(rows - 1, 1)
+    columns = min(area // fewest, _MOST_COLUMNS, most, call.n_keys)
+    block = min(call.n_heads * rows * columns, area)
+    rows_in_all = max(min(call.n_heads * rows, _ROWS_IN_ALL, most), rows)
+    keys_in_all = max(min(call.kv_heads * columns, _COLUMNS_IN_ALL, most), columns)
+    a = call.itemsize
+    bytes_held = block * a + rows_in_all * (call.width + 2 * call.value_width + _VECTORS) * a
+    bytes_held += keys_in_all * (call.width + call.value_width) * a * call.is_gathered
     # where values are not finite: copies of them without, and which scores count
-    bytes_held += keys * call.value_width * (a + 2) + 2 * block
-    bytes_held += mask_rows * min(_MASK_COLUMNS, call.n_keys) * 24 * call.is_masked
+    bytes_held += keys_in_all * call.value_width * (a + 2) + 2 * block
+    bytes_held += rows * min(_MASK_COLUMNS, call.n_keys) * 24 * call.is_masked
     return bytes_held + _SCORE_COPIES * block * a * has_scores
 
 

@@ -97,7 +97,8 @@ def bounded_sizes(problem: AttentionProblem, strategy: str, workers: int, size: 
         n = -(-T // W)
         held = min(size * n, T)
         rows = n if n > SMALL_ROWS else min(MOST_BUNDLED_ROWS, held)
-        return TaskSizes(held, rows, rows, held, held, n, size, min(W, size * size), n <= SMALL_ROWS)
+        n_tiles = W if problem.mask.hides_nothing else size * size  # where tiles are given out by their work
+        return TaskSizes(held, rows, rows, held, held, n, size, min(n_tiles, size * size), n <= SMALL_ROWS)
     if strategy == "ring":
         rows, keys, n_groups = -(-T // W), S, W
     elif strategy == "tree":
