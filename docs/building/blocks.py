@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Block", "blocks_of", "run_page", "with_outputs"]
+__all__ = ["Block", "agrees", "blocks_of", "run_page", "with_outputs"]
+
+ROOT = Path(__file__).parents[2]  # which blocks run in
+_DECIMAL = re.compile(r"(\d+\.\d+)")
+_TOLERANCE = 0.2
 
 _BLOCK = re.compile(
     r"(?:^<!-- not run: *(?P<reason>[^\n]*?) *-->\n+)?"
@@ -39,6 +43,18 @@ def blocks_of(text: str) -> list[Block]:
     ]
 
 
+def agrees(said: str, printed: str) -> bool:
+    """Return whether a page says what is printed: the same words and whole numbers, and decimals within a fifth.
+
+    Decimals are sizes, ratios and predictions, which move a little with the library; the site shows what is printed.
+    """
+    ours, theirs = _DECIMAL.split(said), _DECIMAL.split(printed)
+    if [" ".join(text.split()) for text in ours[::2]] != [" ".join(text.split()) for text in theirs[::2]]:
+        return False
+    pairs = zip(map(float, ours[1::2]), map(float, theirs[1::2]), strict=True)
+    return all(abs(a - b) <= _TOLERANCE * max(a, b) for a, b in pairs)
+
+
 def run_page(page: Path) -> list[tuple[Block, str]]:
     """Run the blocks of a page in one namespace; return each that was run, with what it printed."""
     namespace: dict[str, Any] = {"__name__": page.stem}
@@ -47,7 +63,7 @@ def run_page(page: Path) -> list[tuple[Block, str]]:
         if block.reason is not None:
             continue
         code = "\n" * (block.line - 1) + block.code  # a traceback shows the line of the page
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
+        with contextlib.chdir(ROOT), contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(compile(code, str(page), "exec"), namespace)
         ran.append((block, printed.getvalue()))
     return ran

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
 
+from building.blocks import with_outputs
 from building.lessons import NOTEBOOKS, lesson_names, page_of
 from building.reference import CHAPTERS, anchors, chapter_page, overview_page
 
@@ -19,8 +20,8 @@ _LINK = re.compile(r"\]\((?!https?:|#)(?P<path>[^)#\s]+)(?P<anchor>#[^)]*)?\)")
 _NAME = re.compile(r"(?<!\[)`(?P<name>cqs(?:\.\w+)+)(?P<call>\([^`]*\))?`(?!\])")
 
 
-def collect(target: Path, runs_lessons: bool = True) -> None:
-    """Write every page to a new folder, as MkDocs wants them.
+def collect(target: Path, runs: bool = True) -> None:
+    """Write every page to a new folder, as MkDocs wants them; if it `runs`, with what their code prints and draws.
 
     Links that point to a notebook in the project point to its page, those to the benchmarks' files to copies, and names
     such as `cqs.attention` to the reference.
@@ -30,13 +31,14 @@ def collect(target: Path, runs_lessons: bool = True) -> None:
     for path in sorted(DOCS.rglob("*")):
         place = path.relative_to(DOCS)
         if path.suffix == ".md":
-            _write(target / place, linked(path.read_text(encoding="utf-8"), f"docs/{place.as_posix()}"))
+            text = with_outputs(path) if runs else path.read_text(encoding="utf-8")
+            _write(target / place, linked(text, f"docs/{place.as_posix()}"))
         elif path.suffix in _KEPT:
             _copy(path, target / place)
     for path in sorted((ROOT / "benchmarks").rglob("*")):
         if path.suffix in (".json", ".py"):
             _copy(path, target / path.relative_to(ROOT))
-    _write_lessons(target / "notebooks", runs_lessons)
+    _write_lessons(target / "notebooks", runs)
     _write_reference(target / "api")
 
 
