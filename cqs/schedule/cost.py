@@ -8,7 +8,7 @@ __all__ = ["Rates", "predicted_seconds"]
 
 _MERGED_PER_SECOND = 4e9  # bytes of partial results
 _TASK_SECONDS = 2e-4  # for each task, whatever its size
-_BESIDES = 0.1  # of the shorter of computing and reading, which overlap, adds to the longer
+_BESIDES = 0.3  # of the shorter of computing and reading adds to the longer: they overlap, but share the cores
 
 
 @dataclass(frozen=True, slots=True)

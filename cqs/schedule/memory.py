@@ -11,11 +11,10 @@ from cqs.units import format_bytes
 
 __all__ = ["CACHED_TASKS", "MERGE_BLOCK", "WRITE_BYTES", "Footprint", "footprint"]
 
-CACHED_TASKS = 8  # that are kept because they are soon asked for again
+CACHED_TASKS = 4  # that are kept because they are soon asked for again
 MERGE_BLOCK = 1 << 18  # elements that are merged at a time: they fit a core's cache
 WRITE_BYTES = 1 << 20  # of the output that are converted and written at a time
 _MERGE_VECTORS = 10  # numbers a row that a merge takes
-_TILE_BYTES, _TASK_BYTES = 500, 4000  # Python objects
 _BASE_BYTES = 1_000_000  # threads, events, mask classification, and whatever else does not grow
 
 
@@ -84,7 +83,7 @@ def footprint(
         inputs=in_flight * _inputs_bytes(setting, call, sizes, grain),
         results=result * (1 if in_flight == 1 else 2 * in_flight) + _merging_bytes(call, sizes, grain, rows_pending),
         kernel=kernel + in_flight * (setting.read_bytes + joined),
-        objects=_BASE_BYTES + (CACHED_TASKS + 2 * in_flight) * (_TASK_BYTES + sizes.tiles * _TILE_BYTES),
+        objects=_BASE_BYTES + (CACHED_TASKS + 2 * in_flight) * sizes.object_bytes,
     )
 
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 from cqs.problem import AttentionProblem
 from cqs.schedule.bundling import MOST_BUNDLED_ROWS, SMALL_ROWS
 from cqs.schedule.grain import Grain
+from cqs.schedule.layout import BalancedLayout
 from cqs.schedule.task import Task, largest_cut
 
 __all__ = ["MOST_PARTS", "TaskSizes", "bounded_sizes", "counted_sizes", "rows_pending"]
@@ -28,8 +29,10 @@ class TaskSizes:
         Keys that it reads and keeps, or if they are streamed, two parts of them that follow each other.
     ahead_keys : int
         Keys that are read at a time.
-    key_groups, tiles : int
-        Groups of keys in one call, and tiles that it owns: not tokens, but numbers.
+    key_groups : int
+        Groups of keys in one call: not tokens, but a number.
+    object_bytes : int
+        What the task itself takes as a Python object.
     is_bundled : bool
         Whether strips share calls.
     """
@@ -41,7 +44,7 @@ class TaskSizes:
     key_tokens: int
     ahead_keys: int
     key_groups: int
-    tiles: int
+    object_bytes: int
     is_bundled: bool
 
 
@@ -52,30 +55,35 @@ def counted_sizes(tasks: Iterable[Task], grain: Grain) -> TaskSizes:
     for task in tasks:
         most = [max(pair) for pair in zip(most, _sizes_of(task, grain), strict=True)]
         is_bundled |= any(len(bundle.strips) > 1 for bundle in task.bundles)
-    query_rows, bundle_rows, call_rows, call_keys, key_tokens, ahead_keys, key_groups, tiles = most
+    query_rows, bundle_rows, call_rows, call_keys, key_tokens, ahead_keys, key_groups, objects = most
     return TaskSizes(
-        query_rows, bundle_rows, call_rows, call_keys, key_tokens, ahead_keys, key_groups, tiles, is_bundled
+        query_rows, bundle_rows, call_rows, call_keys, key_tokens, ahead_keys, key_groups, objects, is_bundled
     )
 
 
 def _sizes_of(task: Task, grain: Grain) -> tuple[int, ...]:
     keys = [len(key) for key in task.key_groups]
     rows = [sum(len(strip.query) for strip in bundle.strips) for bundle in task.bundles]
-    n_tiles = sum(len(strip.keys) for strip in task.strips)
+    groups = {id(group) for strip in task.strips for group in (strip.query, *strip.keys)}  # tiles may share them
+    n_bytes = _object_bytes(sum(len(strip.keys) for strip in task.strips), len(groups))
     call_rows = max(rows, default=0)
     if grain.keys is None:
         call_keys = max((sum(map(len, bundle.keys)) for bundle in task.bundles), default=0)
         n_groups = max((len(bundle.keys) for bundle in task.bundles), default=0)
-        return sum(rows), call_rows, call_rows, call_keys, sum(keys), max(keys, default=0), n_groups, n_tiles
+        return sum(rows), call_rows, call_rows, call_keys, sum(keys), max(keys, default=0), n_groups, n_bytes
     lengths = [len(key) for bundle in task.bundles for key in bundle.keys]
     parts = [largest_cut(n, grain.keys) for n in lengths]
     of_one = [min(2 * part, n) for part, n in zip(parts, lengths, strict=True)]
     largest, two = max(parts, default=0), max([*of_one, *map(sum, pairwise(parts))], default=0)
-    return sum(rows), call_rows, _largest_cut(call_rows, grain.rows), largest, two, largest, 1, n_tiles
+    return sum(rows), call_rows, _largest_cut(call_rows, grain.rows), largest, two, largest, 1, n_bytes
 
 
 def _largest_cut(n: int, most: int | None) -> int:
     return n if most is None else largest_cut(n, most)
+
+
+def _object_bytes(n_tiles: int, n_groups: int) -> int:
+    return 4000 + 80 * n_tiles + 400 * n_groups
 
 
 def bounded_sizes(problem: AttentionProblem, strategy: str, workers: int, size: int, grain: Grain) -> TaskSizes:
@@ -97,8 +105,12 @@ def bounded_sizes(problem: AttentionProblem, strategy: str, workers: int, size: 
         n = -(-T // W)
         held = min(size * n, T)
         rows = n if n > SMALL_ROWS else min(MOST_BUNDLED_ROWS, held)
-        n_tiles = W if problem.mask.hides_nothing else size * size  # where tiles are given out by their work
-        return TaskSizes(held, rows, rows, held, held, n, size, min(n_tiles, size * size), n <= SMALL_ROWS)
+        is_balanced = BalancedLayout.is_worth(
+            W, problem.mask
+        )  # then a task may have more tiles, of groups of their own
+        n_tiles = size * size if is_balanced else min(W, size * size)
+        n_bytes = _object_bytes(n_tiles, 2 * (n_tiles if is_balanced else size))
+        return TaskSizes(held, rows, rows, held, held, n, size, n_bytes, n <= SMALL_ROWS)
     if strategy == "ring":
         rows, keys, n_groups = -(-T // W), S, W
     elif strategy == "tree":
@@ -108,12 +120,13 @@ def bounded_sizes(problem: AttentionProblem, strategy: str, workers: int, size: 
         most_in_row = (W + R - 1) // R
         rows, keys, n_groups = (most_in_row * T + W - 1) // W, -(-S // max(W // R, 1)), 1
     n_tiles = n_groups if problem.mask.hides_nothing else n_groups * MOST_PARTS
+    n_bytes = _object_bytes(n_tiles, n_tiles + 1)
     if grain.keys is None:
-        return TaskSizes(rows, rows, rows, keys, keys, -(-keys // n_groups), n_tiles, n_tiles, False)
+        return TaskSizes(rows, rows, rows, keys, keys, -(-keys // n_groups), n_tiles, n_bytes, False)
     # a mask may leave any number of keys, of which parts are larger than even parts of all
     part = min(grain.keys, keys) if not problem.mask.hides_nothing else _largest_cut(keys, grain.keys)
     call_rows = _largest_cut(rows, grain.rows)
-    return TaskSizes(rows, rows, call_rows, part, min(2 * part, keys), part, 1, n_tiles, False)
+    return TaskSizes(rows, rows, call_rows, part, min(2 * part, keys), part, 1, n_bytes, False)
 
 
 def rows_pending(problem: AttentionProblem, strategy: str, workers: int, grain: Grain) -> int:
