@@ -93,7 +93,7 @@ def make_inputs(folder: Path, N: int) -> Path:
     for name in "qkv":
         array = rng.standard_normal((1, N, D), dtype=np.float32)
         np.save(folder / f"{name}.npy", array)
-        zarr.create_array(folder / f"{name}.zarr", data=array, chunks=(1, min(8192, N), D), compressors=None)
+        zarr.create_array(folder / f"{name}.zarr", data=array, chunks=(1, min(2048, N), D), compressors=None)
     return folder
 
 

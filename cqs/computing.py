@@ -10,6 +10,7 @@ from typing import cast
 from cqs.backend import dtype_of, is_out_of_memory, namespace_of
 from cqs.events import Emit, TaskRetried, TileDone
 from cqs.kernels import Attend, KeyChunk, Region, attend_per_head
+from cqs.masks import Coverage
 from cqs.partial import Partial, merge_into
 from cqs.problem import AttentionProblem
 from cqs.reading import Direct, Feed
@@ -93,6 +94,8 @@ class Computation:
             for cut in even_cuts(len(group), most_rows):
                 here = slice(cut.start, cut.stop)
                 rows = Group(group.index, group.start + cut.start, group.start + cut.stop)
+                if self.problem.mask.classify(rows.tokens, part.tokens) is Coverage.EMPTY:
+                    continue
                 found = self._step(task, Strip(rows, (part,)), queries[..., here, :], chunk)
                 merge_into(namespace_of(q=queries), [Partial(total.out[..., here, :], total.lse[..., here])], [found])
                 del found

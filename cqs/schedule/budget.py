@@ -26,12 +26,13 @@ __all__ = ["Candidate", "best_within"]
 # Bytes of a block of scores, queries of a kernel call and keys that are streamed for it; and the speed of a kernel with
 # such blocks, as a share of that with the first.
 _LEVELS = (
-    (2 << 20, 4096, 8192, 1.0),
-    (2 << 20, 2048, 2048, 0.97),
-    (1 << 20, 1024, 2048, 0.94),
-    (512 << 10, 512, 1024, 0.87),
-    (256 << 10, 256, 512, 0.75),
-    (64 << 10, 128, 128, 0.4),
+    (2 << 20, 16384, 16384, 1.0),
+    (2 << 20, 8192, 8192, 0.97),
+    (1 << 20, 4096, 4096, 0.93),
+    (1 << 20, 4096, 2048, 0.88),
+    (512 << 10, 2048, 2048, 0.8),
+    (256 << 10, 1024, 1024, 0.6),
+    (64 << 10, 128, 128, 0.2),
 )
 _MOST_WORKERS = 1_000_000
 
