@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from test_balance import assert_even_where_reachable, assignable, documents, loads, window
 
 from cqs.quorum import CyclicQuorumSet
-from cqs.schedule.balance import balanced_owners
+from cqs.schedule.balance import balanced_owners, load_bound
+from cqs.schedule.balance_period import fitted_in_period, period
 from cqs.schedule.fitting import fitted
 
 # Documents (W, lengths, causal) which an integer program (HiGHS, by scipy.optimize.milp) proved to fit into 1.05 times
@@ -47,6 +48,35 @@ HARD = [
     (23, [7] * 26 + [2], False),
 ]
 
+# Documents of one length (W, lengths, causal, load), which moves and swaps of single tiles leave above 1.05 times the
+# mean. LEAST: the least largest load, as an integer program (CP-SAT) proved. REACHED: one that CP-SAT or HiGHS found.
+LEAST = [
+    (23, [58] * 20 + [55], False, 3074),
+    (25, [26] * 15 + [10], False, 424),
+    (30, [44] * 33 + [22], True, 1134),
+    (36, [9] * 32, False, 72),
+    (39, [28] * 55 + [20], False, 1120),
+    (46, [17] * 42 + [22], True, 152),
+    (52, [33] * 51, True, 561),
+]
+REACHED = [
+    (25, [30] * 27, False, 1012),
+    (34, [17] * 39, False, 344),
+    (52, [47] * 96 + [13], True, 2151),
+    (53, [17] * 50 + [5], True, 151),
+    (53, [25] * 99 + [10], True, 638),
+]
+
+# Documents of one length which the programs left undecided within their time.
+UNDECIDED = [
+    (36, [31] * 31, False),
+    (39, [18] * 24 + [12], False),
+    (52, [24] * 56 + [16], False),
+    (53, [43] * 49 + [13], False),
+    (109, [30] * 64 + [24], False),
+    (158, [51] * 188, True),
+]
+
 
 def is_even(W: int, weights: np.ndarray) -> bool:
     quorums = CyclicQuorumSet(W)
@@ -56,6 +86,30 @@ def is_even(W: int, weights: np.ndarray) -> bool:
 
 @pytest.mark.parametrize(("W", "lengths", "causal"), HARD)
 def test_documents_that_an_integer_program_can_even_out_are_evened_out(
+    W: int, lengths: list[int], causal: bool
+) -> None:
+    assert is_even(W, documents(W, lengths, causal))
+
+
+@pytest.mark.parametrize(("W", "lengths", "causal", "load"), LEAST + REACHED)
+def test_documents_of_one_length_are_within_five_percent_where_an_integer_program_is(
+    W: int, lengths: list[int], causal: bool, load: int
+) -> None:
+    weights = documents(W, lengths, causal)
+    assert 20 * W * load <= 21 * weights.sum()
+    assert is_even(W, weights)
+
+
+@pytest.mark.parametrize(("W", "lengths", "causal", "load"), LEAST)
+def test_no_load_is_below_the_least_that_an_integer_program_proved(
+    W: int, lengths: list[int], causal: bool, load: int
+) -> None:
+    quorums, weights = CyclicQuorumSet(W), documents(W, lengths, causal)
+    assert load_bound(quorums, weights) <= load <= max(loads(balanced_owners(quorums, weights), weights))
+
+
+@pytest.mark.parametrize(("W", "lengths", "causal"), UNDECIDED)
+def test_documents_of_one_length_that_an_integer_program_leaves_undecided_are_evened_out(
     W: int, lengths: list[int], causal: bool
 ) -> None:
     assert is_even(W, documents(W, lengths, causal))
@@ -150,6 +204,25 @@ def test_what_is_fitted_goes_to_holders_with_room_and_follows_from_the_arguments
     assert found is not None
     assert all(i in held for i, held in zip(found, holders, strict=True))
     assert max(np.bincount(found, ws, minlength=W)) <= room[0]
+
+
+@pytest.mark.parametrize(("W", "p"), [(12, 4), (36, 9), (24, 24)])
+def test_owners_in_a_period_are_moved_with_the_tiles_and_fit(W: int, p: int) -> None:
+    rng, quorums, weights = np.random.default_rng(W), CyclicQuorumSet(W), np.zeros((W, W), np.int64)
+    weights[:p, :p] = rng.integers(1, 9, (p, p))
+    weights = sum(np.roll(weights, (s, s), (0, 1)) for s in range(0, W, p))
+    assert period(weights) == p
+    assert period(np.roll(weights, (1, 1), (0, 1))) == p
+    tiles = [tuple(tile) for tile in np.argwhere(weights).tolist()]
+    ws, holders = zip(*assignable(quorums, weights), strict=True)
+    limit = max(loads(balanced_owners(quorums, weights), weights)) * 3 // 2
+    found = fitted_in_period(p, tiles, ws, holders, [limit] * W)
+    assert found is not None
+    owners = dict(zip(tiles, found, strict=True))
+    assert all(i in held for i, held in zip(found, holders, strict=True))
+    assert all(owners[(g + p) % W, (h + p) % W] == (i + p) % W for (g, h), i in owners.items())
+    assert max(np.bincount(found, ws, minlength=W)) <= limit
+    assert fitted_in_period(p, tiles, ws, holders, [limit // 9] * W) is None
 
 
 def test_a_search_without_an_end_is_given_up() -> None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from cqs.errors import OptionError
 from cqs.quorum import CyclicQuorumSet
+from cqs.schedule.balance_period import fitted_in_period, period
 from cqs.schedule.fitting import fitted
 
 __all__ = ["balanced_owners", "load_bound"]
@@ -49,7 +50,8 @@ def balanced_owners(quorums: CyclicQuorumSet, weights: npt.NDArray[np.integer[An
     of its holders. Each step lowers a most loaded worker and makes no other as loaded, by the best move of one tile or
     swap of two, or else by a rearrangement of up to 8 moves. It ends when 5000 trials of each length find nothing,
     when the largest load is within 0.5 % of `load_bound`, or after 30 W steps. If it is then above 1.05 times the mean,
-    and `load_bound` is not, tiles are fitted into workers of that room by `cqs.schedule.fitting.fitted`.
+    and `load_bound` is not, tiles are fitted into workers of that room by `cqs.schedule.fitting.fitted`; at first such
+    that owners repeat where the weights do, as for documents of one length that end with a group.
 
     Tiles (g, h) and (h, g) stay together at first, as they need the same tokens; then they may part, which is kept only
     where it lowers the largest load. The result is a function of the arguments alone. A pair with one holder leaves
@@ -80,8 +82,7 @@ def balanced_owners(quorums: CyclicQuorumSet, weights: npt.NDArray[np.integer[An
     even = int(weights.sum()) * _EVEN[0] // (_EVEN[1] * len(weights))
     if least > even >= bound:
         units = _Units.of(quorums, weights, joined=False)
-        if found := fitted(units.weights, units.holders, [even - load for load in units.forced]):
-            best = units.matrix(found, weights)
+        best = units.matrix(found, weights) if (found := units.fitted_to(even, period(weights))) else best
     return best
 
 
@@ -156,6 +157,13 @@ class _Units:
             owners[u] = min(self.holders[u], key=loads.__getitem__)
             loads[owners[u]] += self.weights[u]
         return owners
+
+    def fitted_to(self, limit: int, p: int) -> list[int] | None:
+        """Return owners that give nobody more than the limit, first of all owners that repeat after p; if found."""
+        room = [limit - load for load in self.forced]
+        if p < len(room) and (found := fitted_in_period(p, self.tiles, self.weights, self.holders, room)):
+            return found
+        return fitted(self.weights, self.holders, room)
 
     def matrix(self, owners: list[int], weights: _Matrix) -> _Matrix:
         matrix = self.settled.copy()
