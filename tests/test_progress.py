@@ -43,7 +43,7 @@ def test_a_bar_moves_within_a_task_that_streams_its_keys(row: Row, tmp_path: Pat
     n_tasks = len(cqs.plan(*inputs, **options))
     cqs.attention(*inputs, **options, progress=RunBar(row, 0))
     completed = [shown["completed"] for shown in row.shown]
-    assert len(set(completed)) > 3 * n_tasks
+    assert len(set(completed)) >= 2 * n_tasks
     assert completed == sorted(completed)
     assert completed[-1] == row.total == 6000**2
     assert row.shown[-1]["tasks"] == f"{n_tasks}/{n_tasks} tasks"
