@@ -87,23 +87,23 @@ class Computation:
         """Read a strip's queries, keep them, and merge the results of its keys, which are read part by part."""
         group, most_rows = strip.query, self.grain.rows or len(strip.query)
         queries: Array = feed.take(Read("queries", group, task.heads), task.index)
-        total = self._nothing(queries)
-        parts = [part for key in strip.keys for part in parts_of(key, self.grain.keys or len(key))]
-        for part in parts:
-            chunk = self._taken(task, part, feed)
-            for cut in even_cuts(len(group), most_rows):
-                here = slice(cut.start, cut.stop)
-                rows = Group(group.index, group.start + cut.start, group.start + cut.stop)
-                if self.problem.mask.classify(rows.tokens, part.tokens) is Coverage.EMPTY:
-                    continue
-                found = self._step(task, Strip(rows, (part,)), queries[..., here, :], chunk)
-                merge_into(namespace_of(q=queries), [Partial(total.out[..., here, :], total.lse[..., here])], [found])
-                del found
-            if chunk is not None:
-                feed.release([chunk])
-            del chunk
-        feed.release([queries])
-        return total
+        try:
+            total = self._nothing(queries)
+            for part in (part for key in strip.keys for part in parts_of(key, self.grain.keys or len(key))):
+                chunk = self._taken(task, part, feed)
+                for cut in even_cuts(len(group), most_rows):
+                    here = slice(cut.start, cut.stop)
+                    rows = Group(group.index, group.start + cut.start, group.start + cut.stop)
+                    found = self._step(task, Strip(rows, (part,)), queries[..., here, :], chunk)
+                    if found is not None:
+                        sums = Partial(total.out[..., here, :], total.lse[..., here])
+                        merge_into(namespace_of(q=queries), [sums], [found])
+                    del found
+                feed.release([] if chunk is None else [chunk])
+                del chunk
+            return total
+        finally:
+            feed.release([queries])
 
     def _nothing(self, queries: Array) -> Partial:
         """Return the partial result of queries that have met no key."""
@@ -121,9 +121,12 @@ class Computation:
                 raise
             return None
 
-    def _step(self, task: Task, strip: Strip, queries: Array, chunk: KeyChunk | None) -> Partial:
-        """Compute some rows against some keys, in parts if need be."""
+    def _step(self, task: Task, strip: Strip, queries: Array, chunk: KeyChunk | None) -> Partial | None:
+        """Compute some rows against some keys, in parts if need be; return None if none sees any."""
         step, reason = _of_strip(task, strip), "its keys could not be read"
+        if self.problem.mask.classify(strip.query.tokens, strip.keys[0].tokens) is Coverage.EMPTY:
+            self._tell(task, step.bundles[0], perf_counter())
+            return None
         if chunk is not None:
             try:
                 return self._attend(task, step.bundles[0], [queries], [chunk])
@@ -177,10 +180,13 @@ class Computation:
             block_bytes=self.grain.block_bytes,
             heads=task.heads,
         )
+        self._tell(task, bundle, start)
+        return found
+
+    def _tell(self, task: Task, bundle: Bundle, start: float) -> None:
         if self.emit is not None:
             n_rows, n_columns = sum(len(s.query) for s in bundle.strips), sum(map(len, bundle.keys))
             self.emit(TileDone(task=task.index, start=start, n_rows=n_rows, n_columns=n_columns))
-        return found
 
 
 def _rows_of(partial: Partial, bundle: Bundle) -> Iterator[Partial]:

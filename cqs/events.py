@@ -16,7 +16,6 @@ __all__ = [
     "TaskRetried",
     "TaskStarted",
     "TileDone",
-    "silent",
 ]
 
 
@@ -78,7 +77,7 @@ class BytesRead(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileDone(Event):
-    """A kernel call ended: some rows against some columns, of the task's heads.
+    """A kernel call ended, or none was needed: some rows against some columns, of the task's heads.
 
     Parameters
     ----------
@@ -155,7 +154,3 @@ class BytesWritten(Event):
 
 # Is called with each event, from whichever thread it happened in; None where nobody listens
 Emit: TypeAlias = Callable[[Event], object] | None
-
-
-def silent(event: Event) -> None:
-    """Take an event and do nothing."""

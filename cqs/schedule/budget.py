@@ -9,11 +9,12 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from math import prod
+from math import isqrt, prod
 
 from cqs.errors import BudgetError
 from cqs.problem import AttentionProblem
 from cqs.quorum import difference_cover, singer_moduli
+from cqs.quorum.finite_field import prime_power
 from cqs.schedule.cost import Rates, predicted_seconds
 from cqs.schedule.grain import Grain, Setting, n_head_blocks
 from cqs.schedule.memory import footprint
@@ -176,9 +177,10 @@ def _maker(
 
 
 def _cover_size(W: int) -> int:
-    """Return the size of a cover: q + 1 for W = q^2 + q + 1, without making it."""
-    q = int((W - 0.75) ** 0.5)
-    return q + 1 if q * q + q + 1 == W and W > 3 else difference_cover(W).size
+    """Return the size of a cover: q + 1 for W = q^2 + q + 1 and a prime power q, without making it."""
+    q = (isqrt(4 * W - 3) - 1) // 2
+    is_perfect = q > 1 and q * q + q + 1 == W and prime_power(q) is not None
+    return q + 1 if is_perfect else difference_cover(W).size
 
 
 def _worker_choices(problem: AttentionProblem, strategy: str) -> Sequence[int]:
@@ -208,7 +210,7 @@ def _too_small(
         for W in (_spread(family.choices) if workers is None else (workers,))
     ]
     least = min(candidates, key=lambda candidate: candidate.held_bytes(problem))
-    rule = f"be at least {format_bytes_up(least.held_bytes(problem))} ({least})"
+    rule = f"be at least {_format_bytes_up(least.held_bytes(problem))} ({least})"
     remedies = ["raise it"]
     if workers is not None:
         remedies.append("leave `workers` out to let cqs choose")
@@ -218,12 +220,14 @@ def _too_small(
 
 
 def _spread(choices: Sequence[int]) -> Sequence[int]:
-    """Return about 60 of the choices, closer together where they are small."""
+    """Return all moduli, which are few, or of a range about 60 numbers, closer together where they are small."""
+    if not isinstance(choices, range):
+        return choices
     wanted = {min(int(1.3**n), len(choices)) - 1 for n in range(64)}
     return [choices[i] for i in sorted(wanted) if i >= 0]
 
 
-def format_bytes_up(n_bytes: int) -> str:
+def _format_bytes_up(n_bytes: int) -> str:
     """Write a byte count that, read again, is not less."""
     for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if n_bytes >= scale:
