@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Any, Literal, Never, TypeAlias, overload
+from typing import Literal, Never, TypeAlias, overload
 
 from cqs.call import finishing, ready
 from cqs.engines import Engine
@@ -183,12 +183,12 @@ def attention(
     (8, 1000, 64)
     """
     refuse_unknown(attention, unknown)
-    options: dict[str, Any] = dict(  # noqa: C408
-        workers=workers, memory=memory, mask=mask, is_causal=is_causal, scale=scale, softcap=softcap, bias=bias,
-        score_mod=score_mod, sink_logits=sink_logits, kernel=kernel, engine=engine, strategy=strategy,
+    prepared = ready(
+        q, k, v, workers=workers, memory=memory, mask=mask, is_causal=is_causal, scale=scale, softcap=softcap,
+        bias=bias, score_mod=score_mod, sink_logits=sink_logits, kernel=kernel, engine=engine, strategy=strategy,
         return_lse=return_lse, out=out,
     )  # fmt: skip
-    with ready(q, k, v, **options) as call, reporting(progress, on_event) as report:
+    with prepared as call, reporting(progress, on_event) as report:
         planned, problem = call.plan, call.plan.problem
         report.start(planned)
         worker = Worker(problem, call.source, call.kernel.attend, call.scores, planned.grain, report.emit)
@@ -254,11 +254,11 @@ def plan(
     True
     """
     refuse_unknown(plan, unknown)
-    opened = [ShapeInput(x, dtype) if isinstance(x, tuple) else x for x in (q, k, v)]
-    options: dict[str, Any] = dict(  # noqa: C408
-        workers=workers, memory=memory, mask=mask, is_causal=is_causal, scale=scale, softcap=softcap, bias=bias,
-        score_mod=score_mod, sink_logits=sink_logits, kernel=kernel, engine=engine, strategy=strategy,
+    q, k, v = (ShapeInput(x, dtype) if isinstance(x, tuple) else x for x in (q, k, v))
+    prepared = ready(
+        q, k, v, workers=workers, memory=memory, mask=mask, is_causal=is_causal, scale=scale, softcap=softcap,
+        bias=bias, score_mod=score_mod, sink_logits=sink_logits, kernel=kernel, engine=engine, strategy=strategy,
         return_lse=return_lse, out=out,
     )  # fmt: skip
-    with ready(*opened, **options) as call:
+    with prepared as call:
         return call.plan

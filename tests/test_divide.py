@@ -3,6 +3,7 @@
 import itertools
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Failing]:
     def use(fails: Callable[[int, Any], bool]) -> Failing:
         kernel = Failing(fails)
         row = registry.KERNELS["numpy"]
-        monkeypatch.setitem(registry.KERNELS, "numpy", type(row)(row.name, kernel, row.takes, row.arrays, row.purpose))
+        monkeypatch.setitem(registry.KERNELS, "numpy", replace(row, attend=kernel))
         return kernel
 
     return use

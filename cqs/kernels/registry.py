@@ -20,7 +20,6 @@ class Kernel:
     attend: Attend
     takes: Callable[[Namespace], bool]
     arrays: str
-    purpose: str
 
 
 def _any(xp: Namespace) -> bool:
@@ -29,9 +28,9 @@ def _any(xp: Namespace) -> bool:
 
 # in order of preference for kernel="auto"
 _TABLE = (
-    Kernel("numpy", numpy_threads.attend, is_numpy, "NumPy", "fast: threads, BLAS, no T x S array"),
-    Kernel("blockwise", blockwise.attend, _any, "any array-API library", "block by block, no T x S array"),
-    Kernel("reference", reference.attend, _any, "any array-API library", "the formula, for reading; O(T S) memory"),
+    Kernel("numpy", numpy_threads.attend, is_numpy, "NumPy"),  # threads, BLAS
+    Kernel("blockwise", blockwise.attend, _any, "any array-API library"),  # never a T x S array
+    Kernel("reference", reference.attend, _any, "any array-API library"),  # the formula, for reading
 )
 KERNELS = {kernel.name: kernel for kernel in _TABLE}
 

@@ -12,6 +12,7 @@ from cqs.errors import SinkError, SourceError
 from cqs.schedule import WRITE_BYTES
 from cqs.sources.files import Stamp
 from cqs.sources.marks import mark, refuse_unfinished
+from cqs.sources.on_disk import OnDisk
 from cqs.sources.pieces import bounds_of, grown, pieces
 
 __all__ = ["SliceInput", "SliceSink", "file_of", "is_sliceable"]
@@ -38,7 +39,7 @@ def _chunk_bytes(array: Any) -> int:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SliceInput:
+class SliceInput(OnDisk):
     """Something that gives NumPy arrays for slices. Slices are copied into memory.
 
     Parameters
@@ -72,17 +73,6 @@ class SliceInput:
         refuse_unfinished(array, name)
         is_read_only = file_of(array) is not None and getattr(array.file, "mode", None) == "r"
         return cls(array, name, Stamp.of(array.file.filename) if is_read_only else None)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        return tuple(self.array.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Its type."""
-        dtype: np.dtype[Any] = np.dtype(self.array.dtype)
-        return dtype
 
     @property
     def read_bytes(self) -> int:
@@ -144,7 +134,7 @@ def _reopened(path: str, dataset: str, name: str, stamp: Stamp | None) -> SliceI
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SliceSink:
+class SliceSink(OnDisk):
     """Something that takes NumPy arrays into slices.
 
     If it has attributes, as h5py's datasets have, `attrs["cqs"]` says whether it is complete.
@@ -156,17 +146,6 @@ class SliceSink:
     """
 
     array: Any
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        return tuple(self.array.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Its type."""
-        dtype: np.dtype[Any] = np.dtype(self.array.dtype)
-        return dtype
 
     @property
     def write_bytes(self) -> int:

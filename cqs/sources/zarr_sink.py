@@ -15,6 +15,7 @@ import numpy.typing as npt
 from cqs.errors import SinkError
 from cqs.sources.files import hold, reason_of, unfinished_of
 from cqs.sources.marks import mark
+from cqs.sources.on_disk import OnDisk
 from cqs.sources.pieces import bounds_of, pieces
 from cqs.sources.zarrs import A_CHUNK, PLAIN_WRITE, Layout, directory_of, import_zarr, layout_of
 
@@ -50,7 +51,7 @@ def is_array(path: Path) -> bool:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ZarrSink:
+class ZarrSink(OnDisk):
     """A Zarr array that is given. `attrs["cqs"]["complete"]` is False from before the first row until after the last.
 
     Parameters
@@ -68,17 +69,6 @@ class ZarrSink:
     def of(cls, array: Any) -> Self:
         """Take an array as an output; it is left as it is until `begin`."""
         return cls(array, layout_of(array))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        return tuple(self.array.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Its type."""
-        dtype: np.dtype[Any] = np.dtype(self.array.dtype)
-        return dtype
 
     @property
     def where(self) -> str:

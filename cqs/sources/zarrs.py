@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from cqs.errors import BackendError, SourceError
 from cqs.sources.marks import refuse_unfinished
+from cqs.sources.on_disk import OnDisk
 from cqs.sources.pieces import bounds_of, grown, pieces
 
 __all__ = ["A_CHUNK", "PLAIN_WRITE", "Layout", "ZarrInput", "directory_of", "import_zarr", "is_zarr_path", "layout_of"]
@@ -114,7 +115,7 @@ def directory_of(array: Any) -> Path | None:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ZarrInput:
+class ZarrInput(OnDisk):
     """A Zarr array. Slices are copied into memory, along the borders of chunks.
 
     Parameters
@@ -177,17 +178,6 @@ class ZarrInput:
             members = ", ".join(sorted(found.array_keys())) or "none"
             raise SourceError(f"{given} is a Zarr group, with the arrays {members}; give one, as in {given}/q")
         return cls.of(found, given)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        return tuple(self.array.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Its type."""
-        dtype: np.dtype[Any] = np.dtype(self.array.dtype)
-        return dtype
 
     @property
     def read_bytes(self) -> int:
