@@ -2,6 +2,7 @@
 
 from cqs.backend.arrays import (
     dtype_of,
+    is_cupy,
     is_numpy,
     is_out_of_memory,
     is_writeable,
@@ -12,6 +13,7 @@ from cqs.backend.arrays import (
     refuse_gradients,
 )
 from cqs.backend.blas import BlasLibrary, blas_libraries, single_threaded_blas
+from cqs.backend.cuda_libraries import cuda_devices, import_cupy
 from cqs.backend.threads import Stopped, Threads, Workspace, compute_threads, raise_if_stopped, stopped_by
 
 __all__ = [
@@ -21,7 +23,10 @@ __all__ = [
     "Workspace",
     "blas_libraries",
     "compute_threads",
+    "cuda_devices",
     "dtype_of",
+    "import_cupy",
+    "is_cupy",
     "is_numpy",
     "is_out_of_memory",
     "is_writeable",

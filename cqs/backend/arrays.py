@@ -7,6 +7,7 @@ import numpy.typing as npt
 from array_api_compat import (
     array_namespace,
     device,
+    is_cupy_namespace,
     is_numpy_array,
     is_numpy_namespace,
     is_torch_array,
@@ -18,6 +19,7 @@ from cqs.types import Array, DType, Namespace
 
 __all__ = [
     "dtype_of",
+    "is_cupy",
     "is_numpy",
     "is_out_of_memory",
     "is_writeable",
@@ -62,12 +64,17 @@ def is_numpy(xp: Namespace) -> bool:
     return bool(is_numpy_namespace(xp))
 
 
+def is_cupy(xp: Namespace) -> bool:
+    """Whether a namespace is CuPy's."""
+    return bool(is_cupy_namespace(xp))
+
+
 def dtype_of(xp: Namespace, name: str) -> DType:
     """Return a namespace's data type by name, as in `dtype_of(xp, "float32")`.
 
-    bfloat16 under NumPy is the type that `ml_dtypes` adds.
+    bfloat16 under NumPy and CuPy is the type that `ml_dtypes` adds.
     """
-    if name == "bfloat16" and is_numpy(xp):
+    if name == "bfloat16" and (is_numpy(xp) or is_cupy(xp)):
         try:
             import ml_dtypes
         except ImportError:

@@ -5,10 +5,29 @@ from typing import NamedTuple, Protocol
 
 from cqs.kernels.region import Region
 from cqs.partial import Partial
+from cqs.problem import AttentionProblem
 from cqs.schedule import BLOCK_BYTES
-from cqs.types import Array
+from cqs.types import Array, Namespace
 
-__all__ = ["Attend", "KeyChunk"]
+__all__ = ["Attend", "KeyChunk", "Request"]
+
+
+class Request(NamedTuple):
+    """What a kernel would have to do, by which it says whether it can.
+
+    Parameters
+    ----------
+    xp : namespace
+        Of the arrays that it would be given.
+    problem : AttentionProblem
+        With type, widths and mask.
+    has_scores : bool
+        Whether scores are changed before the mask.
+    """
+
+    xp: Namespace
+    problem: AttentionProblem
+    has_scores: bool
 
 
 class KeyChunk(NamedTuple):
