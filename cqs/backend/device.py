@@ -113,6 +113,7 @@ def slot_bytes(arrays: Sequence[HostArray]) -> int:
 def row_parts(array: HostArray, most: int) -> list[HostArray]:
     """Cut an array into parts of at most `most` bytes, or single numbers, in the order of its elements.
 
+    >>> import numpy as np
     >>> [part.tolist() for part in row_parts(np.arange(6, dtype=np.int8).reshape(2, 3), 2)]
     [[[0]], [[1, 2]], [[3]], [[4, 5]]]
     """
