@@ -1,10 +1,11 @@
 """The library's two calls: `attention`, and `plan`, which says what `attention` would do."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Literal, Never, TypeAlias, overload
 
+from cqs.backend import Device
 from cqs.call import finishing, ready
 from cqs.engines import Engine
 from cqs.errors import refuse_unknown
@@ -39,6 +40,8 @@ def attention(
     bias: Array | ALiBi | None = ...,
     score_mod: Callable[..., Array] | None = ...,
     sink_logits: Array | None = ...,
+    backend: Literal["numpy", "cupy"] | None = ...,
+    devices: Sequence[int | Device] | None = ...,
     kernel: str = ...,
     engine: Engine | Executor | None = ...,
     strategy: str = ...,
@@ -62,6 +65,8 @@ def attention(
     bias: Array | ALiBi | None = ...,
     score_mod: Callable[..., Array] | None = ...,
     sink_logits: Array | None = ...,
+    backend: Literal["numpy", "cupy"] | None = ...,
+    devices: Sequence[int | Device] | None = ...,
     kernel: str = ...,
     engine: Engine | Executor | None = ...,
     strategy: str = ...,
@@ -84,6 +89,8 @@ def attention(
     bias: Array | ALiBi | None = None,
     score_mod: Callable[..., Array] | None = None,
     sink_logits: Array | None = None,
+    backend: Literal["numpy", "cupy"] | None = None,
+    devices: Sequence[int | Device] | None = None,
     kernel: str = "auto",
     engine: Engine | Executor | None = None,
     strategy: str = "auto",
@@ -128,8 +135,16 @@ def attention(
     sink_logits : array, optional
         Of a shape that broadcasts to `(*B, H)`: a score that takes its share of each query's softmax and gives
         nothing, as in GPT-OSS. It counts in lse.
-    kernel : {"auto", "numpy", "blockwise", "reference"}
-        "auto" takes the fastest that takes the arrays: "numpy" for NumPy, else "blockwise".
+    backend : {"numpy", "cupy"}, optional
+        What computes; by default the inputs' own library. With "cupy", NumPy arrays and files are copied to a GPU part
+        by part while it computes, and the result comes back; CuPy arrays stay where they are, and so do torch tensors
+        on a CUDA device, which it takes and gives without a copy.
+    devices : sequence of int or Device, optional
+        Numbers of the GPUs for NumPy arrays and files, by default the first; each draws tasks and talks to no other.
+        `memory` is then that of each, by default nine tenths of what is free.
+    kernel : {"auto", "numpy", "cudnn", "gemm", "blockwise", "reference"}
+        "auto" takes the first of these that can do what is asked: "numpy" for NumPy arrays, on GPUs "cudnn" for float16
+        and bfloat16, and "gemm". Printing a plan says which, and why not the others.
     engine : Engine or Executor, optional
         What runs the tasks; by default this machine's threads, `cqs.engines.LocalEngine()`.
     strategy : {"auto", "cqs", "tiles", "ring", "tree"}
@@ -185,8 +200,8 @@ def attention(
     refuse_unknown(attention, unknown)
     prepared = ready(
         q, k, v, workers=workers, memory=memory, mask=mask, is_causal=is_causal, scale=scale, softcap=softcap,
-        bias=bias, score_mod=score_mod, sink_logits=sink_logits, kernel=kernel, engine=engine, strategy=strategy,
-        return_lse=return_lse, out=out,
+        bias=bias, score_mod=score_mod, sink_logits=sink_logits, backend=backend, devices=devices, kernel=kernel,
+        engine=engine, strategy=strategy, return_lse=return_lse, out=out,
     )  # fmt: skip
     with prepared as call, reporting(progress, on_event) as report:
         planned, problem = call.plan, call.plan.problem
@@ -201,7 +216,8 @@ def attention(
 
             call.engine.run(planned, worker, accept)
             partial = tiler.result()
-    return (partial.out, partial.lse) if return_lse else partial.out
+        result = call.hand_out(partial.out)
+        return (result, call.hand_out(partial.lse)) if return_lse else result
 
 
 def plan(
@@ -218,6 +234,8 @@ def plan(
     bias: Array | ALiBi | None = None,
     score_mod: Callable[..., Array] | None = None,
     sink_logits: Array | None = None,
+    backend: Literal["numpy", "cupy"] | None = None,
+    devices: Sequence[int | Device] | None = None,
     kernel: str = "auto",
     engine: Engine | Executor | None = None,
     strategy: str = "auto",
@@ -234,7 +252,7 @@ def plan(
         As for `attention`, anything else with `shape` and `dtype`, or bare shapes, which stand for arrays in memory.
     workers, memory, mask, is_causal, scale, softcap, bias, score_mod, sink_logits
         As in `attention`.
-    kernel, engine, strategy, return_lse, out
+    backend, devices, kernel, engine, strategy, return_lse, out
         As in `attention`.
     dtype : str
         The type of the elements, for bare shapes.
@@ -257,8 +275,8 @@ def plan(
     q, k, v = (ShapeInput(x, dtype) if isinstance(x, tuple) else x for x in (q, k, v))
     prepared = ready(
         q, k, v, workers=workers, memory=memory, mask=mask, is_causal=is_causal, scale=scale, softcap=softcap,
-        bias=bias, score_mod=score_mod, sink_logits=sink_logits, kernel=kernel, engine=engine, strategy=strategy,
-        return_lse=return_lse, out=out,
+        bias=bias, score_mod=score_mod, sink_logits=sink_logits, backend=backend, devices=devices, kernel=kernel,
+        engine=engine, strategy=strategy, return_lse=return_lse, out=out,
     )  # fmt: skip
     with prepared as call:
         return call.plan

@@ -1,20 +1,32 @@
 """One call made ready: everything is checked, inputs are open, the plan is made; nothing is computed or allocated."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from cqs.backend import namespace_of, refuse_gradients
-from cqs.engines import Engine, as_engine, concurrency
-from cqs.kernels import Kernel, choose_kernel
+from cqs.backend import (
+    Device,
+    arrays_device,
+    chosen_devices,
+    cuda_tensor_as_cupy,
+    cupy_as_tensor,
+    is_cuda_tensor,
+    is_cupy,
+    namespace_of,
+    refuse_gradients,
+)
+from cqs.engines import DeviceEngine, Engine, as_engine, concurrency
+from cqs.errors import OptionError
+from cqs.kernels import Kernel, Request, choose_kernel
 from cqs.masks import Mask
 from cqs.problem import AttentionProblem
 from cqs.schedule import Plan, Scheduler, Setting
 from cqs.scores import ALiBi, Scores, checked_sink_logits
 from cqs.sources import InputSource, Sink, Target, like_of, open_inputs, open_output
 from cqs.types import Array
+from cqs.units import parse_bytes
 
 __all__ = ["Call", "finishing", "ready"]
 
@@ -39,6 +51,8 @@ class Call:
         What is done to scores before the mask.
     sink_logits : array, `(*B, H, 1)`, or None
         What takes part in every softmax and has no value.
+    hand_out : function
+        Gives a result the library that the caller has.
     """
 
     plan: Plan
@@ -48,6 +62,7 @@ class Call:
     engine: Engine
     scores: Scores | None
     sink_logits: Array | None
+    hand_out: Callable[[Array], Array]
 
 
 @contextmanager
@@ -65,6 +80,8 @@ def ready(
     bias: Array | ALiBi | None,
     score_mod: Callable[..., Array] | None,
     sink_logits: Array | None,
+    backend: str | None,
+    devices: Sequence[int | Device] | None,
     kernel: str,
     engine: Engine | Executor | None,
     strategy: str,
@@ -73,28 +90,56 @@ def ready(
 ) -> Iterator[Call]:
     """Check the arguments of `cqs.attention`, which see, and give them as a `Call`; close files at the end."""
     refuse_gradients(q=q, k=k, v=v)
-    with closing(open_inputs(q, k, v)) as source:
+    is_tensor = backend == "cupy" and is_cuda_tensor(q)
+    if is_tensor:
+        q, k, v, bias, sink_logits, out = map(_as_cupy, (q, k, v, bias, sink_logits, out))
+    with ExitStack() as held:
+        source = held.enter_context(closing(open_inputs(q, k, v)))
         problem = AttentionProblem.of(source.q, source.k, source.v, mask=mask, is_causal=is_causal, scale=scale)
         like = like_of(source.q)
+        held.enter_context(arrays_device(like, None if memory is None else parse_bytes("memory", memory)))
         scores = Scores.of(problem, like, softcap, bias, score_mod)
         logits = None if sink_logits is None else checked_sink_logits(sink_logits, problem, like=like)
-        chosen = choose_kernel(kernel, namespace_of(q=like))
-        runner = as_engine(engine)
+        chosen_on = chosen_devices(backend, devices, namespace_of(q=like))
+        xp = chosen_on[0].xp if chosen_on else namespace_of(q=like)
+        chosen, passed_over = choose_kernel(kernel, Request(xp, problem, scores is not None))
         target = open_output(out, problem, source)
-        threads, in_flight = concurrency(runner, needs_little=memory is not None or source.is_staged)
+        if chosen_on and engine is not None:
+            raise OptionError.of("engine", "be left out with `devices`, which run the tasks", repr(engine), "drop one")
+        runner = DeviceEngine(chosen_on, reads_ahead=source.is_staged) if chosen_on else as_engine(engine)
         setting = Setting(
             kernel=chosen.name,
-            threads=threads,
-            in_flight=in_flight,
-            is_staged=source.is_staged,
             output=target.kind,
             output_dtype=target.dtype,
             keeps_lse=return_lse,
             has_scores=scores is not None,
-            read_bytes=source.read_bytes + target.write_bytes,
+            passed_over=passed_over,
+            **_held_where(runner, chosen_on, source, target, is_cupy(xp), memory is not None),
         )
+        if chosen_on and memory is None:
+            memory = min(device.free_bytes() for device in chosen_on) * 9 // 10
         plan = Scheduler(workers, strategy, memory, setting).plan(problem)
-        yield Call(plan, source, target, chosen, runner, scores, logits)
+        yield Call(plan, source, target, chosen, runner, scores, logits, cupy_as_tensor if is_tensor else _same)
+
+
+def _held_where(
+    runner: Engine, devices: Sequence[Device], source: InputSource, target: Target, is_on_gpu: bool, is_bounded: bool
+) -> dict[str, Any]:
+    """Return what of a `Setting` follows from where tasks are computed."""
+    if devices:
+        names = tuple(device.name for device in devices)
+        return {"threads": 1, "in_flight": 1, "is_staged": True, "devices": names}
+    threads, in_flight = (1, 1) if is_on_gpu else concurrency(runner, needs_little=is_bounded or source.is_staged)
+    read_bytes = source.read_bytes + target.write_bytes
+    return {"threads": threads, "in_flight": in_flight, "is_staged": source.is_staged, "read_bytes": read_bytes}
+
+
+def _as_cupy(x: Any) -> Any:
+    return cuda_tensor_as_cupy(x) if is_cuda_tensor(x) else x
+
+
+def _same(array: Array) -> Array:
+    return array
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 __all__ = [
     "BytesRead",
+    "BytesUploaded",
     "BytesWritten",
     "Emit",
     "Event",
@@ -73,6 +74,24 @@ class BytesRead(Event):
     def name(self) -> str:
         """What was read."""
         return f"read {self.what}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BytesUploaded(Event):
+    """What was read was sent off to a device, which copies it by itself while it computes something else.
+
+    Parameters
+    ----------
+    n_bytes : int
+        How much.
+    """
+
+    n_bytes: int
+
+    @property
+    def name(self) -> str:
+        """Where it goes."""
+        return "copy to device"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -151,7 +151,8 @@ class Scores:
             T, S = self.bias.shape[-2:]
             rows = slice(queries.start, queries.stop) if T > 1 else slice(None)
             cols = slice(keys.start, keys.stop) if S > 1 else slice(None)
-            block = xp.reshape(xp.asarray(self.bias[..., rows, cols]), self.bias[..., rows, cols].shape[-2:])
+            block = self.bias[..., rows, cols]
+            block = xp.reshape(xp.asarray(block, device=scores.device), block.shape[-2:])
             scores = scores + xp.astype(block, scores.dtype)
         if self.score_mod is not None:
             scores = xp.astype(self.score_mod(scores, q_idx, k_idx), scores.dtype)  # type: ignore[call-arg, misc]

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cqs.backend import namespace_of
 from cqs.errors import SinkError
 from cqs.partial import Partial, merge_into
 from cqs.schedule import HeadBlock, Strip
@@ -54,16 +55,16 @@ class InPlace:
 
 
 class InMemory:
-    """Sums of one block of heads in arrays of their own.
+    """Sums of one block of heads in arrays of their own: of the library and on the device of the results.
 
     Parameters
     ----------
     xp : namespace
-        Of the arrays.
+        Of the arrays, if no result comes at all.
     shape : tuple of int
         `(*B, H, T, E)`.
     dtype, device
-        Of the sums.
+        Likewise.
     """
 
     def __init__(self, xp: Namespace, shape: tuple[int, ...], dtype: DType, device: object) -> None:
@@ -73,6 +74,9 @@ class InMemory:
 
     def add(self, heads: HeadBlock | None, strips: tuple[Strip, ...], partials: tuple[Partial, ...]) -> int:
         """Merge results into the rows of their strips."""
+        if partials:
+            first = partials[0].out
+            self._xp, self._dtype, self._device = namespace_of(out=first), first.dtype, first.device
         return self._of(heads).add(None, strips, partials)
 
     def take(self, heads: HeadBlock | None, rows: range) -> Iterator[tuple[range, Partial, int]]:

@@ -7,7 +7,7 @@ from time import perf_counter
 
 import numpy as np
 
-from cqs.backend import dtype_of, namespace_of, quiet_floats
+from cqs.backend import dtype_of, is_numpy, namespace_of, on_host, quiet_floats
 from cqs.errors import DTypeError, TileError
 from cqs.events import BytesWritten, Emit, ResultMerged
 from cqs.partial import Partial
@@ -19,6 +19,8 @@ from cqs.types import Array, Namespace
 from cqs.worker import TaskResult
 
 __all__ = ["Tiler"]
+
+_BROUGHT_BYTES = 64 << 20  # of complete rows that are brought back from a device at a time
 
 
 class Tiler:
@@ -58,7 +60,7 @@ class Tiler:
         self._dtype = dtype
         self._device = like.device
         self._emit = emit
-        is_in_place = isinstance(self._sink, ArraySink) and like.dtype == dtype
+        is_in_place = isinstance(self._sink, ArraySink) and like.dtype == dtype and not plan.keeps_sums_on_device
         keeps_lse = plan.setting.keeps_lse or (is_in_place and not plan.completes_each)
         self._lse = xp.full(problem.lse_shape, -xp.inf, dtype=dtype, device=like.device) if keeps_lse else None
         self._sums = None if plan.completes_each else self._new_sums(is_in_place)
@@ -117,7 +119,7 @@ class Tiler:
         if is_in_place:
             assert isinstance(self._sink, ArraySink)
             return InPlace(self._xp, self._sink.array, self._lse)
-        if self._plan.setting.is_spilled:
+        if self._plan.setting.is_spilled and not self._plan.setting.devices:
             path = getattr(self._sink, "path", None)
             return Spilled(problem.out_shape, np.dtype(problem.accumulator_dtype), path and str(Path(path).parent))
         return InMemory(self._xp, problem.out_shape, self._dtype, self._device)
@@ -133,14 +135,14 @@ class Tiler:
             self._pass_on(result, complete)
         elif complete:
             for rows, partial, n_bytes in self._sums.take(task.heads, complete):
-                self._finish(task, rows, partial, n_bytes)
+                self._bring(task, rows, partial, n_bytes)
 
     def _pass_on(self, result: TaskResult, complete: range) -> None:
         """Write the rows of a task that completes its own, and those of them that see nothing."""
         first = complete.start
         for strip, partial in zip(result.task.strips, result.partials, strict=True):
             self._finish_unseen(result.task, range(first, strip.query.start))
-            self._finish(result.task, strip.query.tokens, partial)
+            self._bring(result.task, strip.query.tokens, partial)
             first = strip.query.stop
         self._finish_unseen(result.task, range(first, complete.stop))
 
@@ -150,6 +152,17 @@ class Tiler:
             part = range(start, min(start + step, rows.stop))
             shape = (*self._leading(task.heads), len(part), self._plan.problem.value_width)
             self._finish(task, part, Partial.empty(self._xp, shape, self._dtype, self._device))
+
+    def _bring(self, task: Task, rows: range, partial: Partial, spilled: int = 0) -> None:
+        """Bring complete rows to where the output is, if they are on a device, some at a time, and finish them."""
+        if not is_numpy(self._xp) or is_numpy(namespace_of(lse=partial.lse)):
+            self._finish(task, rows, partial, spilled)
+            return
+        step = max(_BROUGHT_BYTES // max(prod(partial.out.shape) // max(len(rows), 1) * 8, 1), 1)
+        for first in range(0, len(rows), step):
+            part = slice(first, min(first + step, len(rows)))
+            here = Partial(on_host(partial.out[..., part, :]), on_host(partial.lse[..., part]))
+            self._finish(task, rows[part], here)
 
     def _finish(self, task: Task, rows: range, partial: Partial, spilled: int = 0) -> None:
         """Take complete rows to where they belong."""

@@ -22,6 +22,7 @@ LAYERS = (
     ("kernels",),
     ("sources",),
     ("reading",),
+    ("staging",),
     ("computing",),
     ("worker",),
     ("sums",),

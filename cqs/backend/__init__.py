@@ -8,34 +8,54 @@ from cqs.backend.arrays import (
     is_writeable,
     may_overlap,
     namespace_of,
+    on_host,
     overlaps_itself,
     quiet_floats,
     refuse_gradients,
 )
 from cqs.backend.blas import BlasLibrary, blas_libraries, single_threaded_blas
+from cqs.backend.choosing import BACKENDS, chosen_devices
+from cqs.backend.cuda import CudaDevice, arrays_device
 from cqs.backend.cuda_libraries import cuda_devices, import_cupy
+from cqs.backend.device import Device, Download, Session, Slot, slot_bytes
+from cqs.backend.dlpack import cuda_tensor_as_cupy, cupy_as_tensor, is_cuda_tensor
+from cqs.backend.host import HostDevice
 from cqs.backend.threads import Stopped, Threads, Workspace, compute_threads, raise_if_stopped, stopped_by
 
 __all__ = [
+    "BACKENDS",
     "BlasLibrary",
+    "CudaDevice",
+    "Device",
+    "Download",
+    "HostDevice",
+    "Session",
+    "Slot",
     "Stopped",
     "Threads",
     "Workspace",
+    "arrays_device",
     "blas_libraries",
+    "chosen_devices",
     "compute_threads",
     "cuda_devices",
+    "cuda_tensor_as_cupy",
+    "cupy_as_tensor",
     "dtype_of",
     "import_cupy",
+    "is_cuda_tensor",
     "is_cupy",
     "is_numpy",
     "is_out_of_memory",
     "is_writeable",
     "may_overlap",
     "namespace_of",
+    "on_host",
     "overlaps_itself",
     "quiet_floats",
     "raise_if_stopped",
     "refuse_gradients",
     "single_threaded_blas",
+    "slot_bytes",
     "stopped_by",
 ]

@@ -7,6 +7,7 @@ import numpy.typing as npt
 from array_api_compat import (
     array_namespace,
     device,
+    is_cupy_array,
     is_cupy_namespace,
     is_numpy_array,
     is_numpy_namespace,
@@ -25,6 +26,7 @@ __all__ = [
     "is_writeable",
     "may_overlap",
     "namespace_of",
+    "on_host",
     "overlaps_itself",
     "quiet_floats",
     "refuse_gradients",
@@ -82,6 +84,13 @@ def dtype_of(xp: Namespace, name: str) -> DType:
             raise BackendError.of("dtype", "be available in NumPy", "bfloat16 without ml_dtypes", remedy) from None
         return np.dtype(ml_dtypes.bfloat16)
     return getattr(xp, name)
+
+
+def on_host(array: Array) -> npt.NDArray[np.generic]:
+    """Return an array of any library, on any device, in the memory of the machine, as NumPy's; copied if need be."""
+    if is_numpy_array(array):
+        return array
+    return array.get() if is_cupy_array(array) else np.from_dlpack(array)
 
 
 def _to_numpy(array: Array) -> npt.NDArray[np.generic]:

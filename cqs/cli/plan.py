@@ -109,7 +109,7 @@ def _problem(args: Arguments) -> tuple[AttentionProblem, Setting]:
 
 def _rates(args: Arguments, setting: Setting) -> Rates:
     threads = max(setting.threads, setting.in_flight)
-    rates = Rates.typical(threads, setting.is_staged)
+    rates = Rates.typical(setting)
     if args.measure:
         rates = measured_rates(threads, args.files[0] if args.files else None)
     if args.rate is not None:

@@ -2,7 +2,6 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -10,6 +9,7 @@ from typing import Protocol
 
 from cqs.backend import Threads, compute_threads, stopped_by
 from cqs.checks import whole_number
+from cqs.engines.turns import Accept, Turns
 from cqs.errors import OptionError
 from cqs.machine import available_cpus
 from cqs.reading import Feed, ReadAhead
@@ -17,10 +17,6 @@ from cqs.schedule import Plan
 from cqs.worker import TaskResult, Worker
 
 __all__ = ["Accept", "Engine", "ExecutorEngine", "LocalEngine", "as_engine", "concurrency"]
-
-
-# Takes one result; a `Tiler.add`, say
-Accept = Callable[[TaskResult], object]
 
 
 class Engine(Protocol):
@@ -56,7 +52,7 @@ class LocalEngine:
             self._one_by_one(plan, worker, accept)
             return
         n_alone = len(plan) - len(plan) % self.threads if self.threads > 1 else 0
-        turns = _Turns(accept, most_ahead=self.threads)
+        turns = Turns(accept, most_ahead=self.threads)
         stop = threading.Event()
 
         def work(i: int, _: object) -> None:
@@ -88,34 +84,6 @@ class LocalEngine:
                 feed = reading.enter_context(ahead.running())
             for task in plan.tasks():
                 accept(worker.run(task, threads, feed))
-
-
-class _Turns:
-    """Passes results on in the order of their tasks, and holds up a thread that is too far ahead of the others."""
-
-    def __init__(self, accept: Accept, most_ahead: int) -> None:
-        self._accept = accept
-        self._most_ahead = most_ahead
-        self._waiting: dict[int, TaskResult] = {}
-        self._next = 0
-        self._is_closed = False
-        self._changed = threading.Condition()
-
-    def add(self, i: int, result: TaskResult) -> None:
-        """Take the result of task i, and pass on all whose turn it is."""
-        with self._changed:
-            self._waiting[i] = result
-            while self._next in self._waiting and not self._is_closed:
-                self._accept(self._waiting.pop(self._next))
-                self._next += 1
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._is_closed or i < self._next + self._most_ahead)
-
-    def close(self) -> None:
-        """Let every thread go on: nothing is passed on any more."""
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify_all()
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,15 @@ _LEVELS = (
     (256 << 10, 1024, 1024, 0.6),
     (64 << 10, 128, 128, 0.2),
 )
+_DEVICE_LEVELS = (
+    (256 << 20, 1 << 20, 1 << 16, 1.0),
+    (128 << 20, 1 << 18, 1 << 15, 0.98),
+    (64 << 20, 1 << 16, 1 << 14, 0.95),
+    (32 << 20, 1 << 14, 1 << 13, 0.85),
+    (8 << 20, 4096, 4096, 0.5),
+    (1 << 20, 512, 512, 0.1),
+    (64 << 10, 128, 128, 0.01),
+)
 _MOST_WORKERS = 1_000_000
 
 
@@ -71,7 +80,7 @@ class Candidate:
         """Predict its time on a typical machine."""
         reads = estimated_reads(problem, self.strategy, self.workers, self.size, self.grain.row_groups)
         n_tasks = self.workers * n_head_blocks(problem, self.grain.kv_heads)
-        rates = Rates.typical(self.setting.threads, self.setting.is_staged)
+        rates = Rates.typical(self.setting)
         rates = replace(rates, flops=rates.flops * self.speed)
         return predicted_seconds(flops, traffic(problem, reads, self.setting), n_tasks, rates)
 
@@ -146,7 +155,8 @@ def _families(problem: AttentionProblem, strategies: Sequence[str], setting: Set
         spilling = (False,) if in_place or strategy == "tiles" else (False, True)
         for fewer in _fewer(setting):
             share = fewer.threads * fewer.in_flight / (setting.threads * setting.in_flight)
-            for level, kv_heads, is_spilled in product(_LEVELS, _head_choices(problem), spilling):
+            levels = _DEVICE_LEVELS if setting.devices else _LEVELS
+            for level, kv_heads, is_spilled in product(levels, _head_choices(problem), spilling):
                 own = replace(fewer, is_spilled=is_spilled)
                 yield _Family(choices, _maker(strategy, kv_heads, level, own, share))
 
@@ -214,7 +224,7 @@ def _too_small(
     remedies = ["raise it"]
     if workers is not None:
         remedies.append("leave `workers` out to let cqs choose")
-    if setting.output == "new":
+    if setting.output == "new" and not setting.devices:
         remedies.append("give `out=` an array or a file, of which nothing is counted")
     return BudgetError.of("memory", rule, format_bytes(memory), ", or ".join(remedies))
 

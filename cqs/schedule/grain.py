@@ -58,13 +58,19 @@ class Setting:
     keeps_lse : bool
         Whether the log-sum-exp of all queries is wanted.
     is_spilled : bool
-        Whether sums that are not complete wait in a scratch file, and not in memory.
+        Whether sums that are not complete wait in a scratch file, and not in memory; with devices, in the memory of the
+        machine, and not in that of the device.
     has_scores : bool
         Whether scores are changed (softcap, bias, `score_mod`), which takes temporary blocks of them.
     read_bytes : int
         What reading a slice of an input may hold beyond the slice itself, such as a chunk that is decompressed.
     memory : int or None
-        The budget, in bytes.
+        The budget, in bytes; with devices, of the memory of each.
+    devices : tuple of str
+        Names of the devices that inputs are copied to and tasks are computed on; none if they are computed where the
+        inputs are.
+    passed_over : tuple of (str, str)
+        Kernels that would be preferred, and why they cannot do it.
     """
 
     kernel: str = "numpy"
@@ -78,9 +84,22 @@ class Setting:
     has_scores: bool = False
     read_bytes: int = 0
     memory: int | None = None
+    devices: tuple[str, ...] = ()
+    passed_over: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "devices", tuple(self.devices))  # lists, when they are read from JSON
+        object.__setattr__(self, "passed_over", tuple((name, reason) for name, reason in self.passed_over))
+
+    @property
+    def sums_on_device(self) -> bool:
+        """Whether incomplete sums, if there are any, are kept on the device that computes: if it is the only one."""
+        return len(self.devices) == 1 and not self.is_spilled
 
     def is_in_place(self, problem: AttentionProblem) -> bool:
         """Whether sums are kept in the output itself: it is an array of their type."""
+        if self.devices:  # the output is not on the device
+            return False
         return self.output != "sink" and (self.output_dtype or problem.dtype) == problem.accumulator_dtype
 
 

@@ -15,6 +15,7 @@ CACHED_TASKS = 4  # that are kept because they are soon asked for again
 MERGE_BLOCK = 1 << 18  # elements that are merged at a time: they fit a core's cache
 WRITE_BYTES = 1 << 20  # of the output that are converted and written at a time
 _MERGE_VECTORS = 10  # numbers a row that a merge takes
+_DEVICE_BASE_BYTES = 2 << 20  # arrays begin at multiples of 512 bytes, and pieces of memory that are kept do not fit
 _BASE_BYTES = 1_000_000  # threads, events, mask classification, and whatever else does not grow
 
 
@@ -58,7 +59,7 @@ class Footprint:
 def footprint(
     problem: AttentionProblem, sizes: TaskSizes, grain: Grain, setting: Setting, rows_pending: int
 ) -> Footprint:
-    """Return what a call holds.
+    """Return what a call holds; with devices, on each of them.
 
     Parameters
     ----------
@@ -72,6 +73,8 @@ def footprint(
         Queries whose sums wait for further tasks at a time: T, those of one group, or 0 if a task completes its own.
     """
     call = _Call.of(problem, sizes, grain)
+    if setting.devices:
+        return _on_device(problem, call, sizes, grain, setting, rows_pending)
     threads, in_flight = max(setting.threads, setting.in_flight), setting.in_flight
     kernel = scratch_bytes(setting.kernel, call.shape, threads, grain.block_bytes, setting.has_scores)
     kernel *= 1 if setting.kernel == "numpy" else in_flight
@@ -84,6 +87,23 @@ def footprint(
         results=result * (1 if in_flight == 1 else 2 * in_flight) + _merging_bytes(call, sizes, grain, rows_pending),
         kernel=kernel + in_flight * (setting.read_bytes + joined),
         objects=_BASE_BYTES + (CACHED_TASKS + 2 * in_flight) * sizes.object_bytes,
+    )
+
+
+def _on_device(
+    problem: AttentionProblem, call: "_Call", sizes: TaskSizes, grain: Grain, setting: Setting, rows_pending: int
+) -> Footprint:
+    """Return what a call holds on each device: copies of inputs, what is computed, and a result on its way back."""
+    keys = sizes.key_tokens + (1 if grain.keys is not None else 2) * sizes.ahead_keys
+    result, is_summed = sizes.query_rows * call.row_bytes, setting.sums_on_device and rows_pending > 0
+    joined = sizes.bundle_rows * call.query_bytes if sizes.is_bundled else 0
+    return Footprint(
+        output=0,
+        sums=rows_pending * call.row_bytes if is_summed else 0,
+        inputs=keys * call.key_bytes + 2 * sizes.bundle_rows * call.query_bytes,
+        results=(1 if is_summed else 2) * result + _merging_bytes(call, sizes, grain, rows_pending if is_summed else 0),
+        kernel=scratch_bytes(setting.kernel, call.shape, 1, grain.block_bytes, setting.has_scores) + joined,
+        objects=_DEVICE_BASE_BYTES,
     )
 
 

@@ -85,13 +85,15 @@ class Plan:
 
     def reads(self) -> Iterator[tuple[int, Read, int]]:
         """Yield task by task what a worker reads for it, in order, and the bytes of each."""
-        p = self.problem
-        for task in self.tasks():
-            n_heads = self._n_heads(task)
-            n_kv_heads = n_heads * p.n_kv_heads // p.n_heads
-            a_token = {"queries": n_heads * p.width, "keys": n_kv_heads * (p.width + p.value_width)}
-            for read in reads(task, self.grain.keys):
-                yield task.index, read, a_token[read.what] * p.itemsize * len(read.group)
+        return (read for task in self.tasks() for read in self.reads_of(task))
+
+    def reads_of(self, task: Task) -> Iterator[tuple[int, Read, int]]:
+        """Yield what a worker reads for a task, in order: the task's number, what, and the bytes of it."""
+        p, n_heads = self.problem, self._n_heads(task)
+        n_kv_heads = n_heads * p.n_kv_heads // p.n_heads
+        a_token = {"queries": n_heads * p.width, "keys": n_kv_heads * (p.width + p.value_width)}
+        for read in reads(task, self.grain.keys):
+            yield task.index, read, a_token[read.what] * p.itemsize * len(read.group)
 
     def completes(self, i: int) -> range:
         """Return the queries, of its heads, that are complete once task i has come after all before it."""
@@ -124,6 +126,11 @@ class Plan:
         return n_rows * self._n_heads(task) * (p.value_width + 1) * DTYPES[p.accumulator_dtype][0]
 
     @property
+    def keeps_sums_on_device(self) -> bool:
+        """Whether results stay on the device that computes them, and are merged there."""
+        return self.setting.sums_on_device and not self.completes_each
+
+    @property
     def footprint(self) -> Footprint:
         """The most bytes that a run holds beyond the caller's arrays, by what they are for."""
         return _footprint(self)
@@ -140,7 +147,7 @@ class Plan:
 
     def seconds(self, rates: Rates | None = None) -> float:
         """Predict the time of a run on a machine of such rates, by default a typical one."""
-        rates = rates or Rates.typical(max(self.setting.threads, self.setting.in_flight), self.setting.is_staged)
+        rates = rates or Rates.typical(self.setting)
         return predicted_seconds(self.problem.flops(self.problem.n_pairs), self.traffic, len(self), rates)
 
     def _n_heads(self, task: Task) -> int:

@@ -82,7 +82,8 @@ def traffic(problem: AttentionProblem, reads: TaskReads, setting: Setting) -> Tr
         read=reads.queries * p.n_batch_heads * p.width * p.itemsize + reads.keys * key,
         passed=reads.passed * key,
         results=results,
-        spilled=2 * results if setting.is_spilled else 0,  # each is written, and read when the next comes or at the end
+        # each is written, and read when the next comes or at the end
+        spilled=2 * results if setting.is_spilled and not setting.devices else 0,
         written=prod(p.out_shape) * DTYPES[setting.output_dtype or p.dtype][0],
     )
 

@@ -1,0 +1,65 @@
+"""Which devices a call computes on: what `backend` and `devices` mean for inputs of some library."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from cqs.backend.arrays import is_cupy, is_numpy
+from cqs.backend.cuda import CudaDevice
+from cqs.backend.device import Device
+from cqs.checks import whole_number
+from cqs.errors import BackendError, OptionError
+from cqs.types import Namespace
+
+__all__ = ["BACKENDS", "chosen_devices"]
+
+BACKENDS = ("numpy", "cupy")
+
+
+def chosen_devices(backend: str | None, devices: Sequence[int | Device] | None, xp: Namespace) -> tuple[Device, ...]:
+    """Return the devices that inputs are copied to; none if what is computed stays where the inputs are.
+
+    Parameters
+    ----------
+    backend : {None, "numpy", "cupy"}
+        As of `cqs.attention`.
+    devices : sequence of int or Device, or None
+        Likewise.
+    xp : namespace
+        Of the inputs, NumPy's for what is on disk.
+
+    Raises
+    ------
+    BackendError, OptionError
+        If there is no such backend or device, or it does not fit the inputs.
+    """
+    if backend not in (None, *BACKENDS):
+        rule = f"be one of {', '.join(BACKENDS)}"
+        raise BackendError.of("backend", rule, repr(backend), "leave it out to compute where the inputs are")
+    library = xp.__name__.removeprefix("array_api_compat.")
+    if backend == "numpy" and not is_numpy(xp):
+        remedy = "leave `backend` out, or give NumPy arrays or files"
+        raise BackendError.of("backend", f"fit the inputs, arrays of {library}", "'numpy'", remedy)
+    if backend == "cupy" and not (is_numpy(xp) or is_cupy(xp)):
+        remedy = "give NumPy or CuPy arrays, files, or torch tensors on a CUDA device"
+        raise BackendError.of("backend", f"fit the inputs, arrays of {library}", "'cupy'", remedy)
+    if devices is None:
+        return (CudaDevice(0),) if backend == "cupy" and is_numpy(xp) else ()
+    return _devices(backend, devices, xp)
+
+
+def _devices(backend: str | None, devices: Any, xp: Namespace) -> tuple[Device, ...]:
+    if not is_numpy(xp):
+        remedy = "leave `devices` out, or give NumPy arrays or files, which are copied to them"
+        raise OptionError.of("devices", "be left out for arrays that are on a device", repr(devices), remedy)
+    if not isinstance(devices, Sequence) or isinstance(devices, str) or not devices:
+        remedy = "as in devices=[0, 1]"
+        raise OptionError.of("devices", "be a list of numbers of devices", repr(devices), remedy)
+    if len({device if isinstance(device, int) else id(device) for device in devices}) < len(devices):
+        raise OptionError.of("devices", "name each device once", repr(devices), "leave out what is doubled")
+    if backend != "cupy" and not all(isinstance(device, Device) for device in devices):
+        raise OptionError.of("devices", "come with backend='cupy'", repr(devices), "add it, or leave `devices` out")
+    remedy = "devices count from 0"
+    return tuple(
+        device if isinstance(device, Device) else CudaDevice(whole_number("devices", device, 0, remedy))
+        for device in devices
+    )

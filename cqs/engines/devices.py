@@ -1,0 +1,170 @@
+"""Running a plan on devices: GPUs, each with a thread of its own, and no traffic between them."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from cqs.backend import Device, Download, Session, quiet_floats, stopped_by
+from cqs.engines.turns import Accept, Turns
+from cqs.errors import OptionError
+from cqs.partial import Partial
+from cqs.reading import Direct, Feed, ReadAhead
+from cqs.schedule import Plan, Read, Task
+from cqs.staging import DeviceSource, Uploads
+from cqs.worker import TaskResult, Worker
+
+__all__ = ["DeviceEngine"]
+
+_HOST_BYTES = 256 << 20  # of inputs on disk that are read ahead, for each device
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceEngine:
+    """Devices that draw tasks from one list: whoever is done takes the next.
+
+    Parameters
+    ----------
+    devices : tuple of Device
+        At least one.
+    reads_ahead : bool
+        Whether inputs are worth reading ahead in a thread, as from a file.
+    """
+
+    devices: tuple[Device, ...]
+    reads_ahead: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.devices:
+            raise OptionError.of("devices", "name at least one device", "none", "leave it out for the first GPU")
+
+    def run(self, plan: Plan, worker: Worker, accept: Accept) -> None:
+        """Pass on results in the plan's order, in the memory of the machine, unless their sums stay on the device."""
+        drawn = _Drawn(plan)
+        if len(self.devices) == 1:
+            self._run_on(self.devices[0], drawn, worker, accept)
+        else:
+            self._run_on_all(drawn, worker, accept)
+
+    def _run_on_all(self, drawn: "_Drawn", worker: Worker, accept: Accept) -> None:
+        """Give each device a thread; the results come in the plan's order."""
+        turns, stop = Turns(accept, most_ahead=2 * len(self.devices)), threading.Event()
+        failures: list[BaseException] = []
+
+        def work(device: Device) -> None:
+            try:
+                with stopped_by(stop), quiet_floats():
+                    self._run_on(device, drawn, worker, lambda result: turns.add(result.task.index, result))
+            except BaseException as error:
+                failures.append(error)
+                drawn.close()
+                turns.close()
+
+        threads = [threading.Thread(target=work, args=(device,), name=f"cqs-{device.name}") for device in self.devices]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                thread.join()
+        except BaseException:  # interrupted
+            stop.set()
+            drawn.close()
+            turns.close()
+            for thread in threads:
+                thread.join()
+            raise
+        if failures:
+            raise failures[0]
+
+    def _run_on(self, device: Device, drawn: "_Drawn", worker: Worker, pass_on: Accept) -> None:
+        """Run the tasks that one device draws."""
+        plan, mine = drawn.plan, drawn.share()
+        with device.opened(plan.setting.memory) as session, ExitStack() as reading:
+            own = replace(worker, source=DeviceSource(worker.source, session))
+            host: Feed = Direct(worker.source, worker.emit)
+            if self.reads_ahead:
+                ahead = ReadAhead(worker.source, mine.reads(), _HOST_BYTES, worker.emit)
+                host = reading.enter_context(ahead.running())
+            feed = Uploads(session, host, mine.reads(), plan.footprint.inputs, worker.emit)
+            results = (own.run(task, feed=feed) for task in mine.tasks())
+            for result in results if plan.keeps_sums_on_device else _returned(results, session):
+                pass_on(result)
+
+
+def _returned(results: Iterator[TaskResult], session: Session) -> Iterator[TaskResult]:
+    """Yield results as they come back from a device, each while the next is computed."""
+    last: _Return | None = None
+    for result in results:
+        returning = _Return.of(result, session)
+        del result
+        if last is not None:
+            yield last.result()
+        last = returning
+    if last is not None:
+        yield last.result()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Return:
+    """A result on its way back from a device."""
+
+    task: Task
+    downloads: tuple[tuple[Download, Download], ...]
+
+    @classmethod
+    def of(cls, result: TaskResult, session: Session) -> "_Return":
+        pairs = tuple((session.download(p.out), session.download(p.lse)) for p in result.partials)
+        return cls(result.task, pairs)
+
+    def result(self) -> TaskResult:
+        """Wait for it."""
+        return TaskResult(self.task, tuple(Partial(out.result(), lse.result()) for out, lse in self.downloads))
+
+
+class _Drawn:
+    """The list of tasks that devices draw from."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._indices = iter(range(len(plan)))
+        self._lock = threading.Lock()
+
+    def next(self) -> int | None:
+        """Draw a task; None if there are no more."""
+        with self._lock:
+            return next(self._indices, None)
+
+    def close(self) -> None:
+        """Let nobody draw any more."""
+        with self._lock:
+            self._indices = iter(())
+
+    def share(self) -> "_Share":
+        """Return a share that draws when it is read."""
+        return _Share(self)
+
+
+class _Share:
+    """The tasks of one device, drawn when reading ahead comes to them. Read in several places, from any thread."""
+
+    def __init__(self, drawn: _Drawn) -> None:
+        self._drawn = drawn
+        self._mine: list[int | None] = []
+        self._lock = threading.Lock()
+
+    def tasks(self) -> Iterator[Task]:
+        """Yield its tasks."""
+        n = 0
+        while True:
+            with self._lock:
+                if n == len(self._mine):
+                    self._mine.append(self._drawn.next())
+                index = self._mine[n]
+            if index is None:
+                return
+            yield self._drawn.plan.task(index)
+            n += 1
+
+    def reads(self) -> Iterator[tuple[int, Read, int]]:
+        """Yield what is read for its tasks."""
+        return (entry for task in self.tasks() for entry in self._drawn.plan.reads_of(task))

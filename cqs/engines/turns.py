@@ -1,0 +1,39 @@
+"""Results in the order of their tasks, whichever thread they come from."""
+
+import threading
+from collections.abc import Callable
+
+from cqs.worker import TaskResult
+
+__all__ = ["Accept", "Turns"]
+
+# Takes one result; a `Tiler.add`, say
+Accept = Callable[[TaskResult], object]
+
+
+class Turns:
+    """Passes results on in the order of their tasks, and holds up a thread that is too far ahead of the others."""
+
+    def __init__(self, accept: Accept, most_ahead: int) -> None:
+        self._accept = accept
+        self._most_ahead = most_ahead
+        self._waiting: dict[int, TaskResult] = {}
+        self._next = 0
+        self._is_closed = False
+        self._changed = threading.Condition()
+
+    def add(self, i: int, result: TaskResult) -> None:
+        """Take the result of task i, and pass on all whose turn it is."""
+        with self._changed:
+            self._waiting[i] = result
+            while self._next in self._waiting and not self._is_closed:
+                self._accept(self._waiting.pop(self._next))
+                self._next += 1
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._is_closed or i < self._next + self._most_ahead)
+
+    def close(self) -> None:
+        """Let every thread go on: nothing is passed on any more."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()

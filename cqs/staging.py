@@ -1,0 +1,186 @@
+"""Inputs on their way to a device: copied ahead of what is computed, through slots that are used again and again."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+
+from cqs.backend import Session, Slot, is_out_of_memory, slot_bytes
+from cqs.events import BytesUploaded, Emit
+from cqs.kernels import KeyChunk
+from cqs.reading import Feed, Groups
+from cqs.schedule import Group, HeadBlock, Read
+from cqs.sources import Source
+from cqs.types import Array
+
+__all__ = ["DeviceSource", "Uploads"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceSource:
+    """A source whose groups come as copies on a device: for what was not planned, as when a task is divided."""
+
+    source: Source
+    session: Session
+
+    def queries(self, group: Group, heads: HeadBlock | None = None) -> Array:
+        """Return the group's queries."""
+        return self.session.upload(self.source.queries(group, heads))
+
+    def keys(self, group: Group, heads: HeadBlock | None = None) -> KeyChunk:
+        """Return the group's keys and values."""
+        return KeyChunk(*map(self.session.upload, self.source.keys(group, heads)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Uploaded:
+    """Groups in a slot."""
+
+    task: int
+    read: Read
+    groups: Groups
+    slot: Slot
+
+
+class Uploads:
+    """A `Feed` of a device: what comes next is copied in while something else is computed.
+
+    All of it is done by the thread that computes, between the kernels that it launches: a launch returns at once.
+
+    Parameters
+    ----------
+    session : Session
+        The open device.
+    feed : Feed
+        Gives the groups in the memory of the machine.
+    order : iterator of (int, Read, int)
+        Task, what is read for it, and its bytes, in the order of `take`.
+    limit : int
+        Bytes of all slots together. Only what somebody waits for may exceed it.
+    emit : function, optional
+        Told of each group that is sent off.
+    """
+
+    def __init__(
+        self, session: Session, feed: Feed, order: Iterator[tuple[int, Read, int]], limit: int, emit: Emit = None
+    ) -> None:
+        self._session = session
+        self._feed = feed
+        self._order = order
+        self._limit = limit
+        self._emit = emit
+        self._ready: deque[_Uploaded] = deque()
+        self._taken: list[_Uploaded] = []
+        self._spare: dict[str, list[Slot]] = {"queries": [], "keys": []}  # which differ in size
+        self._held = 0  # bytes of all slots
+        self._fetched: tuple[int, Read, Groups | BaseException] | None = None  # from the feed, and in no slot yet
+        self._skipped: set[int] = set()
+
+    def take(self, read: Read, task: int) -> Groups:
+        """Return groups on the device, and begin to copy those that come next."""
+        while not self._ready:
+            self._upload_next(must=True)
+        uploaded = self._ready.popleft()
+        assert (uploaded.task, uploaded.read) == (task, read), "a worker reads in the order of its plan"
+        self._taken.append(uploaded)
+        uploaded.slot.wait()
+        while self._upload_next():
+            pass
+        return uploaded.groups
+
+    def release(self, groups: Iterable[Groups]) -> None:
+        """Let slots be filled again, once what was told to compute so far has been computed."""
+        for group in groups:
+            uploaded = next((x for x in self._taken if x.groups is group), None)
+            if uploaded is not None:
+                self._taken.remove(uploaded)
+                self._let_go(uploaded)
+
+    def skip(self, task: int) -> None:
+        """Let go of what was copied for a task, and copy no more for it."""
+        self._skipped.add(task)
+        for uploaded in [x for x in self._ready if x.task == task]:
+            self._ready.remove(uploaded)
+            self._let_go(uploaded)
+        if self._fetched is not None and self._fetched[0] == task:
+            groups, self._fetched = self._fetched[2], None
+            self._feed.release([] if isinstance(groups, BaseException) else [groups])
+        self._feed.skip(task)
+
+    def _let_go(self, uploaded: _Uploaded) -> None:
+        uploaded.slot.free()
+        self._spare[uploaded.read.what].append(uploaded.slot)
+
+    def _upload_next(self, must: bool = False) -> bool:
+        """Copy what comes next, if there is a slot for it; say whether there was anything, and a slot.
+
+        What goes wrong is raised only to whoever waits for it.
+        """
+        start = perf_counter()
+        if self._fetched is None:
+            self._fetched = self._fetch()
+        if self._fetched is None:
+            assert not must, "a worker reads no more than its plan says"
+            return False
+        task, read, groups = self._fetched
+        if isinstance(groups, BaseException):
+            if not must:
+                return False
+            self._fetched = None
+            raise groups
+        arrays = groups if isinstance(groups, KeyChunk) else (groups,)
+        slot = self._slot_of(read.what, slot_bytes(arrays), must)
+        if slot is None:
+            return False
+        filled = slot.fill(arrays)
+        self._fetched = None
+        self._feed.release([groups])
+        self._ready.append(_Uploaded(task, read, KeyChunk(*filled) if read.what == "keys" else filled[0], slot))
+        if self._emit is not None:
+            self._emit(BytesUploaded(task=task, start=start, n_bytes=sum(array.nbytes for array in arrays)))
+        return True
+
+    def _fetch(self) -> tuple[int, Read, Groups | BaseException] | None:
+        """Take what comes next from the feed."""
+        for task, read, _ in self._order:
+            if task in self._skipped:
+                continue
+            try:
+                return task, read, self._feed.take(read, task)
+            except Exception as error:
+                return task, read, error
+        return None
+
+    def _slot_of(self, what: str, size: int, must: bool) -> Slot | None:
+        """Return a slot: one that was used before and is free, or a new one if there is room, or one to wait for."""
+        spare = self._spare[what]
+        fitting = next((slot for slot in spare if slot.size >= size), None)
+        has_room = self._held + size <= self._limit
+        if fitting is not None and (fitting.is_free() or not has_room):
+            spare.remove(fitting)
+            return fitting
+        if has_room or must:
+            return self._new_slot(size, must)
+        return None
+
+    def _new_slot(self, size: int, must: bool) -> Slot | None:
+        if self._held + size > self._limit:
+            self._drop_spare()
+        try:
+            slot = self._session.slot(size)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if not must:
+                return None
+            self._drop_spare()
+            slot = self._session.slot(size)
+        self._held += size
+        return slot
+
+    def _drop_spare(self) -> None:
+        """Give back the memory of slots that nobody uses, once nothing is copied or computed in them."""
+        self._session.synchronise()
+        for spare in self._spare.values():
+            self._held -= sum(slot.size for slot in spare)
+            spare.clear()
