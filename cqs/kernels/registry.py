@@ -7,6 +7,7 @@ from cqs.backend import is_numpy
 from cqs.errors import OptionError
 from cqs.kernels import blockwise, numpy_threads, reference
 from cqs.kernels.contract import Attend, Request
+from cqs.types import Namespace
 
 __all__ = ["KERNELS", "Kernel", "choose_kernel"]
 
@@ -21,28 +22,26 @@ class Kernel:
         As in `kernel=`.
     attend : function
         The kernel.
+    library : str
+        Whose arrays it takes.
+    takes : function
+        Of a namespace, whether it takes its arrays.
     refusal : function
-        Of a `Request`, why the kernel cannot do it, in a few words; None if it can.
+        Of a `Request` with such arrays, why the kernel cannot do it, in a few words; None if it can.
     """
 
     name: str
     attend: Attend
-    refusal: Callable[[Request], str | None]
-
-
-def _takes_all(request: Request) -> None:
-    return None
-
-
-def _takes_numpy(request: Request) -> str | None:
-    return None if is_numpy(request.xp) else "takes NumPy arrays"
+    library: str = "any array-API library"
+    takes: Callable[[Namespace], bool] = lambda xp: True
+    refusal: Callable[[Request], str | None] = lambda request: None
 
 
 # in order of preference for kernel="auto"
 _TABLE = (
-    Kernel("numpy", numpy_threads.attend, _takes_numpy),  # threads, BLAS
-    Kernel("blockwise", blockwise.attend, _takes_all),  # never a T x S array
-    Kernel("reference", reference.attend, _takes_all),  # the formula, for reading
+    Kernel("numpy", numpy_threads.attend, "NumPy", is_numpy),  # threads, BLAS
+    Kernel("blockwise", blockwise.attend),  # never a T x S array
+    Kernel("reference", reference.attend),  # the formula, for reading
 )
 KERNELS = {kernel.name: kernel for kernel in _TABLE}
 
@@ -55,7 +54,8 @@ def choose_kernel(name: str, request: Request) -> tuple[Kernel, tuple[tuple[str,
     Kernel
         The one to take.
     tuple of (str, str)
-        Those that come before it in the table, and why they cannot; nothing for a kernel that was asked for by name.
+        Those that take such arrays and come before it in the table, and why they cannot do it; none for a kernel that
+        was asked for by name.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def choose_kernel(name: str, request: Request) -> tuple[Kernel, tuple[tuple[str,
     """
     if name == "auto":
         passed_over: list[tuple[str, str]] = []
-        for kernel in _TABLE:
+        for kernel in (kernel for kernel in _TABLE if kernel.takes(request.xp)):
             refusal = kernel.refusal(request)
             if refusal is None:
                 return kernel, tuple(passed_over)
@@ -73,8 +73,12 @@ def choose_kernel(name: str, request: Request) -> tuple[Kernel, tuple[tuple[str,
         raise OptionError.of(
             "kernel", f"be auto or one of {', '.join(KERNELS)}", repr(name), "'auto' picks the fastest"
         )
-    refusal = KERNELS[name].refusal(request)
+    kernel = KERNELS[name]
+    if not kernel.takes(request.xp):
+        library = request.xp.__name__.removeprefix("array_api_compat.")
+        rule = f"take arrays of {library}"
+        raise OptionError.of("kernel", rule, f"{name!r}, which takes {kernel.library}", "use kernel='auto'")
+    refusal = kernel.refusal(request)
     if refusal is not None:
-        rule = f"be able to do what is asked of arrays of {request.xp.__name__.removeprefix('array_api_compat.')}"
-        raise OptionError.of("kernel", rule, f"{name!r}, which {refusal}", "use kernel='auto'")
-    return KERNELS[name], ()
+        raise OptionError.of("kernel", "be able to do what is asked", f"{name!r}: {refusal}", "use kernel='auto'")
+    return kernel, ()
