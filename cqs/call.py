@@ -3,26 +3,23 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cqs.backend import (
     Device,
     arrays_device,
-    chosen_devices,
     cuda_tensor_as_cupy,
     cupy_as_tensor,
     is_cuda_tensor,
-    is_cupy,
-    namespace_of,
     refuse_gradients,
 )
-from cqs.engines import DeviceEngine, Engine, as_engine, concurrency
-from cqs.errors import OptionError
-from cqs.kernels import Kernel, Request, choose_kernel
+from cqs.engines import Engine
+from cqs.kernels import Kernel
 from cqs.masks import Mask
+from cqs.placing import placed
 from cqs.problem import AttentionProblem
-from cqs.schedule import Plan, Scheduler, Setting
+from cqs.schedule import Plan, Scheduler
 from cqs.scores import ALiBi, Scores, checked_sink_logits
 from cqs.sources import InputSource, Sink, Target, like_of, open_inputs, open_output
 from cqs.types import Array
@@ -100,38 +97,21 @@ def ready(
         held.enter_context(arrays_device(like, None if memory is None else parse_bytes("memory", memory)))
         scores = Scores.of(problem, like, softcap, bias, score_mod)
         logits = None if sink_logits is None else checked_sink_logits(sink_logits, problem, like=like)
-        chosen_on = chosen_devices(backend, devices, namespace_of(q=like))
-        xp = chosen_on[0].xp if chosen_on else namespace_of(q=like)
-        chosen, passed_over = choose_kernel(kernel, Request(xp, problem, scores is not None))
+        place = placed(
+            problem, source, backend=backend, devices=devices, kernel=kernel, engine=engine, memory=memory,
+            has_scores=scores is not None,
+        )  # fmt: skip
         target = open_output(out, problem, source)
-        if chosen_on and engine is not None:
-            raise OptionError.of("engine", "be left out with `devices`, which run the tasks", repr(engine), "drop one")
-        runner = DeviceEngine(chosen_on, reads_ahead=source.is_staged) if chosen_on else as_engine(engine)
-        setting = Setting(
-            kernel=chosen.name,
+        setting = replace(
+            place.setting,
             output=target.kind,
             output_dtype=target.dtype,
             keeps_lse=return_lse,
-            has_scores=scores is not None,
-            passed_over=passed_over,
-            **_held_where(runner, chosen_on, source, target, is_cupy(xp), memory is not None),
+            read_bytes=place.setting.read_bytes + target.write_bytes,
         )
-        if chosen_on and memory is None:
-            memory = min(device.free_bytes() for device in chosen_on) * 9 // 10
-        plan = Scheduler(workers, strategy, memory, setting).plan(problem)
-        yield Call(plan, source, target, chosen, runner, scores, logits, cupy_as_tensor if is_tensor else _same)
-
-
-def _held_where(
-    runner: Engine, devices: Sequence[Device], source: InputSource, target: Target, is_on_gpu: bool, is_bounded: bool
-) -> dict[str, Any]:
-    """Return what of a `Setting` follows from where tasks are computed."""
-    if devices:
-        names = tuple(device.name for device in devices)
-        return {"threads": 1, "in_flight": 1, "is_staged": True, "devices": names}
-    threads, in_flight = (1, 1) if is_on_gpu else concurrency(runner, needs_little=is_bounded or source.is_staged)
-    read_bytes = source.read_bytes + target.write_bytes
-    return {"threads": threads, "in_flight": in_flight, "is_staged": source.is_staged, "read_bytes": read_bytes}
+        plan = Scheduler(workers, strategy, place.memory, setting).plan(problem)
+        hand_out = cupy_as_tensor if is_tensor else _same
+        yield Call(plan, source, target, place.kernel, place.engine, scores, logits, hand_out)
 
 
 def _as_cupy(x: Any) -> Any:

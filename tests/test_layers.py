@@ -29,6 +29,7 @@ LAYERS = (
     ("tiler",),
     ("engines",),
     ("progress", "trace", "oracle", "adversarial", "verify", "testing", "plot"),
+    ("placing",),
     ("call",),
     ("api",),
     ("__init__",),

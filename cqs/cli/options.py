@@ -4,7 +4,7 @@ import argparse
 import re
 from typing import Any
 
-__all__ = ["Arguments", "Parsers", "add_command", "add_common", "rate", "whole"]
+__all__ = ["Arguments", "Parsers", "add_command", "add_common", "numbers", "rate", "whole"]
 
 Arguments = argparse.Namespace
 Parsers = Any  # what `add_subparsers` returns has no public name
@@ -29,6 +29,18 @@ def add_common(parser: argparse._ActionsContainer, *names: str) -> None:
         parser.add_argument(f"--{name}", **_COMMON[name])
 
 
+def numbers(text: str) -> list[int]:
+    """Read numbers with commas between them.
+
+    >>> numbers("0,1")
+    [0, 1]
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers such as 0,1, got {text!r}") from None
+
+
 _COMMON: dict[str, dict[str, Any]] = {
     "workers": {"type": int, "metavar": "W", "help": "number of tasks; by default what suits this machine"},
     "causal": {"action": "store_true", "help": "query i sees keys j <= i only"},
@@ -42,6 +54,8 @@ _COMMON: dict[str, dict[str, Any]] = {
         "metavar": "BYTES",
         "help": "the most to hold beyond inputs in memory, such as 256MiB; by default no limit",
     },
+    "backend": {"metavar": "NAME", "help": "numpy (default), or cupy, which computes on a GPU"},
+    "devices": {"type": numbers, "metavar": "N,N...", "help": "which GPUs, such as 0,1; by default the first"},
     "threads": {"type": int, "metavar": "N", "help": "threads to compute on; by default one a CPU"},
     "json": {"action": "store_true", "help": "print one JSON object in place of the table"},
 }

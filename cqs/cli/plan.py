@@ -2,6 +2,7 @@
 
 from contextlib import closing
 from dataclasses import replace
+from typing import Literal
 
 from cqs.cli.choices import add_choices, has_scores, mask_of
 from cqs.cli.comparison import alternatives, comparison_json, comparison_table
@@ -10,8 +11,9 @@ from cqs.cli.measure import measured_rates
 from cqs.cli.options import Arguments, Parsers, add_command, add_common, rate, whole
 from cqs.cli.summary import plan_json, plan_rows, summarize
 from cqs.cli.terminal import print_columns, print_json, print_table, print_text
-from cqs.engines import LocalEngine, concurrency
+from cqs.engines import LocalEngine
 from cqs.errors import OptionError
+from cqs.placing import placed
 from cqs.problem import AttentionProblem
 from cqs.schedule import Rates, Scheduler, Setting
 from cqs.sources import ShapeInput, open_inputs
@@ -47,7 +49,7 @@ def add_parser(parsers: Parsers) -> None:
     shape.add_argument("--key-tokens", type=whole, metavar="S", help="keys and values; by default T")
     shape.add_argument("--batch", type=whole, nargs="+", metavar="B", help="batch dimensions; by default none")
     shape.add_argument("--dtype", metavar="NAME", help="float16, bfloat16, float32 (default) or float64")
-    add_common(parser, "memory", "workers", "strategy", "threads")
+    add_common(parser, "memory", "workers", "strategy", "threads", "backend", "devices")
     speed = parser.add_argument_group("rates, for predicted times")
     speed.add_argument(
         "--rate", type=rate, metavar="FLOP/S", help="of matrix products on all threads, such as 150G or 2.5T"
@@ -61,8 +63,8 @@ def add_parser(parsers: Parsers) -> None:
 
 def command(args: Arguments) -> int:
     """Run the command."""
-    problem, setting = _problem(args)
-    scheduler = Scheduler(args.workers, args.strategy, args.memory, setting)
+    problem, memory, setting = _problem(args)
+    scheduler = Scheduler(args.workers, args.strategy, memory, setting)
     plan = scheduler.plan(problem)
     found, rates, summary = alternatives(scheduler, plan), _rates(args, setting), summarize(plan)
     if args.json:
@@ -76,8 +78,8 @@ def command(args: Arguments) -> int:
     return 0
 
 
-def _problem(args: Arguments) -> tuple[AttentionProblem, Setting]:
-    """Return what is to be computed, and what a run would have to do with."""
+def _problem(args: Arguments) -> tuple[AttentionProblem, int | None, Setting]:
+    """Return what is to be computed, and what a run would have to do with: memory, and the rest."""
     given = [name for name in _SHAPE if getattr(args, name) is not None]
     if args.files and given:
         option = f"--{given[0].replace('_', '-')}"
@@ -88,23 +90,16 @@ def _problem(args: Arguments) -> tuple[AttentionProblem, Setting]:
     dtype = "float32" if args.dtype is None else args.dtype
     is_run = bool(args.files) or args.memory is not None  # as `cqs run` does it, from files to a file
     inputs = inputs_of(args.files) if args.files else [ShapeInput(x, dtype, is_run) for x in _shapes(args)]
+    engine = None if args.threads is None else LocalEngine(args.threads)
     with closing(open_inputs(*inputs)) as source:
         problem = AttentionProblem.of(source.q, source.k, source.v, mask=mask_of(args))
-        is_staged, read_bytes = source.is_staged, source.read_bytes
-    engine = LocalEngine() if args.threads is None else LocalEngine(args.threads)
-    threads, in_flight = concurrency(engine, needs_little=args.memory is not None or is_staged)
+        place = placed(
+            problem, source, backend=args.backend, devices=args.devices, kernel="auto", engine=engine,
+            memory=args.memory, has_scores=has_scores(args),
+        )  # fmt: skip
     written = problem.accumulator_dtype if is_run and problem.dtype == "bfloat16" else problem.dtype
-    setting = Setting(
-        threads=threads,
-        in_flight=in_flight,
-        is_staged=is_staged,
-        output="sink" if is_run else "new",
-        output_dtype=written,
-        keeps_lse=False,
-        has_scores=has_scores(args),
-        read_bytes=read_bytes,
-    )
-    return problem, setting
+    output: Literal["sink", "new"] = "sink" if is_run else "new"
+    return problem, place.memory, replace(place.setting, output=output, output_dtype=written, keeps_lse=False)
 
 
 def _rates(args: Arguments, setting: Setting) -> Rates:

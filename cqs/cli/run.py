@@ -20,6 +20,7 @@ from cqs.cli.terminal import print_json, print_table
 from cqs.engines import LocalEngine
 from cqs.errors import OptionError
 from cqs.events import Event
+from cqs.kernels import KERNELS
 from cqs.progress import run_bar
 from cqs.schedule import Plan
 from cqs.sources import NpySink
@@ -50,8 +51,8 @@ def add_parser(parsers: Parsers) -> None:
     parser.add_argument("-o", "--out", required=True, metavar="OUT", help="where the output is written: .npy or .zarr")
     parser.add_argument("--lse", metavar="LSE.npy", help="where the log-sum-exp of each query is written")
     add_common(parser, "memory", "workers", "strategy")
-    parser.add_argument("--kernel", default="auto", metavar="NAME", help="auto (default), numpy, blockwise, reference")
-    add_common(parser, "threads")
+    parser.add_argument("--kernel", default="auto", metavar="NAME", help=f"auto (default), {', '.join(KERNELS)}")
+    add_common(parser, "threads", "backend", "devices")
     parser.add_argument(
         "--trace", metavar="TRACE.json", help="write what happens when; https://ui.perfetto.dev opens it"
     )
@@ -91,8 +92,8 @@ def command(args: Arguments) -> int:
 def _options(args: Arguments, inputs: tuple[FileInput, ...]) -> dict[str, Any]:
     """Return the arguments of `cqs.attention`, and of `cqs.plan`, that the options describe."""
     bare = cqs.plan(*inputs, workers=1).problem  # which refuses inputs that do not fit each other
-    engine = LocalEngine() if args.threads is None else LocalEngine(args.threads)
-    names = ("workers", "memory", "strategy", "kernel", "out")
+    engine = None if args.threads is None else LocalEngine(args.threads)
+    names = ("workers", "memory", "strategy", "backend", "devices", "kernel", "out")
     options = {name: getattr(args, name) for name in names} | {"engine": engine, "return_lse": args.lse is not None}
     return options | {"mask": mask_of(args)} | scores_of(args, bare.n_heads)
 
