@@ -1,0 +1,90 @@
+// Enough of CUDA C++ to run a kernel on the CPU, a block of threads after another. Each thread is a fiber, which hands
+// over to the next where it has to wait for the others; so all of them must get to every barrier and every shuffle.
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstring>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+using std::exp, std::fmax, std::isfinite, std::log;
+
+#define __global__
+#define __device__
+#define __shared__ static
+
+struct Place { unsigned x = 0, y = 0, z = 0; };
+static Place threadIdx, blockIdx, blockDim, gridDim;
+
+namespace on_cpu {
+constexpr int most_threads = 1024, stack_bytes = 1 << 16;
+ucontext_t scheduler, fibers[most_threads];
+char* stacks = new char[(size_t)most_threads * stack_bytes];
+bool is_done[most_threads];
+double slots[most_threads];
+void (*body)();
+
+void enter() {
+    body();
+    is_done[threadIdx.x] = true;
+}
+
+void wait_for_all() {  // the scheduler goes round all threads, so when it comes back all others have got here
+    const unsigned thread = threadIdx.x;
+    swapcontext(&fibers[thread], &scheduler);
+    threadIdx.x = thread;
+}
+
+void run_block(int n_threads) {
+    for (int i = 0; i < n_threads; ++i) {
+        is_done[i] = false;
+        getcontext(&fibers[i]);
+        fibers[i].uc_stack.ss_sp = stacks + (size_t)i * stack_bytes;
+        fibers[i].uc_stack.ss_size = stack_bytes;
+        fibers[i].uc_link = &scheduler;
+        makecontext(&fibers[i], enter, 0);
+    }
+    for (int n_done = 0; n_done < n_threads;) {
+        for (int i = 0; i < n_threads; ++i)
+            if (!is_done[i]) {
+                threadIdx.x = i;
+                swapcontext(&scheduler, &fibers[i]);
+                n_done += is_done[i];
+            }
+    }
+}
+
+template <typename... P, size_t... I>
+void launch(void (*kernel)(P...), int grid, int threads, void** arguments, std::index_sequence<I...>) {
+    static std::tuple<P...> given;
+    static void (*chosen)(P...);
+    given = std::tuple<P...>(*(P*)arguments[I]...);
+    chosen = kernel;
+    body = [] { std::apply(chosen, given); };
+    gridDim.x = grid, blockDim.x = threads;
+    for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) run_block(threads);
+}
+
+template <typename... P>
+void launch(void (*kernel)(P...), int grid, int threads, void** arguments) {
+    launch(kernel, grid, threads, arguments, std::index_sequence_for<P...>());
+}
+}  // namespace on_cpu
+
+inline void __syncthreads() { on_cpu::wait_for_all(); }
+
+template <typename T>
+T __shfl_xor_sync(unsigned, T own, int step) {
+    on_cpu::slots[threadIdx.x] = own;
+    on_cpu::wait_for_all();
+    const T other = (T)on_cpu::slots[threadIdx.x ^ step];
+    on_cpu::wait_for_all();
+    return other;
+}
+
+inline float __int_as_float(int bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
