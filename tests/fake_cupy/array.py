@@ -28,6 +28,7 @@ class ndarray:  # noqa: N801
     """An array on a device. `_view` is its NumPy array, `data` points to its first element and keeps its memory."""
 
     __array_priority__ = 100
+    __hash__ = None  # type: ignore[assignment]
     data: MemoryPointer
     base: "ndarray | None"
     _view: np.ndarray
@@ -252,7 +253,7 @@ BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift"
 OTHER = "lt le eq ne gt ge neg pos abs invert"
 METHODS = """
     sum max min mean prod any all argmax argmin cumsum cumprod clip round std var dot trace take repeat argsort nonzero
-    conj flatten searchsorted compress choose
+    conj flatten conjugate searchsorted compress choose
 """
 VIEW_METHODS = "reshape ravel transpose swapaxes squeeze diagonal"
 

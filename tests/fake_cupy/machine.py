@@ -1,6 +1,5 @@
 """The machine that the fake CuPy runs on: its devices, their memory, and copies between addresses."""
 
-import bisect
 import ctypes
 import threading
 from collections import ChainMap, deque
@@ -43,8 +42,7 @@ class Machine(Timeline):
         self.used, self.reserved = [0] * n_devices, [0] * n_devices
         self._peak_used, self._peak_reserved = [0] * n_devices, [0] * n_devices
         self.n_launched: dict[str, int] = {}
-        self._bases: list[int] = []
-        self._blocks: list[Block] = []
+        self._blocks: dict[int, Block] = {}  # by address; changed in one step, as finalizers may come in between
         self._graveyard: deque[Block] = deque()
         self._local = threading.local()
 
@@ -102,9 +100,7 @@ class Machine(Timeline):
         block = Block(raw[start : start + size], device, lane, list(history or ()))
         block.poison()
         with self.lock:
-            at = bisect.bisect(self._bases, block.base)
-            self._bases.insert(at, block.base)
-            self._blocks.insert(at, block)
+            self._blocks[block.base] = block
             if device is not None:
                 self.used[device] += size
                 self._peak_used[device] = max(self._peak_used[device], self.used[device])
@@ -113,24 +109,23 @@ class Machine(Timeline):
     def drop_block(self, block: Block) -> None:
         """Free a block: called by finalizers, so in any thread and at any time."""
         with self.lock:
-            at = bisect.bisect_left(self._bases, block.base)
-            del self._bases[at], self._blocks[at]
+            del self._blocks[block.base]
             if block.device is not None:
                 self.used[block.device] -= block.size
             self.free(block)
             self._graveyard.append(block)
-            while sum(b.size for b in self._graveyard) > GRAVEYARD:
+            while sum(b.size for b in list(self._graveyard)) > GRAVEYARD:
                 self._graveyard.popleft()
 
     def find(self, address: int, size: int = 1) -> Block | None:
         """Return the block that holds the bytes, or None if none does: the memory is pageable memory of the host."""
         with self.lock:
-            at = bisect.bisect(self._bases, address) - 1
-            if at >= 0 and address < self._blocks[at].base + self._blocks[at].size:
-                if address + size > self._blocks[at].base + self._blocks[at].size:
-                    raise CUDARuntimeError(700, f"{size} bytes at {address:#x} reach beyond their block")
-                return self._blocks[at]
-            if any(b.base <= address < b.base + b.size for b in self._graveyard):
+            for block in list(self._blocks.values()):
+                if block.base <= address < block.base + block.size:
+                    if address + size > block.base + block.size:
+                        raise CUDARuntimeError(700, f"{size} bytes at {address:#x} reach beyond their block")
+                    return block
+            if any(b.base <= address < b.base + b.size for b in list(self._graveyard)):
                 raise CUDARuntimeError(700, f"use after free of memory at {address:#x}")
         return None
 

@@ -3,6 +3,7 @@
 import gc
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -172,6 +173,7 @@ class _Arenas:
     def __init__(self) -> None:
         self.free: dict[int, list[Chunk]] = {}
         self.used = self.total = self.limit = 0
+        self._returned: deque[tuple[Chunk, Block, int]] = deque()
 
     def malloc(self, size: int) -> MemoryPointer:
         machine = now()
@@ -179,6 +181,7 @@ class _Arenas:
             return MemoryPointer(Memory(0), 0)
         size, stream = -(-size // UNIT) * UNIT, machine.current_lane().ptr
         with machine.lock:
+            self._settle()
             chunks = self.free.setdefault(stream, [])
             fitting = [chunk for chunk in chunks if chunk.size >= size]
             if fitting:
@@ -210,18 +213,30 @@ class _Arenas:
         raise OutOfMemoryError(size, self.total, self.limit)
 
     def take_back(self, chunk: Chunk, block: Block, stream: int) -> None:
+        """Be given a chunk by a finalizer, which may come while the lists of free chunks are being changed."""
         self.used -= chunk.size
-        chunk.history = [Access(a.lane, a.tick, None, a.writes, a.what) for a in block.history]
-        chunks = self.free.setdefault(stream, [])
-        for other in [c for c in chunks if c.segment is chunk.segment]:
-            if other.offset + other.size == chunk.offset or chunk.offset + chunk.size == other.offset:
-                chunks.remove(other)
-                start, history = min(chunk.offset, other.offset), chunk.history + other.history
-                chunk = Chunk(chunk.segment, start, chunk.size + other.size, history)
-        chunks.append(chunk)
+        self._returned.append((chunk, block, stream))
+
+    def _settle(self) -> None:
+        """Put what came back among the free chunks of its stream, merged with its neighbours."""
+        while self._returned:
+            chunk, block, stream = self._returned.popleft()
+            chunk.history = [Access(a.lane, a.tick, None, a.writes, a.what) for a in block.history]
+            chunks = self.free.setdefault(stream, [])
+            for other in [c for c in chunks if c.segment is chunk.segment]:
+                if other.offset + other.size == chunk.offset or chunk.offset + chunk.size == other.offset:
+                    chunks.remove(other)
+                    start, history = min(chunk.offset, other.offset), chunk.history + other.history
+                    chunk = Chunk(chunk.segment, start, chunk.size + other.size, history)
+            chunks.append(chunk)
+
+    def n_free_blocks(self) -> int:
+        self._settle()
+        return sum(map(len, self.free.values()))
 
     def free_all_blocks(self) -> None:
         """Give whole segments back; one of which a part is in use stays, as in CuPy."""
+        self._settle()
         for stream, chunks in self.free.items():
             self.total -= sum(c.size for c in chunks if c.size == c.segment.size)
             self.free[stream] = [c for c in chunks if c.size != c.segment.size]
@@ -242,7 +257,7 @@ class MemoryPool:
             self._pools[now().device].free_all_blocks()
 
     def n_free_blocks(self) -> int:
-        return sum(map(len, self._pools[now().device].free.values()))
+        return self._pools[now().device].n_free_blocks()
 
     def used_bytes(self) -> int:
         return self._pools[now().device].used
