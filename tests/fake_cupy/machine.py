@@ -11,7 +11,7 @@ import numpy as np
 from fake_cupy.ordering import Block, Lane, Timeline
 
 UNIT = 512  # what CuPy and cudaMalloc round allocations up to
-GRAVEYARD = 64 << 20  # freed memory that keeps its addresses, so that later uses are recognised
+GRAVES, LARGEST_GRAVE = 256, 1 << 20  # freed blocks that keep their addresses, so that later uses are recognised
 KERNELS: dict[str, Callable[..., Any]] = {}
 
 ERRORS = {
@@ -43,7 +43,7 @@ class Machine(Timeline):
         self._peak_used, self._peak_reserved = [0] * n_devices, [0] * n_devices
         self.n_launched: dict[str, int] = {}
         self._blocks: dict[int, Block] = {}  # by address; changed in one step, as finalizers may come in between
-        self._graveyard: deque[Block] = deque()
+        self._graveyard: deque[Block] = deque(maxlen=GRAVES)
         self._local = threading.local()
 
     # ------------------------------------------------------------------------------------ this thread's device
@@ -113,9 +113,8 @@ class Machine(Timeline):
             if block.device is not None:
                 self.used[block.device] -= block.size
             self.free(block)
-            self._graveyard.append(block)
-            while sum(b.size for b in list(self._graveyard)) > GRAVEYARD:
-                self._graveyard.popleft()
+            if block.size <= LARGEST_GRAVE:
+                self._graveyard.append(block)
 
     def find(self, address: int, size: int = 1) -> Block | None:
         """Return the block that holds the bytes, or None if none does: the memory is pageable memory of the host."""
