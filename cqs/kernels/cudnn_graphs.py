@@ -22,7 +22,7 @@ __all__ = ["DTYPES", "Layout", "Spec", "build_graph", "missing", "sdpa"]
 DTYPES = {"float16": "HALF", "bfloat16": "BFLOAT16"}  # to the names in `cudnn.data_type`
 
 _INSTALL = "pip install -U nvidia-cudnn-frontend nvidia-cudnn-cu13 (or -cu12, as CuPy)"
-_OLDEST_FRONTEND, _OLDEST_CUDNN = (1, 23), 91500
+_OLDEST_FRONTEND, _OLDEST_CUDNN = (1, 28), 91900  # with these every graph was built
 _OLDEST_DEVICE = 80  # compute capability 8.0
 _ALIGNED = 16  # bytes
 _MOST_GRAPHS = 512  # that a handle keeps
@@ -216,7 +216,7 @@ def _readable(cupy: Any, array: Array) -> Array:
     """Return the array, or a copy if cuDNN cannot read it where it is."""
     outer = [stride for stride, n in zip(array.strides[:-1], array.shape[:-1], strict=True) if n > 1]
     is_aligned = all(stride > 0 and stride % _ALIGNED == 0 for stride in outer) and array.data.ptr % _ALIGNED == 0
-    return array if is_aligned and array.strides[-1] == array.itemsize else cupy.ascontiguousarray(array)
+    return array if is_aligned and array.strides[-1] == array.itemsize else array.copy()
 
 
 def _dotted(version: int) -> str:
