@@ -341,3 +341,39 @@ def test_quorum_sets_of_other_covers_differ() -> None:
 def test_a_pickled_quorum_set_answers_as_before() -> None:
     quorums = quorum_set(21)
     assert np.array_equal(pickle.loads(pickle.dumps(quorums)).ownership(), quorums.ownership())
+
+
+# What a notebook shows
+
+BEYOND_DOTS = r"$\{0, 1, 2, 3, 4, \dots, 23, 24\} \subset \mathbb{Z}_{47},\quad m = 25 \ge 8$"
+
+
+@pytest.mark.parametrize(
+    ("cover", "shown"),
+    [
+        (DifferenceCover(1, (0,)), r"$\{0\} \subset \mathbb{Z}_1,\quad m = 1 \ge 1,\quad \text{perfect}$"),
+        (DifferenceCover(7, (0, 1, 3)), r"$\{0, 1, 3\} \subset \mathbb{Z}_7,\quad m = 3 \ge 3,\quad \text{perfect}$"),
+        (DifferenceCover(8, (0, 1, 2, 4)), r"$\{0, 1, 2, 4\} \subset \mathbb{Z}_8,\quad m = 4 \ge 4$"),
+        (DifferenceCover(10, (0, 1, 3, 6)), r"$\{0, 1, 3, 6\} \subset \mathbb{Z}_{10},\quad m = 4 \ge 4$"),
+        (DifferenceCover(9, tuple(range(6))), r"$\{0, 1, 2, 3, 4, 5\} \subset \mathbb{Z}_9,\quad m = 6 \ge 4$"),
+        (DifferenceCover.of(47, range(25)), BEYOND_DOTS),
+    ],
+    ids=["trivial", "perfect", "as few as counting allows", "two digits", "more than counting asks for", "dots"],
+)
+def test_a_cover_is_shown_as_mathematics(cover: DifferenceCover, shown: str) -> None:
+    assert cover._repr_latex_() == shown
+
+
+def test_up_to_24_elements_are_all_shown() -> None:
+    shown = DifferenceCover.of(47, range(24))._repr_latex_()
+    assert shown.startswith(rf"$\{{{', '.join(map(str, range(24)))}\}} \subset \mathbb{{Z}}_{{47}},")
+    assert "dots" not in shown
+
+
+def test_a_notebook_has_the_mathematics_beside_the_text() -> None:
+    formatter = pytest.importorskip("IPython.core.formatters").DisplayFormatter()
+    cover = difference_cover(7)
+    shown, _ = formatter.format(cover)
+    assert set(shown) == {"text/plain", "text/latex"}  # HTML, if there were any, would be shown in its place
+    assert shown["text/latex"] == cover._repr_latex_()
+    assert shown["text/plain"] == repr(cover) == "DifferenceCover(modulus=7, base=(0, 1, 3))"

@@ -18,6 +18,7 @@ from cqs.quorum.minimality import Minimality, minimality_of
 __all__ = ["DifferenceCover"]
 
 UNSTATED: Final = Listed(1, (0,))  # the construction of a cover that was made without one
+_MOST_SHOWN: Final = 24  # elements that a notebook shows one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,3 +127,10 @@ class DifferenceCover:
     def minimality(self) -> Minimality:
         """Whether a smaller cover of Z_W can exist, and why not."""
         return minimality_of(self.modulus, self.size)
+
+    def _repr_latex_(self) -> str:
+        shown = self.base if self.size <= _MOST_SHOWN else (*self.base[:5], r"\dots", *self.base[-2:])
+        modulus = self.modulus if self.modulus < 10 else f"{{{self.modulus}}}"
+        cover = rf"\{{{', '.join(map(str, shown))}\}} \subset \mathbb{{Z}}_{modulus}"
+        perfect = r",\quad \text{perfect}" if self.is_perfect else ""
+        return rf"${cover},\quad m = {self.size} \ge {self.lower_bound}{perfect}$"
