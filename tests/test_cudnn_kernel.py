@@ -251,10 +251,30 @@ def test_memory_is_as_its_formula_says(cupy: ModuleType, cudnn: ModuleType, fake
         before = fake_gpu.peak_bytes()
         computed(cupy, case, q, k, v, block_bytes=block_bytes)
         result, chunk = 4 * H * T * (D + 1), 2 * 2 * H * 128 * D
-        part = 0 if n_copied else 4 * H * T * (D + 4) + 2 * 4 * H * T * D
+        part = 0 if n_copied else 4 * H * T * (D + 11) + 2 * 4 * H * T * D
         # slices of k and v are not contiguous over the heads, but aligned: they are not copied
         assert fake_gpu.peak_bytes() - before <= result + n_copied * chunk + part + (1 << 14)
         assert len(cudnn.graphs[-1].tensors) == 5
+
+
+def test_padding_is_not_read(cupy: ModuleType, cudnn: ModuleType) -> None:  # noqa: F811
+    case = Case(batch=(2,), mask=KeyLengths((17, 30)) & Causal(8))
+    q, k, v = case.arrays()
+    clean = computed(cupy, case, *(cupy.asarray(x) for x in (q, k, v)))
+    for entry, n in enumerate((17, 30)):
+        k[entry, :, n:] = v[entry, :, n:] = np.nan
+    for a, b in zip(clean, computed(cupy, case, *(cupy.asarray(x) for x in (q, k, v))), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("sizes", [{"queries": 0}, {"keys": 0}, {"batch": (0,)}], ids=str)
+def test_nothing_to_do(cupy: ModuleType, cudnn: ModuleType, sizes: dict[str, Any]) -> None:  # noqa: F811
+    case = Case(**sizes)
+    out, lse = computed(cupy, case, *(cupy.asarray(x) for x in case.arrays()))
+    assert out.shape[:-1] == lse.shape == (*case.batch, 2, case.queries)
+    assert not out.any()
+    assert (lse == -np.inf).all()
+    assert not cudnn.graphs
 
 
 def test_small_chunks_are_joined(cupy: ModuleType, cudnn: ModuleType) -> None:  # noqa: F811

@@ -22,6 +22,7 @@ __all__ = ["Cut", "Part", "Rest", "Shape", "cut_by_coverage", "part_of"]
 
 _MOST_GRAPHS = 32  # a shape of part with less than 1/32 of a rectangle's visible pairs is not worth a graph of its own
 _FEW, _LEAST_PAIRS = 8, 1 << 16  # if a rectangle has more than a few parts, each has so many visible pairs
+_MOST_CHANGES = 256  # of which more are not looked at one by one, if too small on average
 _NOTHING = 1 << 60  # stands for an edge that a row does not have; far from any token
 
 
@@ -160,17 +161,28 @@ def _cut_rectangle(region: Region, queries: range, segment: _Segment, first: int
     elif coverage is Coverage.PARTIAL and not region.mask.has_edges:
         yield rows
     elif coverage is Coverage.PARTIAL:
+        edges = _edges(region.mask, queries, tokens)
+        if _is_ragged(edges):
+            yield rows
+            return
         row, column = rows.start - queries.start, columns.start - tokens.start  # of a token, less the token
-        for group, is_worth_it in _worth_it(list(_groups(region.mask, queries, tokens))):
+        for group, is_worth_it in _worth_it(list(_groups(edges, queries))):
             if is_worth_it:
                 yield from (Part(_moved(part.rows, row), _moved(part.columns, column), part.shape) for part in group)
             else:
                 yield _moved(group[0].rows, row)
 
 
-def _groups(mask: Mask, queries: range, keys: range) -> Iterator[list[Part]]:
+def _is_ragged(edges: Integers) -> bool:
+    """Whether edges jump so often that what is between would not be worth a call, on average."""
+    steps = np.diff(edges, axis=0)
+    n_jumps = np.count_nonzero(((steps != 0) & (steps != 1)).any(axis=1))
+    n_pairs = np.where(edges < _NOTHING, edges, 0)[:, 1::2].sum() - np.where(edges < _NOTHING, edges, 0)[:, ::2].sum()
+    return bool(n_jumps > _MOST_CHANGES and n_pairs < n_jumps * _LEAST_PAIRS)
+
+
+def _groups(edges: Integers, queries: range) -> Iterator[list[Part]]:
     """Yield the parts, in tokens, of each group of rows between two changes of how the edges move."""
-    edges = _edges(mask, queries, keys)
     steps = np.diff(edges, axis=0)
     is_even = ((steps == 0) | (steps == 1)).all(axis=1)
     changes = np.flatnonzero((steps[1:] != steps[:-1]).any(axis=1)) + 1

@@ -63,17 +63,17 @@ def attend(
 
     Notes
     -----
-    *Memory.* Beyond its arguments and its result a call holds at a time at most the sum of
+    *Memory.* Beyond its arguments and its result a call holds at a time at most the first of these, and the larger of
+    the others:
 
-    - chunks that are joined: ``min(32 * block_bytes, bytes of all chunks)``, 0 where there is one chunk or none of
-      at most ``4 * block_bytes``;
-    - one part: ``4 * H * T * (E + 4)`` for its result (none for the part that writes a row first) and the weights of
-      the merge, and ``4 * min(H * T * E, MERGE_BLOCK)`` twice for the merge's blocks of rows;
-    - copies of what cuDNN cannot read where it is (see `cqs.kernels.cudnn_graphs.sdpa`; none of contiguous arrays):
-      ``2 * H * T * D + 2 * G * S * (D + E)``;
-    - what cuDNN asks for: 256 bytes in every graph of H100 and H200, so a MiB is generous;
-    - or, while the rest is computed, instead of the last two: what `other` holds for the largest rest, with its result
-      ``4 * H * T * (E + 1)``.
+    - chunks that are joined: ``min(32 * block_bytes, bytes of all chunks)``, and 0 where no two neighbours have at most
+      ``4 * block_bytes`` each;
+    - while a part is computed or merged: its result and ten numbers a row for the merge, ``4 * H * T * (E + 11)``; the
+      merge's products, ``4 * min(H * T * E, MERGE_BLOCK)`` twice; copies of what cuDNN cannot read where it is, of
+      contiguous arrays none, else ``2 * H * T * D + 2 * G * S * (D + E)``; and what cuDNN asks for, which is 256 bytes
+      in every graph for Hopper, and taken to be a MiB;
+    - while the rest is computed or merged: the same with the largest rest's T, with what `other` holds instead of
+      copies and workspace.
 
     H and G count the heads of all batch entries. cuDNN's graphs, code on the device, stay for later calls.
 
@@ -136,7 +136,11 @@ class _Total:
         here = slice(columns.start, columns.stop)
         is_new = not any(part.rows.start < rows.stop and rows.start < part.rows.stop for rows in self.written)
         view = self.at(part.rows)
-        found = view if is_new else Partial(self.xp.empty_like(view.out), self.xp.empty_like(view.lse))
+        found = (
+            view
+            if is_new
+            else Partial(*(self.xp.empty(a.shape, dtype=a.dtype, device=a.device) for a in (view.out, view.lse)))
+        )
         cudnn_graphs.sdpa(
             q[:, :, part.rows.start : part.rows.stop, :],
             chunks[number].k[:, :, here, :],
@@ -186,10 +190,16 @@ def _joined(xp: Namespace, chunks: Sequence[KeyChunk], block_bytes: int) -> list
             n_bytes += n_group if groups and len(groups[-1]) > 1 else 0
             groups.append([chunk])
             n_group = own if is_small else 0
-    return [
-        group[0] if len(group) == 1 else KeyChunk(*(xp.concat(arrays, axis=-2) for arrays in zip(*group, strict=True)))
-        for group in groups
-    ]
+    joined = []
+    for group in groups:
+        k, v = zip(*group, strict=True)
+        joined.append(group[0] if len(group) == 1 else KeyChunk(_side_by_side(xp, k), _side_by_side(xp, v)))
+    return joined
+
+
+def _side_by_side(xp: Namespace, arrays: Sequence[Array]) -> Array:
+    """Concatenate arrays of 16-bit numbers along the tokens, as integers: CuPy has few functions for bfloat16."""
+    return xp.concat([array.view(xp.uint16) for array in arrays], axis=-2).view(arrays[0].dtype)
 
 
 def _columns(chunks: Sequence[KeyChunk], rest: Rest) -> list[KeyChunk]:

@@ -72,8 +72,12 @@ def missing() -> str | None:
         return f"nvidia-cudnn-frontend must be {oldest} or later, not {cudnn.__version__}; {_INSTALL}"
     if found[1] < _OLDEST_CUDNN:
         return f"cuDNN must be {_dotted(_OLDEST_CUDNN)} or later, not {_dotted(found[1])}; {_INSTALL}"
-    if int(import_cupy().cuda.Device().compute_capability) < _OLDEST_DEVICE:
-        return "needs a device of compute capability 8.0 or higher; use another kernel"
+    try:
+        capability = int(import_cupy().cuda.Device().compute_capability)
+    except RuntimeError as error:
+        return f"there is no CUDA device ({error})"
+    if capability < _OLDEST_DEVICE:
+        return f"needs a device of compute capability 8.0 or higher, not {capability / 10}; use another kernel"
     return None
 
 
@@ -216,7 +220,9 @@ def _readable(cupy: Any, array: Array) -> Array:
     """Return the array, or a copy if cuDNN cannot read it where it is."""
     outer = [stride for stride, n in zip(array.strides[:-1], array.shape[:-1], strict=True) if n > 1]
     is_aligned = all(stride > 0 and stride % _ALIGNED == 0 for stride in outer) and array.data.ptr % _ALIGNED == 0
-    return array if is_aligned and array.strides[-1] == array.itemsize else array.copy()
+    if is_aligned and array.strides[-1] == array.itemsize:
+        return array
+    return array.view(cupy.uint16).copy().view(array.dtype)  # CuPy has few functions for bfloat16
 
 
 def _dotted(version: int) -> str:
