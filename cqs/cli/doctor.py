@@ -12,6 +12,7 @@ import numpy as np
 
 import cqs
 from cqs.backend import BlasLibrary, blas_libraries
+from cqs.cli.doctor_gpu import GpuFacts, gpu_facts, gpu_rows
 from cqs.cli.options import Arguments, Parsers, add_command, add_common
 from cqs.cli.terminal import print_json, print_table, print_text, print_verdict
 from cqs.machine import available_cpus
@@ -27,7 +28,7 @@ _AVX2_KERNELS = {"haswell", "zen"}  # OpenBLAS's names
 _OPTIONAL: dict[str, tuple[tuple[str, ...], str, str]] = {
     "ml_dtypes": (("ml_dtypes",), "bfloat16 in NumPy", "pip install 'cqs-attention[bfloat16]'"),
     "torch": (("torch",), "torch tensors", "pip install 'cqs-attention[torch]'"),
-    "cupy": (("cupy", "cupy-cuda13x", "cupy-cuda12x", "cupy-cuda11x"), "GPUs", "pip install cupy-cuda12x, for CUDA 12"),
+    "cupy": (("cupy", "cupy-cuda13x", "cupy-cuda12x"), "GPUs", "pip install 'cqs-attention[cuda13]', or [cuda12]"),
     "zarr": (("zarr",), "Zarr arrays as inputs and outputs", "pip install 'cqs-attention[zarr]'"),
     "h5py": (("h5py",), "HDF5 datasets as inputs and outputs", "pip install h5py"),
     "matplotlib": (("matplotlib",), "pictures", "pip install 'cqs-attention[plot]'"),
@@ -53,6 +54,8 @@ class Facts:
         CPUs this process may use, and the tasks that a long sequence is cut into by default.
     packages : mapping of str to (str or None)
         Version of each optional package, None if it is not installed.
+    gpu : GpuFacts or None
+        GPUs; None if CuPy is not installed.
     """
 
     cqs: str
@@ -65,6 +68,7 @@ class Facts:
     cpus: int
     workers: int
     packages: Mapping[str, str | None]
+    gpu: GpuFacts | None = None
 
 
 def add_parser(parsers: Parsers) -> None:
@@ -121,7 +125,7 @@ def _rows(facts: Facts) -> list[tuple[str, str]]:
     for name, version in facts.packages.items():
         _, purpose, remedy = _OPTIONAL[name]
         rows.append((name, f"{version}, for {purpose}" if version else f"not installed ({remedy}), for {purpose}"))
-    return rows
+    return rows if facts.gpu is None else [*rows, *gpu_rows(facts.gpu)]
 
 
 def _describe(lib: BlasLibrary) -> str:
@@ -142,6 +146,7 @@ def _facts() -> Facts:
         cpus=cpus,
         workers=default_workers(_LONG, cpus),
         packages={name: _version(name, distributions) for name, (distributions, *_) in _OPTIONAL.items()},
+        gpu=gpu_facts(),
     )
 
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from cqs.backend import is_numpy
+from cqs.backend import is_cupy, is_numpy
 from cqs.errors import OptionError
-from cqs.kernels import blockwise, numpy_threads, reference
+from cqs.kernels import blockwise, cudnn, gemm, numpy_threads, reference
 from cqs.kernels.contract import Attend, Request
 from cqs.types import Namespace
 
@@ -37,9 +38,14 @@ class Kernel:
     refusal: Callable[[Request], str | None] = lambda request: None
 
 
+# what cuDNN has no mask for goes to the other kernel for GPUs
+cudnn_attend = partial(cudnn.attend, other=gemm.attend)
+
 # in order of preference for kernel="auto"
 _TABLE = (
     Kernel("numpy", numpy_threads.attend, "NumPy", is_numpy),  # threads, BLAS
+    Kernel("cudnn", cudnn_attend, "CuPy", is_cupy, cudnn.refusal),  # of float16 and bfloat16
+    Kernel("gemm", gemm.attend, "CuPy", is_cupy, gemm.refusal),  # every mask and score
     Kernel("blockwise", blockwise.attend),  # never a T x S array
     Kernel("reference", reference.attend),  # the formula, for reading
 )

@@ -1,0 +1,172 @@
+"""`backend="cupy"`, end to end: on a fake CuPy, whose copies come as late, or as early, as streams and events allow."""
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import gemm_emulation  # noqa: F401  # what the library's CUDA kernels do, for the fake
+import numpy as np
+import pytest
+from command_line import Run
+from fake_cupy import Machine, install
+from problems import DTYPES
+
+import cqs
+from cqs.backend import import_cupy
+from cqs.errors import BackendError, OptionError
+from cqs.masks import Causal, Documents, SlidingWindow
+from cqs.testing import assert_exact
+from cqs.trace import Recorder
+
+
+@pytest.fixture(params=["late copies", "early copies"])
+def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    machine = install(monkeypatch, n_devices=3, memory=1 << 28, eager=request.param == "early copies")
+    yield machine
+    machine.check()
+
+
+@pytest.fixture(scope="module")
+def qkv() -> list[np.ndarray]:
+    rng = np.random.default_rng(3)
+    shapes = (4, 331, 16), (2, 331, 16), (2, 331, 24)
+    return [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "7 tasks": {"workers": 7},
+    "tiles": {"workers": 3, "strategy": "tiles"},
+    "window": {"mask": SlidingWindow(50), "workers": 7},
+    "documents": {"mask": Documents([150, 1, 180]) & Causal()},
+    "little memory": {"memory": "4 MiB"},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("devices", [None, [0, 2]], ids=["first", "two"])
+def test_arrays_in_memory_go_to_devices_and_back(
+    machine: Machine, qkv: list[np.ndarray], options: dict[str, Any], devices: list[int] | None
+) -> None:
+    out, lse = cqs.attention(*qkv, backend="cupy", devices=devices, return_lse=True, **options)
+    assert isinstance(out, np.ndarray)
+    assert_exact(out, *qkv, mask=options.get("mask"), lse=lse)
+    assert machine.used == [0, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("kernel", ["gemm", "blockwise"])
+def test_arrays_on_a_device_stay_there(machine: Machine, qkv: list[np.ndarray], dtype: str, kernel: str) -> None:
+    import cupy
+
+    arrays = [x.astype(DTYPES[dtype]) for x in qkv]
+    with cupy.cuda.Device(1):
+        on_device = [cupy.asarray(x) for x in arrays]
+    out, lse = cqs.attention(*on_device, workers=7, is_causal=True, return_lse=True, kernel=kernel)
+    assert (type(out), out.device.id, lse.device.id, out.dtype.name) == (cupy.ndarray, 1, 1, dtype)
+    assert cupy.cuda.Device().id == 0
+    assert_exact(out.get(), *arrays, is_causal=True, lse=lse.get())
+    again = cqs.attention(*on_device, workers=7, is_causal=True, backend="cupy", kernel=kernel)
+    assert again.get().tobytes() == out.get().tobytes()
+
+
+@pytest.mark.parametrize("strategy", ["cqs", "tiles"])
+@pytest.mark.parametrize("memory", ["4 MiB", "8 MiB"])
+def test_the_device_holds_no_more_than_the_plan_says(
+    machine: Machine, qkv: list[np.ndarray], strategy: str, memory: str
+) -> None:
+    options: dict[str, Any] = {"memory": memory, "strategy": strategy, "backend": "cupy"}
+    plan = cqs.plan(*qkv, **options)
+    machine.reset_peaks()
+    assert_exact(cqs.attention(*qkv, **options), *qkv)
+    assert machine.peak_bytes(0) <= plan.projected_bytes <= plan.setting.memory
+    assert machine.peak_reserved_bytes(0) <= plan.setting.memory
+
+
+def test_a_device_that_is_full_divides_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((4, 1200, 64), dtype=np.float32) for _ in range(3))
+    machine, recorder = install(monkeypatch, n_devices=1, memory=5 << 20), Recorder()
+    out = cqs.attention(
+        q, k, v, backend="cupy", memory="64 MiB", workers=1, on_event=recorder
+    )  # which it does not have
+    machine.check()
+    assert recorder.counters.n_retries > 0
+    assert_exact(out, q, k, v)
+
+
+def test_files_are_streamed_through_a_device(machine: Machine, qkv: list[np.ndarray], tmp_path: Path) -> None:
+    for name, array in zip("qkv", qkv, strict=True):
+        np.save(tmp_path / f"{name}.npy", array)
+    paths = [tmp_path / f"{name}.npy" for name in "qkv"]
+    out = cqs.attention(*paths, memory="4 MiB", backend="cupy", out=tmp_path / "out.npy", is_causal=True)
+    assert_exact(np.asarray(out), *qkv, is_causal=True)
+
+
+def test_a_run_that_fails_leaves_the_devices_as_they_were(machine: Machine, qkv: list[np.ndarray]) -> None:
+    def fails(scores: Any, b: int, h: int, q: Any, k: Any) -> Any:
+        raise ZeroDivisionError
+
+    for devices in ([1], [0, 2]):
+        with pytest.raises(ZeroDivisionError):
+            cqs.attention(*qkv, backend="cupy", devices=devices, score_mod=fails, workers=7)
+        gc.collect()
+        assert machine.used == [0, 0, 0]
+
+
+def test_a_plan_says_which_kernel_and_why(machine: Machine, qkv: list[np.ndarray]) -> None:
+    plan = cqs.plan(*qkv, backend="cupy")
+    assert "kernel    gemm on cuda:0 Fake GPU; not cudnn: takes float16 and bfloat16, not float32" in str(plan)
+    with pytest.raises(OptionError, match="`kernel` must take arrays of cupy, got 'numpy', which takes NumPy"):
+        cqs.plan(*qkv, backend="cupy", kernel="numpy")
+    with pytest.raises(OptionError, match="`kernel` must be able to do what is asked, got 'cudnn': takes float16"):
+        cqs.plan(*qkv, backend="cupy", kernel="cudnn")
+
+
+X = np.ones((2, 8, 4), np.float32)
+
+
+def test_what_is_missing_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, n_devices=2)
+    import cupy
+
+    with pytest.raises(BackendError, match=r"`devices` must be numbers of CUDA devices, 0..1, got 2; `cqs doctor`"):
+        cqs.attention(X, X, X, backend="cupy", devices=[2])
+    x = cupy.asarray(X)
+    with pytest.raises(OptionError, match="`devices` must be left out for arrays that are on a device"):
+        cqs.attention(x, x, x, backend="cupy", devices=[0])
+    with pytest.raises(BackendError, match="`backend` must fit the inputs, arrays of cupy, got 'numpy'"):
+        cqs.attention(x, x, x, backend="numpy")
+
+    def no_driver() -> int:
+        raise cupy.cuda.runtime.CUDARuntimeError(1, "CUDA driver version is insufficient")
+
+    monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", no_driver)
+    with pytest.raises(BackendError, match=r"must have a CUDA driver.*install NVIDIA's driver"):
+        cqs.attention(X, X, X, backend="cupy")
+    monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", lambda: 0)
+    with pytest.raises(BackendError, match=r"must have a CUDA device.*CUDA_VISIBLE_DEVICES"):
+        cqs.attention(X, X, X, backend="cupy")
+    monkeypatch.setattr(cupy, "__version__", "13.6.0")
+    import_cupy.cache_clear()
+    with pytest.raises(BackendError, match=r"must have CuPy 14 or later.*got 13\.6\.0; pip install"):
+        cqs.attention(X, X, X, backend="cupy")
+    import_cupy.cache_clear()
+
+
+def test_doctor_lists_what_is_there(monkeypatch: pytest.MonkeyPatch, cli: Run) -> None:
+    install(monkeypatch, n_devices=2)
+    code, out, _ = cli("doctor")
+    assert code == 0
+    assert "cuda:1 Fake GPU" in out
+    assert "no kernel cudnn: nvidia-cudnn-frontend is not installed" in out
+
+
+def test_the_command_line_takes_a_backend(machine: Machine, qkv: list[np.ndarray], cli: Run) -> None:
+    for name, array in zip("qkv", qkv, strict=True):
+        np.save(f"{name}.npy", array)
+    code, _, err = cli("run q.npy k.npy v.npy -o out.npy --backend cupy --devices 0,1 --workers 7")
+    assert (code, err) == (0, "")
+    assert_exact(np.load("out.npy"), *qkv)
+    code, _, _ = cli("plan q.npy k.npy v.npy --backend cupy --memory 8MiB")
+    assert code == 0
