@@ -106,6 +106,7 @@ class Uploads:
             groups, self._fetched = self._fetched[2], None
             self._feed.release([] if isinstance(groups, BaseException) else [groups])
         self._feed.skip(task)
+        self._drop_spare()  # whoever skips ran out of memory
 
     def _let_go(self, uploaded: _Uploaded) -> None:
         uploaded.slot.free()

@@ -1,5 +1,6 @@
 """What `cqs doctor` says of GPUs: which there are, and what each library enables."""
 
+import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -35,7 +36,7 @@ class GpuFacts:
 
 def gpu_facts() -> GpuFacts | None:
     """Look for GPUs; None if CuPy is not installed. Takes a second where it is."""
-    if find_spec("cupy") is None:
+    if "cupy" not in sys.modules and find_spec("cupy") is None:
         return None
     try:
         n_devices, cupy = cuda_devices(), import_cupy()

@@ -221,12 +221,12 @@ class _Arenas:
         """Put what came back among the free chunks of its stream, merged with its neighbours."""
         while self._returned:
             chunk, block, stream = self._returned.popleft()
-            chunk.history = [Access(a.lane, a.tick, None, a.writes, a.what) for a in block.history]
+            chunk.history = _latest([Access(a.lane, a.tick, None, a.writes, a.what) for a in block.history])
             chunks = self.free.setdefault(stream, [])
             for other in [c for c in chunks if c.segment is chunk.segment]:
                 if other.offset + other.size == chunk.offset or chunk.offset + chunk.size == other.offset:
                     chunks.remove(other)
-                    start, history = min(chunk.offset, other.offset), chunk.history + other.history
+                    start, history = min(chunk.offset, other.offset), _latest(chunk.history + other.history)
                     chunk = Chunk(chunk.segment, start, chunk.size + other.size, history)
             chunks.append(chunk)
 
@@ -240,6 +240,16 @@ class _Arenas:
         for stream, chunks in self.free.items():
             self.total -= sum(c.size for c in chunks if c.size == c.segment.size)
             self.free[stream] = [c for c in chunks if c.size != c.segment.size]
+
+
+def _latest(history: list[Access]) -> list[Access]:
+    """Keep the last read and the last write of each stream: what waits for them has waited for those before them."""
+    last: dict[tuple[int, bool], Access] = {}
+    for access in history:
+        key = id(access.lane), access.writes
+        if key not in last or last[key].tick < access.tick:
+            last[key] = access
+    return list(last.values())
 
 
 class MemoryPool:
