@@ -20,12 +20,12 @@ from cqs.backend import dtype_of, import_cupy, is_cupy, namespace_of, quiet_floa
 from cqs.kernels.blocks import column_blocks, in_chunks
 from cqs.kernels.contract import KeyChunk, Request
 from cqs.kernels.cuda import cuda_kernel
-from cqs.kernels.gemm_blocks import GemmBlock, Heads, buffer_sizes, gemm_block, head_groups, row_pitch
 from cqs.kernels.gemm_products import Products, is_ready, stacks, step_of
 from cqs.kernels.region import Region
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
 from cqs.schedule import BLOCK_BYTES, CallShape, even_cuts
+from cqs.schedule.gemm_blocks import GemmBlock, Heads, buffer_sizes, gemm_block, head_groups, row_pitch
 from cqs.types import Array, DType, Namespace
 
 __all__ = ["attend", "attend_in_blocks", "refusal"]
@@ -59,7 +59,7 @@ def attend(
     """Compute attention over CuPy arrays of any strides; those whose last axis is contiguous are not copied.
 
     The result is on its way when this returns: it is in order on the current stream. `block_bytes` is of the scores of
-    all heads together; a GPU likes tens of MiB, and `cqs.kernels.gemm_blocks.gemm_bytes` says what a call allocates.
+    all heads together; a GPU likes tens of MiB, and `cqs.schedule.gemm_blocks.gemm_bytes` says what a call allocates.
     See `cqs.kernels.Attend` for the arguments; `threads` does not matter.
     """
     return attend_in_blocks(q, chunks, scale=scale, region=region, block_bytes=block_bytes)

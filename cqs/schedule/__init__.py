@@ -1,5 +1,6 @@
 """From a problem to a plan: groups of tokens, tasks, and what they cost. Integers only."""
 
+from cqs.schedule.call_shape import CallShape
 from cqs.schedule.cost import Rates
 from cqs.schedule.divide import divide
 from cqs.schedule.grain import BLOCK_BYTES, Grain, Setting
@@ -7,7 +8,7 @@ from cqs.schedule.layout import BalancedLayout, GridLayout, Layout, QuorumLayout
 from cqs.schedule.memory import MERGE_BLOCK, WRITE_BYTES, Footprint
 from cqs.schedule.plan import Plan
 from cqs.schedule.scheduler import Scheduler, default_workers
-from cqs.schedule.scratch import CallShape, UnitShape, blockwise_block, numpy_block, numpy_unit, scratch_bytes
+from cqs.schedule.scratch import UnitShape, blockwise_block, numpy_block, numpy_unit, scratch_bytes
 from cqs.schedule.task import Bundle, Group, HeadBlock, Read, Strip, Task, Tile, even_cuts, group, parts_of, reads
 from cqs.schedule.traffic import Traffic
 

@@ -4,15 +4,15 @@ from dataclasses import dataclass, fields
 from math import prod
 
 from cqs.problem import DTYPES, AttentionProblem
+from cqs.schedule.call_shape import CallShape
 from cqs.schedule.grain import Grain, Setting
-from cqs.schedule.scratch import CallShape, scratch_bytes
+from cqs.schedule.scratch import MERGE_BLOCK, scratch_bytes
 from cqs.schedule.sizes import TaskSizes
 from cqs.units import format_bytes
 
 __all__ = ["CACHED_TASKS", "MERGE_BLOCK", "WRITE_BYTES", "Footprint", "footprint"]
 
 CACHED_TASKS = 4  # that are kept because they are soon asked for again
-MERGE_BLOCK = 1 << 18  # elements that are merged at a time: they fit a core's cache
 WRITE_BYTES = 1 << 20  # of the output that are converted and written at a time
 _MERGE_VECTORS = 10  # numbers a row that a merge takes
 _DEVICE_BASE_BYTES = 2 << 20  # arrays begin at multiples of 512 bytes, and pieces of memory that are kept do not fit

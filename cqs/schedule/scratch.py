@@ -1,93 +1,23 @@
 """What a kernel holds while it computes, and the sizes of its blocks, which that follows from. Integers only."""
 
-from dataclasses import dataclass
-from math import isqrt, prod
+from math import isqrt
 from typing import NamedTuple
 
-from cqs.problem import DTYPES, AttentionProblem
+from cqs.schedule.call_shape import CallShape
+from cqs.schedule.gemm_blocks import gemm_bytes
 from cqs.schedule.grain import BLOCK_BYTES
-from cqs.schedule.sizes import TaskSizes
 from cqs.schedule.task import largest_cut
 
-__all__ = ["CallShape", "UnitShape", "blockwise_block", "numpy_block", "numpy_unit", "scratch_bytes"]
+__all__ = ["UnitShape", "blockwise_block", "numpy_block", "numpy_unit", "scratch_bytes"]
 
 _MOST_ROWS, _MOST_COLUMNS, _LEAST_MASKED_ROWS = 512, 4096, 128
-_SHARED_FLOPS = 500_000_000  # less work, a few milliseconds, is not worth another thread
 _LEAST_UNITS = 8  # that work is cut into if there is enough of it for several threads
 _ROWS_IN_ALL, _COLUMNS_IN_ALL = 1024, 4096  # most rows, and rows or columns, of all heads of a unit
 _MASK_COLUMNS = 128  # that a mask is evaluated for at a time
 _VECTORS = 10  # numbers a row: sums, maxima, divisors
+_HALF, _JOINED_BLOCKS, _CUDNN_WORKSPACE = 2, 32, 1 << 20  # bytes of a number, blocks, bytes: see `cqs.kernels.cudnn`
+MERGE_BLOCK = 1 << 18  # elements that are merged at a time: they fit a core's cache
 _SCORE_COPIES = 4  # blocks that changing scores takes, beyond the block itself
-
-
-@dataclass(frozen=True, slots=True)
-class CallShape:
-    """The sizes of one kernel call.
-
-    Parameters
-    ----------
-    batch : int
-        Batch entries.
-    kv_heads, shared : int
-        Key heads, and query heads that share each.
-    n_queries, n_keys : int
-        Rows and columns.
-    width, value_width : int
-        D and E.
-    itemsize : int
-        Bytes of a score.
-    is_gathered : bool
-        Whether keys and values are copied for a block: from several groups, or to another type.
-    is_masked : bool
-        Whether a mask hides anything.
-    is_bundled : bool
-        Whether some calls have fewer rows, being made of small strips.
-    """
-
-    batch: int
-    kv_heads: int
-    shared: int
-    n_queries: int
-    n_keys: int
-    width: int
-    value_width: int
-    itemsize: int
-    is_gathered: bool
-    is_masked: bool
-    is_bundled: bool = False
-
-    @classmethod
-    def of(cls, p: AttentionProblem, kv_heads: int | None, sizes: TaskSizes) -> "CallShape":
-        """Return the sizes of the largest calls of tasks, for `kv_heads` as of a Grain."""
-        return cls(
-            batch=prod(p.batch) if kv_heads is None else 1,
-            kv_heads=p.n_kv_heads if kv_heads is None else kv_heads,
-            shared=p.n_heads // p.n_kv_heads,
-            n_queries=sizes.call_rows,
-            n_keys=sizes.call_keys,
-            width=p.width,
-            value_width=p.value_width,
-            itemsize=DTYPES[p.accumulator_dtype][0],
-            is_gathered=sizes.key_groups > 1 or p.dtype != p.accumulator_dtype,
-            is_masked=not p.mask.hides_nothing,
-            is_bundled=sizes.is_bundled,
-        )
-
-    @property
-    def n_heads(self) -> int:
-        """Query heads of all batch entries."""
-        return self.batch * self.kv_heads * self.shared
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether it is work enough for several threads."""
-        flops = 2 * self.n_heads * self.n_queries * self.n_keys * (self.width + self.value_width)
-        return flops > _SHARED_FLOPS
-
-    @property
-    def widest_bytes(self) -> int:
-        """Bytes of the widest row of queries, keys or values, in the type of scores."""
-        return max(self.width, self.value_width) * self.itemsize
 
 
 def numpy_block(n_queries: int, widest_bytes: int, block_bytes: int, n_seen: int | None = None) -> tuple[int, int]:
@@ -161,7 +91,22 @@ def scratch_bytes(
         return 0
     if kernel == "numpy":
         return (threads if call.is_shared else 1) * _numpy(call, block_bytes, has_scores)
+    if kernel == "gemm":
+        return gemm_bytes(call, block_bytes, has_scores)
+    if kernel == "cudnn":
+        return _cudnn(call, block_bytes)
     return _reference(call, has_scores) if kernel == "reference" else _blockwise(call, block_bytes, has_scores)
+
+
+def _cudnn(call: CallShape, block_bytes: int) -> int:
+    """Bound what `cqs.kernels.cudnn.attend` says: joined chunks, and a part, or the rest by the gemm kernel."""
+    rows, n_kv, wide = call.n_heads * call.n_queries, call.batch * call.kv_heads, call.itemsize
+    keys = n_kv * call.n_keys * (call.width + call.value_width) * _HALF
+    joined = min(_JOINED_BLOCKS * block_bytes, keys) if call.is_gathered else 0
+    result = rows * (call.value_width + 11) * wide + 2 * min(rows * call.value_width, MERGE_BLOCK) * wide
+    copies = rows * call.width * _HALF + keys
+    rest = gemm_bytes(call, block_bytes) if call.is_masked or call.is_bundled else 0
+    return joined + result + max(copies + _CUDNN_WORKSPACE, rest)
 
 
 def _numpy(call: CallShape, block_bytes: int, has_scores: bool) -> int:

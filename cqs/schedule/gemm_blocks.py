@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cqs.schedule import CallShape, even_cuts
-from cqs.schedule.task import largest_cut
+from cqs.schedule.call_shape import CallShape
+from cqs.schedule.task import even_cuts, largest_cut
 
 __all__ = ["GemmBlock", "Heads", "buffer_sizes", "gemm_block", "gemm_bytes", "head_groups", "row_pitch"]
 

@@ -1,0 +1,81 @@
+"""The sizes of one kernel call, from which follows what it holds. Integers only."""
+
+from dataclasses import dataclass
+from math import prod
+
+from cqs.problem import DTYPES, AttentionProblem
+from cqs.schedule.sizes import TaskSizes
+
+__all__ = ["CallShape"]
+
+_SHARED_FLOPS = 500_000_000  # less work, a few milliseconds, is not worth another thread
+
+
+@dataclass(frozen=True, slots=True)
+class CallShape:
+    """The sizes of one kernel call.
+
+    Parameters
+    ----------
+    batch : int
+        Batch entries.
+    kv_heads, shared : int
+        Key heads, and query heads that share each.
+    n_queries, n_keys : int
+        Rows and columns.
+    width, value_width : int
+        D and E.
+    itemsize : int
+        Bytes of a score.
+    is_gathered : bool
+        Whether keys and values are copied for a block: from several groups, or to another type.
+    is_masked : bool
+        Whether a mask hides anything.
+    is_bundled : bool
+        Whether some calls have fewer rows, being made of small strips.
+    """
+
+    batch: int
+    kv_heads: int
+    shared: int
+    n_queries: int
+    n_keys: int
+    width: int
+    value_width: int
+    itemsize: int
+    is_gathered: bool
+    is_masked: bool
+    is_bundled: bool = False
+
+    @classmethod
+    def of(cls, p: AttentionProblem, kv_heads: int | None, sizes: TaskSizes) -> "CallShape":
+        """Return the sizes of the largest calls of tasks, for `kv_heads` as of a Grain."""
+        return cls(
+            batch=prod(p.batch) if kv_heads is None else 1,
+            kv_heads=p.n_kv_heads if kv_heads is None else kv_heads,
+            shared=p.n_heads // p.n_kv_heads,
+            n_queries=sizes.call_rows,
+            n_keys=sizes.call_keys,
+            width=p.width,
+            value_width=p.value_width,
+            itemsize=DTYPES[p.accumulator_dtype][0],
+            is_gathered=sizes.key_groups > 1 or p.dtype != p.accumulator_dtype,
+            is_masked=not p.mask.hides_nothing,
+            is_bundled=sizes.is_bundled,
+        )
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads of all batch entries."""
+        return self.batch * self.kv_heads * self.shared
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is work enough for several threads."""
+        flops = 2 * self.n_heads * self.n_queries * self.n_keys * (self.width + self.value_width)
+        return flops > _SHARED_FLOPS
+
+    @property
+    def widest_bytes(self) -> int:
+        """Bytes of the widest row of queries, keys or values, in the type of scores."""
+        return max(self.width, self.value_width) * self.itemsize
