@@ -1,5 +1,6 @@
 // Enough of CUDA C++ to run a kernel on the CPU, a block of threads after another. Each thread is a fiber, which hands
 // over to the next where it has to wait for the others; so all of them must get to every barrier and every shuffle.
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -19,38 +20,47 @@ static Place threadIdx, blockIdx, blockDim, gridDim;
 
 namespace on_cpu {
 constexpr int most_threads = 1024, stack_bytes = 1 << 16;
-ucontext_t scheduler, fibers[most_threads];
+ucontext_t scheduler, start[most_threads];
+jmp_buf scheduled, left[most_threads];  // jumps cost less than changes of context, which ask the kernel
 char* stacks = new char[(size_t)most_threads * stack_bytes];
-bool is_done[most_threads];
+bool is_started[most_threads], is_done[most_threads];
 double slots[most_threads];
 void (*body)();
 
 void enter() {
     body();
     is_done[threadIdx.x] = true;
+    _longjmp(scheduled, 1);
 }
 
 void wait_for_all() {  // the scheduler goes round all threads, so when it comes back all others have got here
     const unsigned thread = threadIdx.x;
-    swapcontext(&fibers[thread], &scheduler);
-    threadIdx.x = thread;
+    if (!_setjmp(left[thread])) _longjmp(scheduled, 1);
+}
+
+void resume(int i) {
+    threadIdx.x = i;
+    if (_setjmp(scheduled)) return;
+    if (is_started[i]) _longjmp(left[i], 1);
+    is_started[i] = true;
+    start[i].uc_stack.ss_sp = stacks + (size_t)i * stack_bytes;
+    start[i].uc_stack.ss_size = stack_bytes;
+    makecontext(&start[i], enter, 0);
+    setcontext(&start[i]);
 }
 
 void run_block(int n_threads) {
+    getcontext(&scheduler);
     for (int i = 0; i < n_threads; ++i) {
-        is_done[i] = false;
-        getcontext(&fibers[i]);
-        fibers[i].uc_stack.ss_sp = stacks + (size_t)i * stack_bytes;
-        fibers[i].uc_stack.ss_size = stack_bytes;
-        fibers[i].uc_link = &scheduler;
-        makecontext(&fibers[i], enter, 0);
+        start[i] = scheduler;
+        is_started[i] = is_done[i] = false;
     }
-    for (int n_done = 0; n_done < n_threads;) {
+    for (bool is_any_left = true; is_any_left;) {
+        is_any_left = false;
         for (int i = 0; i < n_threads; ++i)
             if (!is_done[i]) {
-                threadIdx.x = i;
-                swapcontext(&scheduler, &fibers[i]);
-                n_done += is_done[i];
+                resume(i);
+                is_any_left = true;
             }
     }
 }

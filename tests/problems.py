@@ -7,6 +7,9 @@ import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
 
+from cqs.kernels import KERNELS
+
+ON_NUMPY = sorted(name for name, kernel in KERNELS.items() if kernel.takes(np))  # kernels that take NumPy arrays
 DTYPES = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),

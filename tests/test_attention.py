@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import DTYPES, Problem, problems
+from problems import DTYPES, ON_NUMPY, Problem, problems
 
 import cqs
 from cqs.engines import LocalEngine
-from cqs.kernels import KERNELS
 from cqs.masks import Causal
 from cqs.testing import assert_exact, reference_attention
 
@@ -21,14 +20,14 @@ def check(problem: Problem, kernel: str = "auto") -> None:
     assert_exact(out, q, k, v, lse=lse, **problem.options)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ON_NUMPY)
 @given(problem=problems())
 def test_any_problem_with_any_workers_is_exact(kernel: str, problem: Problem) -> None:
     check(problem, kernel)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ON_NUMPY)
 @given(problem=problems(value_magnitudes=(1e-37, 1e-30, 1.0, 1e30, 5e37)))
 def test_many_problems_are_exact(kernel: str, problem: Problem) -> None:
     check(problem, kernel)
@@ -40,7 +39,7 @@ def test_peaked_scores_are_exact(problem: Problem) -> None:
 
 
 @pytest.mark.parametrize("magnitude", [1e-38, 1e-30, 1e30, 1e38])
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ON_NUMPY)
 def test_values_near_the_ends_of_float32_neither_overflow_nor_vanish(magnitude: float, kernel: str) -> None:
     rng = np.random.default_rng(0)
     q, k, v = (rng.uniform(0.5, 1, (2, 300, 16)).astype(np.float32) for _ in range(3))
@@ -51,7 +50,7 @@ def test_values_near_the_ends_of_float32_neither_overflow_nor_vanish(magnitude: 
 
 
 @pytest.mark.parametrize("shift", [-300.0, -90.0, 90.0, 300.0])
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ON_NUMPY)
 def test_scores_far_from_zero_are_exact(shift: float, kernel: str) -> None:
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, 200, 8), dtype=np.float32) for _ in range(3))
@@ -130,7 +129,7 @@ def test_threads_inside_a_kernel_give_the_same_bits() -> None:
 def test_causal_offsets_are_exact_and_rows_without_keys_are_zero(offset: int) -> None:
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, n, 8), dtype=np.float32) for n in (40, 60, 60))
-    for kernel in KERNELS:
+    for kernel in ON_NUMPY:
         out, lse = cqs.attention(q, k, v, mask=Causal(offset), workers=5, kernel=kernel, return_lse=True)
         assert_exact(out, q, k, v, mask=Causal(offset), lse=lse)
         blind = np.arange(40) + offset < 0
@@ -151,7 +150,7 @@ def test_more_workers_than_tokens_are_allowed() -> None:
     assert_exact(cqs.attention(q, k, v, workers=57), q, k, v)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ON_NUMPY)
 def test_empty_sequences_and_batches(kernel: str) -> None:
     def zeros(*shape: int) -> np.ndarray:
         return np.zeros(shape, np.float32)
@@ -164,7 +163,7 @@ def test_empty_sequences_and_batches(kernel: str) -> None:
     assert (lse == -np.inf).all()
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ON_NUMPY)
 def test_nan_and_infinity_spread_as_in_the_formula(kernel: str) -> None:
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((1, 30, 4), dtype=np.float32) for _ in range(3))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cqs.quorum import DifferenceCover, difference_cover, partial_lift, singer, size_lower_bound
-from cqs.quorum.constructions import Reduced, Repaired, best_moves, cells_measured, move
+from cqs.quorum.constructions import Reduced, Repaired, best_moves, cells_measured, move, reach_of_ruler
 from cqs.quorum.constructions.repair import repair
 from cqs.quorum.rulers import likely_added, likely_left, rulers
 from cqs.quorum.tables import completed_lift, completed_moduli, listed_rulers
@@ -87,6 +87,22 @@ def test_a_lift_by_a_ruler_that_goes_around_is_smaller_than_one_by_a_ruler_witho
     around = (0, 1, 12, 20, 26, 30, 33, 35, 57)  # a perfect set of Z_73
     assert partial_lift(singer(8), around, 5340).size <= 86
     assert difference_cover(5340).size <= 86
+
+
+@pytest.mark.parametrize("q", [2, 3, 4, 5, 7, 8, 23])
+def test_a_mark_that_goes_around_saves_an_element(q: int) -> None:
+    ruler, v = (0, 16, 17, 28, 36, 42, 46, 49, 51, 73), q * q + q + 1
+    assert reach_of_ruler(ruler) == 37
+    for W in range(72 * v + 1, 74 * v, max(v // 13, 1)):
+        n_saved = q + 1 if 73 * v == W else 1
+        assert partial_lift(singer(q), ruler, W, most_added=0).size == 10 * (q + 1) - n_saved
+
+
+@pytest.mark.parametrize("W", [39_817, 39_869, 39_921, 39_999, 40_368, 40_370, 40_921])
+def test_a_mark_that_goes_around_is_used_where_it_is_best(W: int) -> None:
+    cover = difference_cover(W)
+    assert cover.size <= 239
+    cover.certificate.verify()
 
 
 def test_the_rulers_begin_at_0_and_are_few() -> None:

@@ -16,12 +16,12 @@ from engine_cases import (
     planned,
     results_of,
 )
+from problems import ON_NUMPY
 
 import cqs
 from cqs.backend import Threads
 from cqs.engines import ExecutorEngine, LocalEngine, as_engine
 from cqs.errors import OptionError
-from cqs.kernels import KERNELS
 from cqs.schedule import Task
 from cqs.worker import TaskResult
 
@@ -79,7 +79,7 @@ def test_the_same_call_gives_the_same_bits_again(name: str) -> None:
     assert len({output(name, LocalEngine(2)) for _ in range(5)}) == 1
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ON_NUMPY)
 def test_every_kernel_gives_the_same_bits_on_any_number_of_threads(kernel: str) -> None:
     outputs = [output("many small tasks", LocalEngine(n), kernel=kernel) for n in (1, 2, 5)]
     assert len(set(outputs)) == 1

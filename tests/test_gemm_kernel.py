@@ -20,8 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problems import DTYPES, Problem, problems
 
-from cqs.kernels import Region, gemm, reference
+from cqs.kernels import Region, gemm
 from cqs.kernels.contract import KeyChunk, Request
+from cqs.kernels.gemm_blocks import buffer_sizes, gemm_block, gemm_bytes, head_groups
 from cqs.kernels.per_head import attend_per_head
 from cqs.masks import (
     Causal,
@@ -36,6 +37,7 @@ from cqs.masks import (
     SlidingWindow,
 )
 from cqs.problem import AttentionProblem
+from cqs.schedule import CallShape
 from cqs.scores import ALiBi, Scores
 from cqs.testing import assert_exact
 
@@ -43,7 +45,7 @@ _HAS_CUPY = importlib.util.find_spec("cupy") is not None
 _KINDS = [
     "numpy",
     pytest.param("cuda", marks=pytest.mark.skipif(not cuda_on_cpu.HAS_COMPILER, reason="g++ is not installed")),
-    pytest.param("gpu", marks=pytest.mark.skipif(not _HAS_CUPY, reason="CuPy is not installed")),
+    pytest.param("gpu", marks=[pytest.mark.gpu, pytest.mark.skipif(not _HAS_CUPY, reason="CuPy is not installed")]),
 ]
 T, S, D, E = 75, 101, 17, 24
 
@@ -261,26 +263,34 @@ def test_hidden_keys_and_values_are_never_noticed(device: Device, poison: float,
         inputs.check(poisoned.attend(device, mask, block_bytes=block_bytes), mask)
 
 
-@pytest.mark.parametrize("mask", [NoMask(), Causal(), Dense(np.random.default_rng(2).random((T, S)) < 0.5)])
+_SOME_MASKS = pytest.mark.parametrize(
+    "mask", [NoMask(), Causal(), Dense(np.random.default_rng(2).random((T, S)) < 0.5)], ids=["all", "bounds", "bits"]
+)
+
+
+@_SOME_MASKS
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", ["k", "v"])
-def test_what_is_not_finite_reaches_the_rows_that_see_it_and_no_other(
-    device: Device, name: str, poison: float, mask: Mask
-) -> None:
+def test_keys_that_are_not_finite_reach_the_rows_that_see_them(device: Device, poison: float, mask: Mask) -> None:
     inputs = Inputs.of()
-    poisoned = replace(inputs, k=inputs.k.copy(), v=inputs.v.copy())
-    getattr(poisoned, name)[0, 40, 3] = getattr(poisoned, name)[1, 8, :] = poison
-    chunk, region = KeyChunk(poisoned.k, poisoned.v), Region.whole(T, S, mask)
-    with np.errstate(all="ignore"):
-        expected = reference.attend(poisoned.q, [chunk], scale=inputs.scale, region=region)
+    inputs.k[0, 40, 3] = inputs.k[1, 8, :] = poison
     for block_bytes in (1 << 22, 20_000):
-        found = poisoned.attend(device, mask, block_bytes=block_bytes)
-        clean = inputs.attend(device, mask, block_bytes=block_bytes)
-        for got, right in zip(found, (expected.out, expected.lse), strict=True):
-            touched = ~np.isfinite(right)
-            np.testing.assert_array_equal(got[touched], right[touched])
-        touched = [~np.isfinite(right) for right in (expected.out, expected.lse)]
-        inputs.check(tuple(np.where(*x) for x in zip(touched, clean, found, strict=True)), mask)
+        inputs.check(inputs.attend(device, mask, block_bytes=block_bytes), mask)
+
+
+@_SOME_MASKS
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_reach_the_rows_that_see_them(device: Device, poison: float, mask: Mask) -> None:
+    inputs = Inputs.of()
+    poisoned = replace(inputs, v=inputs.v.copy())
+    poisoned.v[0, 40, 3] = poisoned.v[1, 8, :] = poison
+    sees = mask.block(range(T), range(S))
+    touched = np.zeros((4, T, E), dtype=bool)
+    touched[:2, sees[:, 40], 3] = touched[2:, sees[:, 8]] = True
+    for block_bytes in (1 << 22, 20_000):
+        out, lse = poisoned.attend(device, mask, block_bytes=block_bytes)
+        np.testing.assert_array_equal(out[touched], poison)  # all weights are more than 0
+        clean, _ = inputs.attend(device, mask, block_bytes=block_bytes)
+        inputs.check((np.where(touched, clean, out), lse), mask)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
@@ -317,6 +327,7 @@ def test_nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     device = _fake(monkeypatch)
     inputs = Inputs.of()
     q, k, v = device.put(inputs.q, inputs.k, inputs.v)
+    device.cupy.cuda.Device().synchronize()
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("the host waits for the device")
@@ -362,6 +373,61 @@ def test_finite_values_and_full_blocks_cost_no_repair(monkeypatch: pytest.Monkey
     device, inputs = _fake(monkeypatch), Inputs.of()
     inputs.attend(device)
     assert device.machine.n_launched == {"scan_values": 1, "softmax_block": 1, "finish_rows": 1}
+
+
+@pytest.mark.parametrize("block_bytes", [1 << 20, 50_000, 3_000])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
+@pytest.mark.parametrize("kind", ["all", "causal", "dense", "softcap"])
+def test_a_call_allocates_no_more_than_is_said(
+    monkeypatch: pytest.MonkeyPatch, kind: str, dtype: str, block_bytes: int
+) -> None:
+    device, inputs = _fake(monkeypatch), Inputs.of(dtype, batch=(2,))
+    mask = _MASKS.get(kind, NoMask())
+    region = Region((range(T),), (range(S),), mask, scores=Scores(softcap=3.0) if kind == "softcap" else None)
+    q, k, v = device.put(inputs.q, inputs.k, inputs.v)
+    chunks = [KeyChunk(k[..., :50, :], v[..., :50, :]), KeyChunk(k[..., 50:, :], v[..., 50:, :])]
+    before = device.cupy.get_default_memory_pool().used_bytes()
+    device.machine.reset_peaks()
+    part = gemm.attend(q, chunks, scale=0.25, region=region, block_bytes=block_bytes)
+    held = device.machine.peak_bytes() - before - part.out.nbytes - part.lse.nbytes
+    call = CallShape(2, 2, 2, T, S, D, E, part.out.itemsize, True, region.is_masked)
+    assert held <= gemm_bytes(call, block_bytes, region.scores is not None)
+
+
+@given(
+    n=st.tuples(st.integers(1, 9), st.integers(1, 40), st.integers(1, 9), st.integers(1, 1 << 20)),
+    n_keys=st.integers(1, 1 << 20),
+    mega=st.integers(1, 512),
+    is_masked=st.booleans(),
+)
+def test_blocks_keep_to_their_bytes_and_cover_all_heads_once(
+    n: tuple[int, int, int, int], n_keys: int, mega: int, is_masked: bool
+) -> None:
+    batch, kv_heads, shared, n_queries = n
+    call = CallShape(batch, kv_heads, shared, n_queries, n_keys, 64, 64, 4, False, is_masked)
+    block = gemm_block(call, mega << 20)
+    assert buffer_sizes(call, block)["scores"] * 4 <= max(mega << 20, 4 * 32 * block.n_heads * block.rows)
+    numbers = np.arange(call.n_heads).reshape(batch, kv_heads, shared, 1, 1)
+    groups = list(head_groups((batch,), kv_heads, shared, block))
+    parts = [numbers[heads.of_queries].ravel() for heads in groups]
+    assert all(part[0] == heads.first and len(part) <= block.n_heads for part, heads in zip(parts, groups, strict=True))
+    assert np.array_equal(np.concatenate(parts), np.arange(call.n_heads))
+
+
+@given(data=st.data())
+def test_bounds_are_what_is_visible(data: st.DataObject) -> None:
+    queries, keys = ((range(3, 40), range(50, 61)), (range(0, 9), range(9, 30), range(44, 80)))
+    offset, foreign = data.draw(st.integers(-70, 70)), data.draw(st.sets(st.sampled_from([(0, 1), (1, 2), (0, 0)])))
+    mask = data.draw(st.sampled_from([NoMask(), Causal(offset), SlidingWindow(12, 4, offset), _MASKS["documents"]]))
+    region = Region(queries, keys, mask, frozenset(foreign))
+    start, first, gap = (data.draw(st.integers(0, n)) for n in (40, 20, 10))
+    rows, pieces = range(start, 48), [range(first, first + 15), range(first + 15 + gap, 66)]
+    visible, bounds = region.visible(rows, pieces), region.bounds(rows, pieces)
+    column = np.arange(visible.shape[1])
+    if bounds is None:
+        assert (np.abs(np.diff(visible, prepend=False, append=False, axis=1)).sum(axis=1) > 2).any()
+    else:
+        assert np.array_equal(visible, (column >= bounds[0][:, None]) & (column < bounds[1][:, None]))
 
 
 @pytest.mark.parametrize("layout", ["tokens before heads", "wider rows", "every other token"])

@@ -147,7 +147,7 @@ def _folded(cupy: Any, x: Array, y: Array, z: Array) -> tuple[Array, Array, Arra
 def _follow(matrices: Array) -> bool:
     """Whether each of matrices `(..., R, M, K)` begins where the rows of the one before end."""
     step = matrices.strides[-3]
-    return step == matrices.shape[-2] * matrices.strides[-2] and step >= matrices.shape[-1] * matrices.itemsize
+    return bool(step == matrices.shape[-2] * matrices.strides[-2] and step >= matrices.shape[-1] * matrices.itemsize)
 
 
 def _pitch(matrices: Array) -> int:

@@ -126,7 +126,7 @@ def lift(cover: DifferenceCover, ruler: tuple[int, ...], W: int) -> DifferenceCo
 def partial_lift(
     cover: DifferenceCover, ruler: tuple[int, ...], W: int, most_added: int | None = None
 ) -> DifferenceCover | None:
-    """Return D + v R with elements added until it covers Z_W, where W may be larger than 2 L v + 1.
+    r"""Return D + v R with elements added until it covers Z_W, where W may be larger than 2 L v + 1.
 
     Parameters
     ----------
@@ -143,9 +143,18 @@ def partial_lift(
 
     The ruler may have gaps, or none of the small lengths: what counts is what it measures around the circle. One that
     is a cover of Z_k, as {0, 1, 6, 8, 18} is of Z_21, gives almost a cover near W = k v, and a `product` there.
+
+    If the last of its marks goes around, and :math:`\sigma = v \max R - W` lies between -v and v, one element is saved:
+    D has a, b with :math:`a - b \equiv \sigma`, and cut open such that these are equal, a is the same residue as the
+    copy of b at that mark. So R = {0, 16, 17, 28, 36, 42, 46, 49, 51, 73}, which measures 1 to 37 and is, modulo 73,
+    nine marks that cover Z_73 and one of them again, gives 10 (q + 1) - 1 elements for 72 v < W < 74 v.
     """
     W, reach = _checked(cover, ruler, W)
     moves = [(t, s) for _, t, s in best_moves(cover, ruler, W)[:_N_MOVES]] if reach < W else [(1, 0)]
+    around = cover.modulus * ruler[-1] - W
+    if 0 < abs(around) < cover.modulus:
+        a, b = cover.witness(around)
+        moves.insert(0, (1, -(b if around > 0 else a) % cover.modulus))
     best: DifferenceCover | None = None
     for factor, shift in moves:
         moved = cover if (factor, shift) == (1, 0) else move(cover, factor, shift)
