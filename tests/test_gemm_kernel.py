@@ -16,13 +16,13 @@ import fake_cupy
 import gemm_emulation
 import numpy as np
 import pytest
+from cqs.kernels.gemm_blocks import buffer_sizes, gemm_block, gemm_bytes, head_groups
 from hypothesis import given
 from hypothesis import strategies as st
 from problems import DTYPES, Problem, problems
 
 from cqs.kernels import Region, gemm
 from cqs.kernels.contract import KeyChunk, Request
-from cqs.kernels.gemm_blocks import buffer_sizes, gemm_block, gemm_bytes, head_groups
 from cqs.kernels.per_head import attend_per_head
 from cqs.masks import (
     Causal,
