@@ -414,6 +414,32 @@ def test_blocks_keep_to_their_bytes_and_cover_all_heads_once(
     assert np.array_equal(np.concatenate(parts), np.arange(call.n_heads))
 
 
+@given(
+    heads=st.tuples(st.integers(1, 5), st.integers(1, 16), st.integers(1, 9)),
+    sizes=st.tuples(st.integers(1, 40_000), st.integers(1, 40_000)),
+    parts=st.tuples(st.integers(1, 100), st.integers(1, 100)),
+    block_bytes=st.integers(1_000, 1 << 28),
+    flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+)
+def test_a_smaller_call_allocates_no_more(
+    heads: tuple[int, int, int],
+    sizes: tuple[int, int],
+    parts: tuple[int, int],
+    block_bytes: int,
+    flags: tuple[bool, bool, bool],
+) -> None:
+    is_masked, is_smaller_masked, is_gathered = flags
+    smaller = [-(-n * percent // 100) for n, percent in zip(sizes, parts, strict=True)]
+    most = gemm_bytes(CallShape(*heads, *sizes, 64, 80, 4, is_gathered, is_masked), block_bytes)
+    call = CallShape(*heads, *smaller, 64, 80, 4, is_gathered, is_masked and is_smaller_masked)
+    block = gemm_block(call, block_bytes)
+    held = buffer_sizes(call, block)
+    names = ["scores", "top", "total"] + ["hold"] * call.is_masked + ["q"] * is_gathered
+    names += ["k", "v"] * (is_gathered or call.is_masked)
+    masks = 2 * block.rows * max(8, -(-block.columns // 8)) * call.is_masked
+    assert 4 * sum(held[name] for name in names) + masks <= most
+
+
 @given(data=st.data())
 def test_bounds_are_what_is_visible(data: st.DataObject) -> None:
     queries, keys = ((range(3, 40), range(50, 61)), (range(0, 9), range(9, 30), range(44, 80)))
