@@ -24,18 +24,7 @@ from cqs.kernels import Region, gemm
 from cqs.kernels.contract import KeyChunk, Request
 from cqs.kernels.gemm_blocks import gemm_bytes
 from cqs.kernels.per_head import attend_per_head
-from cqs.masks import (
-    Causal,
-    Dense,
-    Documents,
-    KeyLengths,
-    Mask,
-    NoMask,
-    Predicate,
-    PrefixLM,
-    Sinks,
-    SlidingWindow,
-)
+from cqs.masks import Causal, Dense, Documents, KeyLengths, Mask, NoMask, Predicate, PrefixLM, Sinks, SlidingWindow
 from cqs.problem import AttentionProblem
 from cqs.schedule import CallShape
 from cqs.scores import ALiBi, Scores
