@@ -16,7 +16,6 @@ import fake_cupy
 import gemm_emulation
 import numpy as np
 import pytest
-from cqs.kernels.gemm_blocks import buffer_sizes, gemm_block, gemm_bytes, head_groups
 from hypothesis import given
 from hypothesis import strategies as st
 from problems import DTYPES, Problem, problems
@@ -24,20 +23,10 @@ from problems import DTYPES, Problem, problems
 from cqs.kernels import Region, gemm
 from cqs.kernels.contract import KeyChunk, Request
 from cqs.kernels.per_head import attend_per_head
-from cqs.masks import (
-    Causal,
-    Dense,
-    Documents,
-    KeyLengths,
-    Mask,
-    NoMask,
-    Predicate,
-    PrefixLM,
-    Sinks,
-    SlidingWindow,
-)
+from cqs.masks import Causal, Dense, Documents, KeyLengths, Mask, NoMask, Predicate, PrefixLM, Sinks, SlidingWindow
 from cqs.problem import AttentionProblem
 from cqs.schedule import CallShape
+from cqs.schedule.gemm_blocks import gemm_bytes
 from cqs.scores import ALiBi, Scores
 from cqs.testing import assert_exact
 
@@ -392,42 +381,6 @@ def test_a_call_allocates_no_more_than_is_said(
     held = device.machine.peak_bytes() - before - part.out.nbytes - part.lse.nbytes
     call = CallShape(2, 2, 2, T, S, D, E, part.out.itemsize, True, region.is_masked)
     assert held <= gemm_bytes(call, block_bytes, region.scores is not None)
-
-
-@given(
-    n=st.tuples(st.integers(1, 9), st.integers(1, 40), st.integers(1, 9), st.integers(1, 1 << 20)),
-    n_keys=st.integers(1, 1 << 20),
-    mega=st.integers(1, 512),
-    is_masked=st.booleans(),
-)
-def test_blocks_keep_to_their_bytes_and_cover_all_heads_once(
-    n: tuple[int, int, int, int], n_keys: int, mega: int, is_masked: bool
-) -> None:
-    batch, kv_heads, shared, n_queries = n
-    call = CallShape(batch, kv_heads, shared, n_queries, n_keys, 64, 64, 4, False, is_masked)
-    block = gemm_block(call, mega << 20)
-    assert buffer_sizes(call, block)["scores"] * 4 <= max(mega << 20, 4 * 32 * block.n_heads * block.rows)
-    numbers = np.arange(call.n_heads).reshape(batch, kv_heads, shared, 1, 1)
-    groups = list(head_groups((batch,), kv_heads, shared, block))
-    parts = [numbers[heads.of_queries].ravel() for heads in groups]
-    assert all(part[0] == heads.first and len(part) <= block.n_heads for part, heads in zip(parts, groups, strict=True))
-    assert np.array_equal(np.concatenate(parts), np.arange(call.n_heads))
-
-
-@given(data=st.data())
-def test_bounds_are_what_is_visible(data: st.DataObject) -> None:
-    queries, keys = ((range(3, 40), range(50, 61)), (range(0, 9), range(9, 30), range(44, 80)))
-    offset, foreign = data.draw(st.integers(-70, 70)), data.draw(st.sets(st.sampled_from([(0, 1), (1, 2), (0, 0)])))
-    mask = data.draw(st.sampled_from([NoMask(), Causal(offset), SlidingWindow(12, 4, offset), _MASKS["documents"]]))
-    region = Region(queries, keys, mask, frozenset(foreign))
-    start, first, gap = (data.draw(st.integers(0, n)) for n in (40, 20, 10))
-    rows, pieces = range(start, 48), [range(first, first + 15), range(first + 15 + gap, 66)]
-    visible, bounds = region.visible(rows, pieces), region.bounds(rows, pieces)
-    column = np.arange(visible.shape[1])
-    if bounds is None:
-        assert (np.abs(np.diff(visible, prepend=False, append=False, axis=1)).sum(axis=1) > 2).any()
-    else:
-        assert np.array_equal(visible, (column >= bounds[0][:, None]) & (column < bounds[1][:, None]))
 
 
 @pytest.mark.parametrize("layout", ["tokens before heads", "wider rows", "every other token"])

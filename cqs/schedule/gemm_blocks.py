@@ -55,23 +55,40 @@ class Heads(NamedTuple):
 
 
 def gemm_block(call: CallShape, block_bytes: int) -> GemmBlock:
-    """Return the largest blocks that a call is cut into.
+    """Return the largest blocks that a call is cut into; the keys, or the values, of one take no more than its scores.
 
     On an edge of the mask about half of a block is wasted, so in a masked call rows are few.
     """
-    area = max(block_bytes // call.itemsize, 1)
-    batch, kv_heads, shared = call.batch, call.kv_heads, call.shared
-    heads = max(area // _LEAST_AREA, 1)
-    if heads < call.n_heads:
-        batch, kv_heads, shared = 1, largest_cut(kv_heads, max(heads // shared, 1)), largest_cut(shared, heads)
-    area = max(area // (batch * kv_heads * shared), 1)  # of one head
-    rows = min(max(_ROWS_IN_ALL // (batch * kv_heads * shared), _LEAST_ROWS), call.n_queries)
-    rows = min(rows, max(area // _LEAST_COLUMNS, isqrt(area)))
+    heads, area = _heads(call, block_bytes)
+    rows = _most_rows(call, block_bytes)
     if call.is_masked:
         rows = min(rows, max(call.n_queries // 16, _LEAST_ROWS))
-    columns = min(area // rows, _MOST_COLUMNS)
+    columns = min(area // rows, _most_columns(call, block_bytes))
     columns = max(columns // _PITCH * _PITCH, min(columns, _PITCH), 1)
-    return GemmBlock(batch, kv_heads, shared, rows, min(columns, call.n_keys))
+    return GemmBlock(*heads, rows, min(columns, call.n_keys))
+
+
+def _heads(call: CallShape, block_bytes: int) -> tuple[tuple[int, int, int], int]:
+    """Return how many batch entries, key heads and query heads of each a block has, and how many scores of a head."""
+    area, most = max(block_bytes // call.itemsize, 1), max(block_bytes // call.itemsize // _LEAST_AREA, 1)
+    heads = call.batch, call.kv_heads, call.shared
+    if most < call.n_heads:
+        heads = 1, largest_cut(call.kv_heads, max(most // call.shared, 1)), largest_cut(call.shared, most)
+    return heads, max(area // prod(heads), 1)
+
+
+def _most_rows(call: CallShape, block_bytes: int) -> int:
+    """Return the rows of a block where nothing is masked; fewer queries never have more."""
+    heads, area = _heads(call, block_bytes)
+    rows = min(max(_ROWS_IN_ALL // prod(heads), _LEAST_ROWS), max(area // _LEAST_COLUMNS, isqrt(area)))
+    return min(rows, call.n_queries)
+
+
+def _most_columns(call: CallShape, block_bytes: int) -> int:
+    """Return the most columns of a block, however few its rows are."""
+    (batch, kv_heads, _), _ = _heads(call, block_bytes)
+    by_keys = block_bytes // (batch * kv_heads * call.widest_bytes)
+    return min(_MOST_COLUMNS, max(by_keys, _PITCH))
 
 
 def head_groups(batch: tuple[int, ...], kv_heads: int, shared: int, block: GemmBlock) -> Iterator[Heads]:
@@ -103,24 +120,29 @@ def buffer_sizes(call: CallShape, block: GemmBlock) -> dict[str, int]:
 
 
 def gemm_bytes(call: CallShape, block_bytes: int, has_scores: bool = False) -> int:
-    """Return an upper bound of the device memory that a call of the gemm kernel allocates, its result not counted.
+    """Return an upper bound of the device memory that the gemm kernel allocates in any call of at most these sizes.
 
-    For arrays whose last axis is contiguous, and whose batch and head axes do not run backwards: with the blocks of
-    `gemm_block`, of h heads (g key heads), t rows and c columns, c' being c rounded up to 32,
+    Its result is not counted. Arrays have to be such that they are not copied: with rows of adjacent elements, and no
+    axis that runs backwards. With blocks of h query heads (g key heads), at most t rows and c columns, and n scores
+    or 32 h t, whichever is more,
 
-        a (h t c' + 2 H t)                     scores, maxima and sums
-        + a (h t D + g c (D + E))              if keys are gathered, cast or masked
-        + a h t E + 2 t max(8, (c + 7) // 8)   if masked: sums before a product; two masks
-        + 6 a h t c'                           if scores are changed
+        a (n + 2 H t)                      scores, maxima and sums
+        + a (h t D + g c (D + E))          if keys are gathered or cast; keys also if masked
+        + a h t E + 2 (9 t + n / 8 h)      if masked or bundled: sums before a product; two masks
+        + 6 a n                            if scores are changed
 
-    where a is the accumulator's item size and H counts all heads of the call; and 8 KiB for rounding up.
+    where a is the accumulator's item size, n = block_bytes / a, and H counts all heads of the call; and 8 KiB for
+    rounding up.
     """
     if 0 in (call.n_queries, call.n_keys, call.n_heads):
         return 0
-    block = gemm_block(call, block_bytes)
-    sizes = buffer_sizes(call, block)
-    names = ["scores", "top", "total"] + ["hold"] * call.is_masked
-    names += ["q", "k", "v"] * (call.is_gathered or call.is_masked)
+    heads, area = _heads(call, block_bytes)
+    rows, columns = _most_rows(call, block_bytes), min(_most_columns(call, block_bytes), call.n_keys)
+    sizes = buffer_sizes(call, GemmBlock(*heads, rows, columns))
+    sizes["scores"] = prod(heads) * min(max(area, rows * _PITCH), rows * row_pitch(call.n_keys))
+    is_cut = call.is_masked or call.is_bundled  # then keys that are computed together may stand apart
+    names = ["scores", "top", "total"] + ["hold"] * is_cut + ["k", "v"] * (call.is_gathered or is_cut)
+    names += ["q"] * call.is_gathered
     n_elements = sum(sizes[name] for name in names) + _SCORE_COPIES * sizes["scores"] * has_scores
-    masks = 2 * block.rows * max(8, -(-block.columns // 8)) * call.is_masked
+    masks = 2 * (9 * rows + min(area, rows * columns) // 8) * is_cut
     return n_elements * call.itemsize + masks + _ALLOCATIONS * _GRANULE
