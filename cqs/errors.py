@@ -3,7 +3,6 @@
 Every message says four things: which argument, what rule it broke, the value it had, and the way out.
 """
 
-import difflib
 import inspect
 import reprlib
 from collections.abc import Callable, Mapping
@@ -93,6 +92,8 @@ _ELSEWHERE = {
 
 def refuse_unknown(function: Callable[..., Any], unknown: Mapping[str, object]) -> None:
     """Refuse options that a function does not have, and name the one that was probably meant."""
+    import difflib  # not needed to import cqs
+
     for name in unknown:
         known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
         near = difflib.get_close_matches(name, known, n=1)

@@ -1,6 +1,5 @@
 """Where rows of the output are summed up until they are complete: in the output itself, in memory, or in a file."""
 
-import tempfile
 import weakref
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -108,6 +107,8 @@ class Spilled:
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], directory: str | None = None) -> None:
+        import tempfile  # slow to import, and not needed to import cqs
+
         self._shape, self._dtype = shape, dtype
         self._where = directory or tempfile.gettempdir()
         try:

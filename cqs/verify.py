@@ -137,7 +137,7 @@ def _check(out: Input, problem: AttentionProblem) -> None:
         raise DTypeError.of("out", f"be of type {' or '.join(allowed)}", dtype_name(out), remedy)
 
 
-def _chosen(T: int, n_rows: int | None, rng: np.random.Generator, special: Numbers) -> Iterator[Numbers]:
+def _chosen(T: int, n_rows: int | None, rng: "np.random.Generator", special: Numbers) -> Iterator[Numbers]:
     """Choose rows, in order, and yield them a few hundred at a time."""
     if n_rows is None or n_rows >= T:
         rows = np.arange(T)

@@ -48,7 +48,7 @@ def test_import_takes_at_most_a_tenth_of_a_second_longer_than_numpy() -> None:
     for module in ("numpy", "cqs"):  # writes what is compiled, and warms the disk's cache
         seconds_to_import(module)
     numpy, ours = [], []
-    for n in range(15):  # in turn, and the least of each: other work only ever adds to it
+    for n in range(40):  # in turn, and the least of each: other work only ever adds to it
         numpy.append(seconds_to_import("numpy"))
         ours.append(seconds_to_import("cqs"))
         if n >= 4 and min(ours) - min(numpy) <= MOST_SECONDS:

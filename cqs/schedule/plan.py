@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from html import escape
 from typing import Any, Self
 
 from cqs.checks import whole_number
@@ -203,6 +202,8 @@ class Plan:
         return [f"  kernel    {setting.kernel}{devices}{reasons}"]
 
     def _repr_html_(self) -> str:
+        from html import escape
+
         title, *lines = str(self).splitlines()
         rows = "".join(f"<tr><th>{escape(line[:12].strip())}</th><td>{escape(line[12:])}</td></tr>" for line in lines)
         return f"<b>{escape(title)}</b><table>{rows}</table>"

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -226,6 +225,8 @@ def _replace(unfinished: Path, target: Path) -> None:
     if not target.exists():
         unfinished.rename(target)
         return
+    import tempfile  # slow to import, and not needed to import cqs
+
     old = Path(tempfile.mkdtemp(prefix=f"{target.name}.replaced-", dir=target.parent))
     target.rename(old)
     try:

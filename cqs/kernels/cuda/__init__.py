@@ -1,7 +1,6 @@
 """CUDA sources, and how they become kernels: compiled by CuPy when first needed, and kept by it on disk."""
 
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from cqs.backend import import_cupy
@@ -17,6 +16,8 @@ SOURCES: dict[str, tuple[str, ...]] = {
 
 def cuda_source(file: str) -> str:
     """Return the text of a source of this folder. It needs no header, so that NVRTC alone compiles it."""
+    from importlib import resources  # slow to import, and not needed to import cqs
+
     return resources.files(__name__).joinpath(file).read_text(encoding="utf-8")
 
 

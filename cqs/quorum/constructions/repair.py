@@ -37,7 +37,7 @@ def repair(W: int, elements: tuple[int, ...], most: int | None = None) -> tuple[
 
 
 def _repair_once(
-    base: Integers, counts: Integers, missing: Integers, most: int | None, rng: np.random.Generator
+    base: Integers, counts: Integers, missing: Integers, most: int | None, rng: "np.random.Generator"
 ) -> tuple[int, ...] | None:
     W = len(counts)
     added: list[int] = []
