@@ -18,7 +18,7 @@ DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS))  # where `building` is
 
 from building.blocks import agrees, blocks_of, run_page, with_outputs  # noqa: E402
-from building.lessons import lesson_names  # noqa: E402
+from building.lessons import lesson_names, page_of  # noqa: E402
 from building.numpydoc import markdown_of  # noqa: E402
 from building.reference import CHAPTERS, anchors, chapter_page  # noqa: E402
 from building.site import run_mkdocs  # noqa: E402
@@ -145,6 +145,42 @@ def test_links_are_rewritten_for_the_site() -> None:
 def test_pictures_of_lessons_stay_where_they_are() -> None:
     text = "![a](02_quorums-12-1.png) [b](03_scheduler.ipynb)"
     assert linked(text, "notebooks/02_quorums.ipynb") == "![a](02_quorums-12-1.png) [b](03_scheduler.md)"
+
+
+LESSON = """# %% [markdown]
+# # A lesson
+
+# %%
+from cqs import difference_cover
+
+difference_cover(7)
+
+# %%
+import sympy
+
+x = sympy.Symbol("x")
+x / (1 + x)
+
+# %%
+import cqs
+
+cqs.plan(*[(1, 70, 8)] * 3, workers=7)
+
+# %%
+print("said")
+{"a": 1}
+"""
+
+
+def test_values_in_lessons_are_shown_as_formulas_html_or_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "notebooks")  # where `pair` is
+    monkeypatch.setattr("building.lessons.NOTEBOOKS", tmp_path)
+    (tmp_path / "01_lesson.py").write_text(LESSON, encoding="utf-8")
+    shown = outside_fences(page_of("01_lesson", tmp_path))
+    assert "\n\n$$\n\\{0, 1, 3\\} \\subset \\mathbb{Z}_7,\\quad m = 3 \\ge 3,\\quad \\text{perfect}\n$$\n\n" in shown
+    assert "\n\n$$\n\\frac{x}{x + 1}\n$$\n\n" in shown
+    assert "\n\n<div>\n<b>Plan: 7 tasks" in shown
+    assert page_of("01_lesson", tmp_path).endswith("```text\nsaid\n```\n\n```text\n{'a': 1}\n```\n")
 
 
 @pytest.mark.parametrize(

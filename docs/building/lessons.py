@@ -50,10 +50,18 @@ def _shown(source: str, where: str, namespace: dict[str, Any]) -> list[str]:
             value = eval(compile(ast.Expression(last.value), where, "eval"), namespace)
     shown = [_text(printed.getvalue())] if printed.getvalue().strip() else []
     if value is not None:
-        rich = getattr(value, "_repr_html_", None)
-        html = rich() if rich is not None else None
-        shown.append(_text(repr(value)) if html is None else _html(html))
+        shown.append(_value(value))
     return shown
+
+
+def _value(value: Any) -> str:
+    """Return a value in the first of the forms that it has: as HTML, as a formula, or as text."""
+    for method, block in (("_repr_html_", _html), ("_repr_latex_", _formula)):
+        rich = getattr(value, method, None)
+        shown = rich() if rich is not None else None
+        if shown is not None:
+            return block(shown)
+    return _text(repr(value))
 
 
 def _text(text: str) -> str:
@@ -63,6 +71,12 @@ def _text(text: str) -> str:
 def _html(html: str) -> str:
     """Put HTML into a block of its own, which may have no empty line."""
     return "<div>\n" + re.sub(r"\n\s*\n", "\n", html) + "\n</div>"
+
+
+def _formula(latex: str) -> str:
+    """Put LaTeX, which comes between dollars, into a block of its own."""
+    inner = latex.strip().strip("$").strip().removeprefix(r"\displaystyle").strip()
+    return f"$$\n{' '.join(inner.split())}\n$$"
 
 
 def _pictures(name: str, folder: Path) -> list[str]:
