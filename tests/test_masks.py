@@ -107,6 +107,22 @@ def test_reach_is_a_part_of_the_columns_outside_of_which_nothing_is_seen(mask: M
 
 
 @given(mask=masks, rows=runs, cols=runs)
+def test_segments_of_the_columns_are_seen_as_a_whole_or_not_at_all(mask: Mask, rows: range, cols: range) -> None:
+    found = [tuple(x.tolist() for x in row) for part in mask.segments(rows, cols) for row in zip(*part, strict=True)]
+    assert len(found) == (len(rows) if cols else 0)
+    for (starts, stops, is_seen), row in zip(found, seen(mask, rows, cols), strict=False):
+        assert [starts[0], *stops] == [*starts, stops[-1]] == sorted([cols.start, *stops])
+        assert stops[-1] == cols.stop
+        columns = [
+            k
+            for start, stop, sees_it in zip(starts, stops, is_seen, strict=True)
+            for k in range(start, stop)
+            if sees_it
+        ]
+        assert columns == [k for k, sees_it in zip(cols, row, strict=True) if sees_it]
+
+
+@given(mask=masks, rows=runs, cols=runs)
 def test_a_mask_that_says_it_hides_nothing_hides_nothing(mask: Mask, rows: range, cols: range) -> None:
     assert seen(mask, rows, cols).all() or not mask.hides_nothing
     assert NoMask().hides_nothing

@@ -198,7 +198,7 @@ class Region:
                     ((stops - starts) * is_seen).sum(axis=1),
                 ]
             )
-            for starts, stops, is_seen in self.mask._segments(queries, keys)
+            for starts, stops, is_seen in self.mask.segments(queries, keys)
         ]
         return np.concatenate(parts, axis=1)
 

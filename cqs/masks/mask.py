@@ -101,7 +101,7 @@ class Mask(ABC):
             return merged([part for mask in self._heads() for part in mask.reach(rows, cols)])
         if not self.has_edges:
             return self._columns_seen(rows, cols)
-        for starts, stops, is_seen in self._segments(rows, cols):
+        for starts, stops, is_seen in self.segments(rows, cols):
             pairs = np.unique(np.stack([starts[is_seen], stops[is_seen]], axis=-1), axis=0)
             parts += [range(start, stop) for start, stop in pairs.tolist()]
         return merged(parts)
@@ -112,7 +112,28 @@ class Mask(ABC):
             return sum(mask.count(rows, cols) for mask in self._heads())
         if not self.has_edges:
             return sum(int(np.count_nonzero(self.block(*block))) for block in _blocks(rows, cols))
-        return sum(int((stops - starts)[is_seen].sum()) for starts, stops, is_seen in self._segments(rows, cols))
+        return sum(int((stops - starts)[is_seen].sum()) for starts, stops, is_seen in self.segments(rows, cols))
+
+    def segments(self, rows: range, cols: range) -> Iterator[tuple[Integers, Integers, Booleans]]:
+        """Yield, for some rows at a time, where the segments of `cols` start and stop, and whether the row sees them.
+
+        Only for a mask with edges whose heads see the same.
+
+        Yields
+        ------
+        starts, stops : NumPy array of int, `(n, s)`
+            Of each of the n rows, in increasing order: segments that follow each other, of which some are empty, and
+            within which a row sees all keys or none. There is one more of them than the mask has edges.
+        is_seen : NumPy array of bool, `(n, s)`
+            Whether the row sees the segment; not of empty ones.
+        """
+        for first in range(rows.start, rows.stop if cols else rows.start, _AREA):
+            queries = np.arange(first, min(first + _AREA, rows.stop))
+            cuts = np.clip(self.edges(queries), cols.start, cols.stop)
+            ends = np.broadcast_to(np.array([cols.start, cols.stop]), (len(queries), 2))
+            cuts = np.sort(np.concatenate([cuts, ends], axis=1), axis=1)
+            starts, stops = cuts[:, :-1], cuts[:, 1:]
+            yield starts, stops, (starts < stops) & self.visible(queries[:, None], starts)
 
     def _heads(self) -> Iterator["Mask"]:
         return (self.at(index) for index in np.ndindex(*self.lead))
@@ -141,16 +162,6 @@ class Mask(ABC):
             seen[part.start - cols.start : part.stop - cols.start] |= self.block(part_rows, part).any(axis=0)
         cuts = (np.flatnonzero(np.diff(seen, prepend=False, append=False)) + cols.start).tolist()
         return tuple(range(start, stop) for start, stop in zip(cuts[::2], cuts[1::2], strict=True))
-
-    def _segments(self, rows: range, cols: range) -> Iterator[tuple[Integers, Integers, Booleans]]:
-        """Yield, for some rows at a time, segments of `cols` (start, stop), and whether the row sees them, `(n, s)`."""
-        for first in range(rows.start, rows.stop if cols else rows.start, _AREA):
-            queries = np.arange(first, min(first + _AREA, rows.stop))
-            cuts = np.clip(self.edges(queries), cols.start, cols.stop)
-            ends = np.broadcast_to(np.array([cols.start, cols.stop]), (len(queries), 2))
-            cuts = np.sort(np.concatenate([cuts, ends], axis=1), axis=1)
-            starts, stops = cuts[:, :-1], cuts[:, 1:]
-            yield starts, stops, (starts < stops) & self.visible(queries[:, None], starts)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the mask as plain JSON values; `mask_from_dict` reads it back."""
