@@ -9,7 +9,7 @@ from typing import Any
 from cqs.backend import (
     Device,
     arrays_device,
-    cuda_tensor_as_cupy,
+    cuda_tensors_as_cupy,
     cupy_as_tensor,
     is_cuda_tensor,
     refuse_gradients,
@@ -86,10 +86,12 @@ def ready(
     out: Any,
 ) -> Iterator[Call]:
     """Check the arguments of `cqs.attention`, which see, and give them as a `Call`; close files at the end."""
-    refuse_gradients(q=q, k=k, v=v)
+    refuse_gradients(q=q, k=k, v=v, bias=bias, sink_logits=sink_logits, out=out)
     is_tensor = backend == "cupy" and is_cuda_tensor(q)
     if is_tensor:
-        q, k, v, bias, sink_logits, out = map(_as_cupy, (q, k, v, bias, sink_logits, out))
+        q, k, v, bias, sink_logits, out = cuda_tensors_as_cupy(
+            q=q, k=k, v=v, bias=bias, sink_logits=sink_logits, out=out
+        )
     with ExitStack() as held:
         source = held.enter_context(closing(open_inputs(q, k, v)))
         problem = AttentionProblem.of(source.q, source.k, source.v, mask=mask, is_causal=is_causal, scale=scale)
@@ -112,10 +114,6 @@ def ready(
         plan = Scheduler(workers, strategy, place.memory, setting).plan(problem)
         hand_out = cupy_as_tensor if is_tensor else _same
         yield Call(plan, source, target, place.kernel, place.engine, scores, logits, hand_out)
-
-
-def _as_cupy(x: Any) -> Any:
-    return cuda_tensor_as_cupy(x) if is_cuda_tensor(x) else x
 
 
 def _same(array: Array) -> Array:

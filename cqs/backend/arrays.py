@@ -160,4 +160,4 @@ def _torch_bits(array: Array) -> DType:
 
 
 def _library(array: Array) -> str:
-    return type(array).__module__.partition(".")[0]
+    return str(array_namespace(array).__name__).removeprefix("array_api_compat.").partition(".")[0]

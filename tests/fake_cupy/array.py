@@ -8,7 +8,7 @@ import numpy as np
 from fake_cupy import functions
 from fake_cupy.devices import Device
 from fake_cupy.machine import now
-from fake_cupy.memory import Memory, MemoryPointer, alloc
+from fake_cupy.memory import Memory, MemoryPointer, UnownedMemory, alloc
 from fake_cupy.streams import get_current_stream
 
 
@@ -60,6 +60,16 @@ class ndarray:  # noqa: N801
         offset = view.ctypes.data - owner.data.mem.ptr if view.size else 0
         array.data = MemoryPointer(owner.data.mem, offset)
         return array
+
+    @classmethod
+    def _borrowed(cls, view: np.ndarray, owner: Any) -> "ndarray":
+        """Make an array of memory that another library keeps."""
+        if view.size == 0:
+            with Device(owner.__dlpack_device__()[1]):
+                return cls(view.shape, view.dtype)
+        low, high = np.lib.array_utils.byte_bounds(view)
+        memory = UnownedMemory(low, high - low, owner)
+        return cls(view.shape, view.dtype, MemoryPointer(memory, view.ctypes.data - low), view.strides)
 
     # ------------------------------------------------------------------------------------ what it is
     shape = property(lambda self: self._view.shape)

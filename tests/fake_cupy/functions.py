@@ -121,9 +121,35 @@ def asnumpy(a: Any, stream: Any = None, order: str = "C", out: Any = None, *, bl
 
 
 def from_dlpack(array: Any, *, device: Any = None, copy: Any = None) -> Any:
-    if not isinstance(array, _ndarray()):
-        raise BufferError("the fake CuPy takes only its own arrays by DLPack")
-    return array.view()
+    """`cupy.from_dlpack`: a view of another library's memory of the device, which has to lie in the machine's.
+
+    The capsule is NumPy's, of the host's memory that stands for the device's; what the array says of its device counts.
+    """
+    if isinstance(array, _ndarray()):
+        return array.view()
+    kind, number = array.__dlpack_device__()
+    if kind != 2:
+        raise TypeError("CPU arrays cannot be directly imported to CuPy.")
+    machine, before = now(), now().device
+    machine.device = number
+    try:
+        capsule = array.__dlpack__(stream=machine.current_lane().ptr or 1, max_version=(1, 0), copy=copy)
+    finally:
+        machine.device = before
+    return _ndarray()._borrowed(np.from_dlpack(_Exported(capsule)), array)
+
+
+class _Exported:
+    """A capsule, as NumPy wants to be given it."""
+
+    def __init__(self, capsule: Any) -> None:
+        self._capsule = capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        return self._capsule
 
 
 def empty(shape: Any, dtype: Any = float, order: str = "C") -> Any:
