@@ -7,7 +7,11 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 import cqs
+import cqs.backend.cuda
+import cqs.backend.device
 import cqs.errors
+import cqs.kernels.cudnn
+import cqs.kernels.gemm
 import cqs.plot
 import cqs.quorum
 import cqs.schedule
@@ -103,8 +107,24 @@ CHAPTERS = (
         "From a plan to an output",
         (
             (None, ("cqs.ArraySource", "cqs.Worker", "cqs.TaskResult", "cqs.Partial", "cqs.merge", "cqs.Tiler")),
-            (cqs.kernels, ("cqs.kernels.Attend", "cqs.kernels.KeyChunk", "cqs.kernels.choose_kernel")),
+            (cqs.kernels, tuple(f"cqs.kernels.{n}" for n in ("Attend", "KeyChunk", "Region", "attend_per_head"))),
+            (None, tuple(f"cqs.kernels.{n}" for n in ("Kernel", "Request", "choose_kernel"))),
             (cqs.engines, ("cqs.engines.Engine", "cqs.engines.LocalEngine", "cqs.engines.ExecutorEngine")),
+        ),
+    ),
+    Chapter(
+        "devices",
+        "Devices and GPUs",
+        (
+            (
+                cqs.backend.device,
+                tuple(f"cqs.backend.{n}" for n in ("Device", "Session", "Slot", "Download", "slot_bytes")),
+            ),
+            (None, ("cqs.backend.HostDevice",)),
+            (cqs.backend.cuda, ("cqs.backend.CudaDevice",)),
+            (None, ("cqs.engines.DeviceEngine",)),
+            (cqs.kernels.cudnn, ("cqs.kernels.cudnn.attend", "cqs.kernels.cudnn_missing")),
+            (cqs.kernels.gemm, ("cqs.kernels.gemm.attend",)),
         ),
     ),
     Chapter(
@@ -199,14 +219,22 @@ def _signature(name: str, value: Any) -> str | None:
     for p in signature.parameters.values():
         if p.kind is p.VAR_KEYWORD or p.name == "self":
             continue
-        default = "..." if repr(p.default) == "<factory>" else repr(p.default)
-        kept.append((p.kind is p.KEYWORD_ONLY, p.name if p.default is p.empty else f"{p.name}={default}"))
+        kept.append((p.kind is p.KEYWORD_ONLY, p.name if p.default is p.empty else f"{p.name}={_default(p.default)}"))
     words = [text for only, text in kept if not only]
     words += ["*", *(text for only, text in kept if only)] if any(only for only, _ in kept) else []
     line = f"{name}({', '.join(words)})"
     if len(line) <= 90:
         return line
     return f"{name}(\n    " + ",\n    ".join(words) + ",\n)"
+
+
+def _default(value: Any) -> str:
+    """Return how a default is written: modules and functions by their names, what a factory makes as dots."""
+    if isinstance(value, ModuleType):
+        return value.__name__
+    if isinstance(value, FunctionType):
+        return f"{value.__module__}.{value.__name__}"
+    return "..." if repr(value) == "<factory>" else repr(value)
 
 
 def _members(cls: type) -> Iterator[str]:
