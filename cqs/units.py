@@ -4,7 +4,7 @@ import re
 
 from cqs.errors import OptionError
 
-__all__ = ["format_bytes", "format_count", "format_seconds", "parse_bytes"]
+__all__ = ["format_bytes", "format_count", "format_seconds", "parse_bytes", "plural"]
 
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -51,6 +51,15 @@ def format_count(n: float) -> str:
             return f"{n:.0f}" if unit == "" else f"{n:.2f} {unit}"
         n /= 1000
     raise AssertionError("unreachable")
+
+
+def plural(n: int, what: str) -> str:
+    """Write how many there are of something.
+
+    >>> plural(1, "task"), plural(1407, "task")
+    ('1 task', '1,407 tasks')
+    """
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def format_seconds(seconds: float) -> str:

@@ -39,7 +39,7 @@ def test_usage_errors_are_one_line(cli: Run, line: str) -> None:
 
 
 def test_as_a_module_in_a_process_of_its_own() -> None:
-    done = subprocess.run([sys.executable, "-m", "cqs.cli", "quorum", "7", "--json"], capture_output=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "cqs", "quorum", "7", "--json"], capture_output=True, check=True)
     assert json.loads(done.stdout)["base"] == [0, 1, 3]
     assert done.stderr == b""
 

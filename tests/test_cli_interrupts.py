@@ -85,7 +85,7 @@ def test_attention_comes_back_from_many_tasks_at_a_time(long: Path) -> None:
     assert seconds < MOST_SECONDS
 
 
-_RUN = [sys.executable, "-m", "cqs.cli", "run", "q.npy", "q.npy", "q.npy", "-o", "out.npy"]
+_RUN = [sys.executable, "-m", "cqs", "run", "q.npy", "q.npy", "q.npy", "-o", "out.npy"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

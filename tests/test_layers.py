@@ -34,6 +34,7 @@ LAYERS = (
     ("api",),
     ("__init__",),
     ("cli",),
+    ("__main__",),
 )
 HEIGHTS = {name: height for height, names in enumerate(LAYERS) for name in names}
 

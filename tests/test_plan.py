@@ -19,6 +19,7 @@ from cqs.masks import Causal, NoMask
 from cqs.problem import DTYPES, AttentionProblem
 from cqs.quorum import CyclicQuorumSet, DifferenceCover
 from cqs.schedule import Bundle, GridLayout, Group, Plan, QuorumLayout, Scheduler, Strip, Task, Tile
+from cqs.units import plural
 
 
 def problem_of(T: int, S: int | None = None, **changes) -> AttentionProblem:
@@ -187,7 +188,7 @@ def test_plans_and_their_tasks_survive_pickling(plan: Plan) -> None:
 @given(plan=plans())
 def test_any_plan_prints_its_tasks_and_its_problem(plan: Plan) -> None:
     p, text = plan.problem, str(plan)
-    assert text.startswith(f"Plan: {len(plan)} tasks, ")
+    assert text.startswith(f"Plan: {plural(len(plan), 'task')}, ")
     assert f"q {(*p.batch, p.n_heads, p.n_queries, p.width)}" in text
     assert p.dtype in text
     assert str(p.mask) in text
@@ -224,10 +225,10 @@ def read_shapes(p: AttentionProblem, n_queries: int, n_keys: int) -> list[tuple[
 
 
 def cost(run: Callable[[], object]) -> tuple[float, int]:
-    """Seconds and peak bytes of a call, each measured in a call of its own."""
-    start = time.perf_counter()
+    """Seconds of this thread's CPU and peak bytes of a call, each measured in a call of its own."""
+    start = time.thread_time()
     run()
-    seconds = time.perf_counter() - start
+    seconds = time.thread_time() - start
     tracemalloc.start()
     try:
         run()

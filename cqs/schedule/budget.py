@@ -15,12 +15,12 @@ from cqs.errors import BudgetError
 from cqs.problem import AttentionProblem
 from cqs.quorum import difference_cover, singer_moduli
 from cqs.quorum.finite_field import prime_power
-from cqs.schedule.cost import Rates, predicted_seconds
+from cqs.schedule.cost import Rates, Run
 from cqs.schedule.grain import Grain, Setting, n_head_blocks
 from cqs.schedule.memory import footprint
 from cqs.schedule.sizes import bounded_sizes, rows_pending
 from cqs.schedule.traffic import estimated_reads, traffic
-from cqs.units import format_bytes
+from cqs.units import format_bytes, plural
 
 __all__ = ["Candidate", "best_within"]
 
@@ -78,20 +78,17 @@ class Candidate:
 
     def seconds(self, problem: AttentionProblem, flops: int) -> float:
         """Predict its time on a typical machine."""
-        reads = estimated_reads(problem, self.strategy, self.workers, self.size, self.grain.row_groups)
-        n_tasks = self.workers * n_head_blocks(problem, self.grain.kv_heads)
+        reads = estimated_reads(problem, self.strategy, self.workers, self.size, self.grain)
+        blocks = n_head_blocks(problem, self.grain.kv_heads)
+        moved = traffic(problem, reads, self.setting)
         rates = Rates.typical(self.setting)
         rates = replace(rates, flops=rates.flops * self.speed)
-        return predicted_seconds(flops, traffic(problem, reads, self.setting), n_tasks, rates)
+        return Run(flops, moved, self.workers, reads, blocks, self.setting).seconds(rates)
 
     def __str__(self) -> str:
-        heads = "all heads" if self.grain.kv_heads is None else _plural(self.grain.kv_heads, "key head")
+        heads = "all heads" if self.grain.kv_heads is None else plural(self.grain.kv_heads, "key head")
         threads = self.setting.threads if self.setting.in_flight == 1 else self.setting.in_flight
-        return f"{self.strategy}, {_plural(self.workers, 'task')} for {heads} at a time, {_plural(threads, 'thread')}"
-
-
-def _plural(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
+        return f"{self.strategy}, {plural(self.workers, 'task')} for {heads} at a time, {plural(threads, 'thread')}"
 
 
 def best_within(

@@ -6,9 +6,9 @@ from math import prod
 from cqs.problem import DTYPES, AttentionProblem
 from cqs.schedule.sizes import TaskSizes
 
-__all__ = ["CallShape"]
+__all__ = ["SHARED_FLOPS", "CallShape"]
 
-_SHARED_FLOPS = 500_000_000  # less work, a few milliseconds, is not worth another thread
+SHARED_FLOPS = 500_000_000  # less work, a few milliseconds, is not worth another thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class CallShape:
     def is_shared(self) -> bool:
         """Whether it is work enough for several threads."""
         flops = 2 * self.n_heads * self.n_queries * self.n_keys * (self.width + self.value_width)
-        return flops > _SHARED_FLOPS
+        return flops > SHARED_FLOPS
 
     @property
     def widest_bytes(self) -> int:

@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass
 
+from cqs.schedule.call_shape import SHARED_FLOPS
 from cqs.schedule.grain import Setting
-from cqs.schedule.traffic import Traffic
+from cqs.schedule.traffic import TaskReads, Traffic
 
-__all__ = ["Rates", "predicted_seconds"]
+__all__ = ["Rates", "Run"]
 
 _HOST_MERGING, _DEVICE_MERGING = 4e9, 1e12  # bytes of partial results a second
 _DEVICE_FLOPS = {"cudnn": 5e14, "gemm": 3e13}  # of recent data-centre GPUs, or that of other kernels:
 _OTHER_DEVICE_FLOPS, _DEVICE_BYTES = 5e12, 1e10
-_TASK_SECONDS = 2e-4  # for each task, whatever its size
+_TASK_SECONDS, _CALL_SECONDS = 2e-4, 1e-4  # for each task and kernel call, whatever its size
+_SLICE_SECONDS, _CHUNKED_SECONDS = 1e-5, 8e-4  # for each slice that is read, or of arrays that are kept in chunks
 _BESIDES = 0.3  # of the shorter of computing and reading adds to the longer: they overlap, but share the cores
 
 
@@ -45,9 +47,46 @@ class Rates:
         return cls(50e9 * max(setting.threads, setting.in_flight), 1.5e9 if setting.is_staged else 10e9)
 
 
-def predicted_seconds(flops: int, moved: Traffic, n_tasks: int, rates: Rates) -> float:
-    """Return the time of a run that computes while it reads, and writes in between."""
-    computing, reading = flops / rates.flops, moved.read / rates.bytes
-    longer, shorter = max(computing, reading), min(computing, reading)
-    writing = (moved.spilled + moved.written) / rates.bytes
-    return longer + _BESIDES * shorter + writing + moved.results / rates.merged + n_tasks * _TASK_SECONDS
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a run computes and moves, and in how many pieces.
+
+    Parameters
+    ----------
+    flops : int
+        Floating-point operations of its matrix products.
+    moved : Traffic
+        Bytes.
+    workers, blocks : int
+        Tasks for each block of heads, and blocks of heads.
+    reads : TaskReads
+        Kernel calls and slices for each block of heads.
+    setting : Setting
+        What it runs on.
+    """
+
+    flops: int
+    moved: Traffic
+    workers: int
+    reads: TaskReads
+    blocks: int
+    setting: Setting
+
+    def seconds(self, rates: Rates) -> float:
+        """Predict the time of a run that computes while it reads, and writes in between."""
+        computing, reading = self._computing(rates), self._reading(rates)
+        longer, shorter = max(computing, reading), min(computing, reading)
+        writing = (self.moved.spilled + self.moved.written) / rates.bytes
+        merging = self.moved.results / rates.merged
+        return longer + _BESIDES * shorter + writing + merging + self.workers * self.blocks * _TASK_SECONDS
+
+    def _computing(self, rates: Rates) -> float:
+        setting, calls = self.setting, self.reads.calls * self.blocks
+        seconds = self.flops / rates.flops
+        is_alone = setting.kernel == "numpy" and setting.in_flight == 1 and self.flops <= SHARED_FLOPS * calls
+        return seconds * (setting.threads if is_alone else 1) + calls * _CALL_SECONDS
+
+    def _reading(self, rates: Rates) -> float:
+        each = _CHUNKED_SECONDS if self.setting.read_bytes else _SLICE_SECONDS
+        slices = self.reads.slices * self.blocks if self.setting.is_staged else 0
+        return self.moved.read / rates.bytes + slices * each

@@ -10,7 +10,7 @@ from cqs.checks import whole_number
 from cqs.errors import CQSError, OptionError
 from cqs.problem import DTYPES, AttentionProblem
 from cqs.quorum import CyclicQuorumSet
-from cqs.schedule.cost import Rates, predicted_seconds
+from cqs.schedule.cost import Rates, Run
 from cqs.schedule.grain import Grain, Setting, head_block, n_head_blocks
 from cqs.schedule.layout import Layout
 from cqs.schedule.making import bundles_of, layout_of
@@ -18,7 +18,7 @@ from cqs.schedule.memory import CACHED_TASKS, Footprint, footprint
 from cqs.schedule.sizes import bounded_sizes, counted_sizes, rows_pending
 from cqs.schedule.task import Read, Task, reads
 from cqs.schedule.traffic import TaskReads, Traffic, estimated_reads, reads_of, traffic
-from cqs.units import format_bytes, format_count
+from cqs.units import format_bytes, format_count, plural
 
 __all__ = ["Plan"]
 
@@ -147,7 +147,9 @@ class Plan:
     def seconds(self, rates: Rates | None = None) -> float:
         """Predict the time of a run on a machine of such rates, by default a typical one."""
         rates = rates or Rates.typical(self.setting)
-        return predicted_seconds(self.problem.flops(self.problem.n_pairs), self.traffic, len(self), rates)
+        p, blocks = self.problem, n_head_blocks(self.problem, self.grain.kv_heads)
+        run = Run(p.flops(p.n_pairs), self.traffic, self.workers, _reads(self), blocks, self.setting)
+        return run.seconds(rates)
 
     def _n_heads(self, task: Task) -> int:
         return self.problem.n_batch_heads if task.heads is None else len(task.heads.queries)
@@ -181,7 +183,7 @@ class Plan:
         of_heads = f" for each of {blocks} blocks of heads" if blocks > 1 else ""
         return "\n".join(
             [
-                f"Plan: {self.workers} tasks{of_heads}, {self._cut()}",
+                f"Plan: {plural(self.workers, 'task')}{of_heads}, {self._cut()}",
                 f"  problem   q {(*p.batch, p.n_heads, p.n_queries, p.width)}, "
                 f"k {(*p.batch, p.n_kv_heads, p.n_keys, p.width)}, E = {p.value_width}, {p.dtype}, {p.mask}",
                 f"  work      {format_count(p.flops(p.n_pairs))}FLOP over {format_count(p.n_pairs)} pairs a head",
@@ -242,5 +244,5 @@ def _footprint(plan: Plan) -> Footprint:
 @lru_cache(maxsize=16)
 def _reads(plan: Plan) -> TaskReads:
     if plan.workers <= _MOST_COUNTED:
-        return reads_of(map(plan.task, range(plan.workers)), plan.strategy)
-    return estimated_reads(plan.problem, plan.strategy, plan.workers, len(plan.base or ()), plan.grain.row_groups)
+        return reads_of(map(plan.task, range(plan.workers)), plan.strategy, plan.grain)
+    return estimated_reads(plan.problem, plan.strategy, plan.workers, len(plan.base or ()), plan.grain)

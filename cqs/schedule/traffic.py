@@ -1,4 +1,4 @@
-"""The bytes that a plan moves, by where they go. Integers only."""
+"""The bytes that a plan moves, by where they go, and in how many pieces. Integers only."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from itertools import pairwise
 from math import prod
 
 from cqs.problem import DTYPES, AttentionProblem
-from cqs.schedule.grain import Setting
+from cqs.schedule.bundling import MOST_BUNDLED_ROWS, SMALL_ROWS
+from cqs.schedule.grain import Grain, Setting
 from cqs.schedule.layout import GridLayout
 from cqs.schedule.task import Task
 
@@ -23,11 +24,15 @@ class TaskReads:
         Queries, for each of which a row of results comes back, and keys with their values.
     passed : int
         Of these keys, those that a ring of workers passes on from neighbour to neighbour.
+    calls, slices : int
+        Not tokens, but numbers: kernel calls, and slices of queries, keys and values that are read for them.
     """
 
     queries: int
     keys: int
     passed: int
+    calls: int
+    slices: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +65,23 @@ class Traffic:
         return self.read + self.spilled + self.written
 
 
-def reads_of(tasks: Iterable[Task], strategy: str) -> TaskReads:
+def reads_of(tasks: Iterable[Task], strategy: str, grain: Grain) -> TaskReads:
     """Count what tasks read, one after the other."""
-    queries = keys = passed = 0
+    queries = keys = passed = calls = slices = 0
     for task in tasks:
         groups = task.key_groups
         queries += sum(len(strip.query) for strip in task.strips)
         keys += sum(map(len, groups))
         if strategy == "ring":
             passed += sum(len(key) for key in groups if key.index != task.index)
-    return TaskReads(queries, keys, passed)
+        if grain.keys is None:
+            calls += len(task.bundles)
+            slices += len(task.strips) + 2 * len(groups)
+        for strip in task.strips if grain.keys is not None else ():
+            parts = sum(-(-len(key) // grain.keys) for key in strip.keys) if grain.keys else 0
+            calls += parts * _cuts(len(strip.query), grain.rows)
+            slices += 1 + 2 * parts
+    return TaskReads(queries, keys, passed, calls, slices)
 
 
 def traffic(problem: AttentionProblem, reads: TaskReads, setting: Setting) -> Traffic:
@@ -88,30 +100,36 @@ def traffic(problem: AttentionProblem, reads: TaskReads, setting: Setting) -> Tr
     )
 
 
-def estimated_reads(
-    problem: AttentionProblem, strategy: str, workers: int, size: int, row_groups: int | None
-) -> TaskReads:
+def estimated_reads(problem: AttentionProblem, strategy: str, workers: int, size: int, grain: Grain) -> TaskReads:
     """Return about what tasks read, without making any: exact where nothing is masked, a little more where it is.
 
     See `bounded_sizes` for the arguments.
     """
     T, S, W = problem.n_queries, problem.n_keys, workers
     if strategy == "cqs":
-        return TaskReads(size * T, size * S, 0)
+        n_strips, n = min(size * W, size * T), -(-T // W)  # of n queries each
+        n_calls = n_strips if n > SMALL_ROWS else -(-size * T // MOST_BUNDLED_ROWS)
+        return TaskReads(size * T, size * S, 0, n_calls, 3 * n_strips)
     if strategy == "ring":
-        return TaskReads(T, W * S, (W - 1) * S)
+        return TaskReads(T, W * S, (W - 1) * S, W, (2 * W + 1) * W)
     if strategy == "tree":
-        return TaskReads(W * T, S, 0)
-    layout = GridLayout(T, S, W, row_groups)
+        return TaskReads(W * T, S, 0, W, 3 * W)
+    layout = GridLayout(T, S, W, grain.row_groups)
     R = layout.n_rows
     cuts = [row * W // R for row in range(R + 1)]
     heights = [last * T // W - first * T // W for first, last in pairwise(cuts)]
     n_in_row = [last - first for first, last in pairwise(cuts)]
     n_queries = sum(n * height for n, height in zip(n_in_row, heights, strict=True))
-    if problem.mask.hides_nothing:
-        return TaskReads(n_queries, R * S, 0)
-    starts = [first * T // W for first in cuts]
-    return TaskReads(n_queries, sum(_reached(problem, range(*rows)) for rows in pairwise(starts)), 0)
+    n_keys = R * S
+    if not problem.mask.hides_nothing:
+        starts = [first * T // W for first in cuts]
+        n_keys = sum(_reached(problem, range(*rows)) for rows in pairwise(starts))
+    parts = W if grain.keys is None else -(-n_keys // grain.keys) + W // 2  # those at the ends are smaller
+    return TaskReads(n_queries, n_keys, 0, parts * _cuts(max(heights), grain.rows), W + 2 * parts)
+
+
+def _cuts(n: int, most: int | None) -> int:
+    return 1 if most is None else -(-n // most)
 
 
 def _reached(problem: AttentionProblem, rows: range) -> int:
