@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hypothesis import assume
 from hypothesis import strategies as st
 
 import cqs
@@ -113,4 +114,29 @@ def calls(draw: st.DrawFn, most_tokens: int = 3000, most_scores: float = 3e7) ->
     options |= {"bias": ALiBi((0.5,) * H)} if "bias" in scores else scores
     dtype = draw(st.sampled_from(["float32", "float32", "float64", "float16"]))
     shapes = (*batch, H, T, D), (*batch, G, S, D), (*batch, G, S, E)
+    return Call(shapes, dtype, draw(st.booleans()), draw(st.sampled_from(["new", "given", "wide", "file"])), options)
+
+
+@st.composite
+def filling_calls(draw: st.DrawFn) -> Call:
+    """Draw a call with a budget above 64 MiB that it has some use for: large arrays, of which a mask hides most."""
+    G, shared = draw(st.sampled_from([1, 2, 4, 8])), draw(st.sampled_from([1, 1, 2, 4]))
+    D, E = draw(st.sampled_from([32, 64, 128])), draw(st.sampled_from([32, 64, 128]))
+    batch = draw(st.sampled_from([(), (), (2,)]))
+    n_heads = G * shared * int(np.prod(batch))
+    T = int(2 ** draw(st.floats(11, 18)))
+    seen = max(int(1e9 / (n_heads * T)), 1)  # keys of each query, so that it takes a second or two
+    dtype = draw(st.sampled_from(["float32", "float32", "float64", "float16"]))
+    kinds = [SlidingWindow(seen // 2, seen // 2), SlidingWindow(seen) & Causal(), documents_of([seen], T)]
+    mask = draw(st.sampled_from(kinds if seen < T else [None, Causal()]))
+    assume(n_heads * T * (D + E) * np.dtype(dtype).itemsize < 1e9)
+    options = {
+        "memory": int(2 ** draw(st.floats(26, 28))),
+        "strategy": draw(st.sampled_from(["auto", "cqs", "tiles"])),
+        "mask": mask,
+        "engine": LocalEngine(2),
+        "return_lse": draw(st.booleans()),
+        "workers": draw(st.sampled_from([None, None, None, 7, 13])),
+    }
+    shapes = (*batch, G * shared, T, D), (*batch, G, T, D), (*batch, G, T, E)
     return Call(shapes, dtype, draw(st.booleans()), draw(st.sampled_from(["new", "given", "wide", "file"])), options)

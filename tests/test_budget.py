@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from budgets import MIB, Call, calls, measured
-from hypothesis import Phase, assume, given, settings
+from budgets import MIB, Call, calls, filling_calls, measured
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
 import cqs
@@ -64,6 +64,22 @@ def test_above_64_mib_the_projection_is_at_most_one_and_a_half_times_the_peak(na
     options = {"memory": mib * MIB, "mask": mask, "engine": LocalEngine(2)} | options
     plan, peak = measured(Call((shape,) * 3, "float32", True, options.pop("out", "file"), options), tmp_path)
     assert peak <= plan.projected_bytes <= mib * MIB
+    assert plan.projected_bytes <= 1.5 * peak, plan.footprint
+
+
+@pytest.mark.slow
+@given(call=filling_calls())
+@settings(max_examples=80, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+def test_of_any_call_that_holds_64_mib_the_projection_is_at_most_one_and_a_half_times_the_peak(call: Call) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        inputs, options = call.arguments(Path(directory))
+        try:
+            assume(cqs.plan(*inputs, **options).projected_bytes > 64 * MIB)
+        except BudgetError:
+            assume(False)
+        del inputs, options
+        plan, peak = measured(call, Path(directory))
+    assert peak <= plan.projected_bytes <= call.options["memory"]
     assert plan.projected_bytes <= 1.5 * peak, plan.footprint
 
 

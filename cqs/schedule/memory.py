@@ -83,7 +83,7 @@ def footprint(
     return Footprint(
         output=_output_bytes(problem, setting),
         sums=_sums_bytes(problem, setting, call, sizes, rows_pending),
-        inputs=in_flight * _inputs_bytes(setting, call, sizes, grain),
+        inputs=in_flight * min(_inputs_bytes(setting, call, sizes, grain), problem.input_bytes(problem.n_queries, problem.n_keys)),
         results=result * (1 if in_flight == 1 else 2 * in_flight) + _merging_bytes(call, sizes, grain, rows_pending),
         kernel=kernel + in_flight * (setting.read_bytes + joined),
         objects=_BASE_BYTES + (CACHED_TASKS + 2 * in_flight) * sizes.object_bytes,
