@@ -11,11 +11,14 @@ half for causal. After `--seconds` no new case is begun, and what was left out i
 """
 
 import argparse
+import gc
 import json
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from cqs.trace import Recorder
 WORKERS = (1, 7, 31, 133)
 BUDGETS = (2, 8, 32)  # GiB
 PARTS = ("resident", "host", "float")
+_NO_TORCH = "torch with CUDA is not installed"
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def cases(parts: list[str], longest: int, shortest: int = 4096) -> Iterator[Case
             yield Case("host", 8, n, 64, "float16", True)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
@@ -73,21 +77,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=420)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gpu.json")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         machine = describe_machine()
     except CQSError as error:
         parser.exit(2, f"{error}\n")
-    rows, left_out, start = [], [], time.perf_counter()
-    for case in cases(options.parts, options.longest, options.shortest):
-        if time.perf_counter() - start > options.seconds:
-            left_out.append(asdict(case))
-            continue
-        rows += measure(case, options.rounds)
-        report_case(case, rows)
+    rows: list[dict[str, Any]] = []
+    left_out, start = [], time.perf_counter()
+    # not the null stream, which torch cannot be told to work on; events on it would not see what torch does
+    with import_cupy().cuda.Stream(non_blocking=True):
+        for case in cases(options.parts, options.longest, options.shortest):
+            if time.perf_counter() - start > options.seconds:
+                left_out.append(asdict(case))
+                continue
+            rows += measure(case, options.rounds)
+            report_case(case, rows)
     result = {"machine": machine, "rows": rows, "left_out": left_out, "targets": targets(rows)}
     report(result)
-    options.out.parent.mkdir(exist_ok=True)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
@@ -109,26 +116,62 @@ def describe_machine() -> dict[str, Any]:
 
 
 def measure(case: Case, rounds: int) -> list[dict[str, Any]]:
-    """Time every contestant on one case, in turns; one warm-up, and fewer rounds where a run takes seconds."""
-    contestants = dict(on_host(case) if case.part == "host" else on_device(case))
-    times: dict[str, list[float]] = {}
-    notes: dict[str, Any] = {}
-    for name, contestant in contestants.items():
+    """Time every contestant on one case, in turns; one warm-up, and one round where a round takes seconds."""
+    give_back_memory()
+    contestants, times = found(case), {}
+    errors: dict[str, str] = {}
+
+    def run(name: str) -> float:
+        """Time one; that it cannot do it is not the end of the others."""
         try:
-            times[name], notes[name] = [timed(contestant)], {}
-        except Exception as error:  # a contestant that cannot do it is not the end of the others
-            notes[name] = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
-    for _ in range(rounds if sum(seconds[0] for seconds in times.values()) < 5 else 1):
-        for name in times:
-            times[name].append(timed(contestants[name]))
+            return timed(contestants[name])
+        except Exception as error:
+            errors[name] = f"{type(error).__name__}: {str(error)[:200]}"
+            return math.nan
+
+    for name in contestants:  # the first time, kernels are compiled
+        run(name)
+    for n in range(rounds):
+        for name in contestants:
+            if name not in errors and (n == 0 or sum(seconds[0] for seconds in times.values()) < 5):
+                times.setdefault(name, []).append(run(name))
     rows = []
-    for name, note in notes.items():
-        row = asdict(case) | {"name": name} | note
-        if name in times:
-            seconds = statistics.median(times[name][1:])
-            row |= {"seconds": seconds, "tflops": case.flops / seconds / 1e12} | contestants[name].note()
-        rows.append(row)
+    for name, contestant in contestants.items():
+        row = asdict(case) | {"name": name}
+        if name in errors:
+            rows.append(row | {"error": errors[name]})
+        else:
+            seconds = statistics.median(times[name])
+            rows.append(row | {"seconds": seconds, "tflops": case.flops / seconds / 1e12} | contestant.note())
     return rows
+
+
+def found(case: Case) -> dict[str, "Contestant"]:
+    """Return the contestants by name; one that is missing, or has no room for its inputs, fails when it is run."""
+    contestants: dict[str, Contestant] = {}
+    try:
+        contestants.update(on_host(case) if case.part == "host" else on_device(case))
+    except Exception as error:
+        contestants["others"] = missing(f"no inputs for them: {type(error).__name__}: {str(error)[:200]}")
+    return contestants
+
+
+def missing(why: str) -> "Contestant":
+    """Return one that only says why it is not there."""
+
+    def run() -> object:
+        raise LookupError(why)
+
+    return Contestant(run)
+
+
+def give_back_memory() -> None:
+    """Empty the pools of CuPy and torch, which cannot use what the other keeps."""
+    gc.collect()
+    import_cupy().get_default_memory_pool().free_all_blocks()
+    torch = _torch()
+    if torch is not None:
+        torch.cuda.empty_cache()
 
 
 @dataclass
@@ -165,6 +208,7 @@ def on_device(case: Case) -> Iterator[tuple[str, Contestant]]:
         yield f"cqs W={W}", Contestant(lambda W=W: cqs.attention(q, k, v, workers=W, is_causal=case.is_causal))
     torch = _torch()
     if torch is None:
+        yield "torch", missing(_NO_TORCH)
         return
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -196,10 +240,11 @@ def on_host(case: Case) -> Iterator[tuple[str, Contestant]]:
     q, k, v = (rng.standard_normal(shape, dtype=np.float32).astype(case.dtype) for _ in range(3))
     cupy = import_cupy()
 
-    def resident() -> object:
-        return cqs.attention(*map(cupy.asarray, (q, k, v)), workers=1, is_causal=case.is_causal)
+    @cache
+    def resident() -> list[Any]:
+        return [cupy.asarray(x) for x in (q, k, v)]  # in the warm-up
 
-    yield "cqs resident", Contestant(resident)
+    yield "cqs resident", Contestant(lambda: cqs.attention(*resident(), workers=1, is_causal=case.is_causal))
     for gib in BUDGETS:
         recorder = Recorder()
         options: dict[str, Any] = {"memory": f"{gib}GiB", "is_causal": case.is_causal, "backend": "cupy"}
@@ -212,8 +257,11 @@ def on_host(case: Case) -> Iterator[tuple[str, Contestant]]:
             return {"strategy": plan.strategy, "workers": plan.workers, "read_bytes": plan.traffic.read}
 
         yield f"cqs {gib} GiB", Contestant(run, is_on_device=False, note=note)
-    stream_cqsa = _stream_cqsa()
-    if stream_cqsa is not None:
+    try:
+        stream_cqsa = _stream_cqsa()
+    except ImportError as error:
+        yield "stream-cqsa", missing(str(error))
+    else:
         yield "stream-cqsa", Contestant(lambda: stream_cqsa(q, k, v, case.is_causal), is_on_device=False)
 
 
@@ -286,16 +334,16 @@ def _torch() -> Any:
     return torch if torch.cuda.is_available() else None
 
 
-def _stream_cqsa() -> Callable[[np.ndarray, np.ndarray, np.ndarray, bool], object] | None:
-    """Return stream-cqsa's attention for arrays on the host, if it is installed."""
-    try:
-        import stream_cqsa
-    except ImportError:
-        return None
+def _stream_cqsa() -> Callable[[np.ndarray, np.ndarray, np.ndarray, bool], object]:
+    """Return stream-cqsa's attention for arrays on the host."""
     torch = _torch()
+    if torch is None:
+        raise ImportError(_NO_TORCH)
+    import stream_cqsa
 
     def run(q: np.ndarray, k: np.ndarray, v: np.ndarray, is_causal: bool) -> object:
-        return stream_cqsa.attention(*(torch.from_numpy(x[None]) for x in (q, k, v)), is_causal=is_causal)
+        # what fits is computed on the device and may be left there
+        return stream_cqsa.attention(*(torch.from_numpy(x[None]) for x in (q, k, v)), is_causal=is_causal).cpu()
 
     return run
 

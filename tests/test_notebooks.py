@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))  # where the notebooks find `checks`, too
 
 import checks  # noqa: E402
 import pair  # noqa: E402
-from checks import attention, case_study, masks, memory, quorums, scheduler, tiler, workers  # noqa: E402
+from checks import attention, case_study, gpu, masks, memory, quorums, scheduler, tiler, workers  # noqa: E402
 from checks.solutions import SOLUTIONS  # noqa: E402
 
 from cqs.masks import Causal, Sinks, SlidingWindow  # noqa: E402
@@ -29,7 +29,7 @@ from cqs.masks import Causal, Sinks, SlidingWindow  # noqa: E402
 NAMES = [path.stem for path in pair.texts()]
 CHECKERS = {
     name: getattr(module, name)
-    for module in (attention, quorums, scheduler, workers, tiler, masks, memory, case_study)
+    for module in (attention, quorums, scheduler, workers, tiler, masks, memory, gpu, case_study)
     for name in module.__all__
 }
 
@@ -199,6 +199,21 @@ def mean_merge(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, f
         ("check_ring", 7, "as much, and not more"),
         ("check_ring", 13, "fewer workers"),
         ("check_ring", 0, "QuorumError"),
+        ("check_break_even", 1200, "F/B"),
+        ("check_break_even", 14_400 / 13, "length of a group"),
+        ("check_break_even", 7200, "float32 has 4"),
+        ("check_break_even", 57_600, "4D operations"),
+        ("check_break_even", 20_000, "longer than copying"),
+        ("check_break_even", 10_000, "not as long as"),
+        ("check_break_even", 0, "no length"),
+        ("check_break_even", "long", "ValueError"),
+        ("check_two_slots", 56, "one queue"),
+        ("check_two_slots", 50, "one slot"),
+        ("check_two_slots", 26, "28 ms"),
+        ("check_two_slots", 31, "last result"),
+        ("check_two_slots", 30, "too little"),
+        ("check_two_slots", 40, "three lanes"),
+        ("check_two_slots", None, "TypeError"),
         ("check_longest_subsequence", 304, "12"),
         ("check_longest_subsequence", 500, "304 to 308"),
         ("check_fewest_workers", 25, "24.0%"),

@@ -37,6 +37,8 @@ SOLUTIONS = {
     "check_chat": (Sinks(4) | SlidingWindow(31)) & Causal(),
     "check_moved": 8.5,
     "check_ring": 10,
+    "check_break_even": 14_400,
+    "check_two_slots": 32,
     "check_longest_subsequence": 308,
     "check_fewest_workers": 31,
 }
