@@ -73,7 +73,7 @@ def test_one_slice_and_one_piece_hold_what_they_say(layout: tuple[Path, dict[str
     folder, how = layout
     source = ZarrInput.open(folder / "q.zarr")
     sink = ZarrSink.of(zarr.create_array(str(tmp_path / "x.zarr"), shape=X.shape, dtype="f4", **how))
-    sink.write(None, 0, 10, source.read(None, 0, 10))
+    sink.write((slice(0, 1),), 0, 1999, source.read((slice(0, 1),), 0, 1999))  # modules are imported, threads start
     rng = np.random.default_rng(0)
     tracemalloc.start()
     try:
