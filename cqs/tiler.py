@@ -12,7 +12,7 @@ from cqs.errors import DTypeError, TileError
 from cqs.events import BytesWritten, Emit, ResultMerged
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
-from cqs.schedule import WRITE_BYTES, HeadBlock, Plan, Strip, Task
+from cqs.schedule import HeadBlock, Plan, Strip, Task
 from cqs.sources import ArraySink, Sink, check_out
 from cqs.sums import InMemory, InPlace, Spilled, Sums
 from cqs.types import Array, Namespace
@@ -21,6 +21,7 @@ from cqs.worker import TaskResult
 __all__ = ["Tiler"]
 
 _BROUGHT_BYTES = 64 << 20  # of complete rows that are brought back from a device at a time
+_UNSEEN_BYTES = 128 << 10  # of rows that see no key, made at a time: little enough to be counted with what never grows
 
 
 class Tiler:
@@ -185,7 +186,7 @@ class Tiler:
 
     def _rows_at_once(self, heads: HeadBlock | None) -> int:
         row_bytes = prod(self._leading(heads)) * self._plan.problem.value_width * 8
-        return max(WRITE_BYTES // max(row_bytes, 1), 1)
+        return max(_UNSEEN_BYTES // max(row_bytes, 1), 1)
 
     def _check(self, result: TaskResult) -> None:
         index, n_tasks = result.task.index, len(self._plan)

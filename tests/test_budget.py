@@ -67,6 +67,14 @@ def test_above_64_mib_the_projection_is_at_most_one_and_a_half_times_the_peak(na
     assert plan.projected_bytes <= 1.5 * peak, plan.footprint
 
 
+@pytest.mark.parametrize("out", ["new", "given", "file"])
+@pytest.mark.parametrize("heads", [2, 1500])
+def test_rows_that_see_nothing_are_made_a_few_at_a_time(heads: int, out: str) -> None:
+    T = 16_140 // heads
+    options = {"memory": 64 * MIB, "mask": Causal(-T - 5), "strategy": "tiles", "engine": LocalEngine(2)}
+    holds_what_it_says(Call(((heads, T, 64),) * 3, "float64", False, out, options))
+
+
 @pytest.mark.slow
 @given(call=filling_calls())
 @settings(max_examples=80, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])

@@ -80,12 +80,15 @@ def footprint(
     kernel *= 1 if setting.kernel == "numpy" else in_flight
     joined = sizes.bundle_rows * call.query_bytes if sizes.is_bundled else 0  # small strips that share a call
     result = sizes.query_rows * call.row_bytes
+    unseen = 0 if problem.mask.hides_nothing else 2 * call.row_bytes  # a row that is made for queries without a key
     everything = problem.input_bytes(problem.n_queries, problem.n_keys)  # more is not read at a time
     return Footprint(
         output=_output_bytes(problem, setting),
         sums=_sums_bytes(problem, setting, call, sizes, rows_pending),
         inputs=in_flight * min(_inputs_bytes(setting, call, sizes, grain), everything),
-        results=result * (1 if in_flight == 1 else 2 * in_flight) + _merging_bytes(call, sizes, grain, rows_pending),
+        results=result * (1 if in_flight == 1 else 2 * in_flight)
+        + _merging_bytes(call, sizes, grain, rows_pending)
+        + unseen,
         kernel=kernel + in_flight * (setting.read_bytes + joined),
         objects=_BASE_BYTES + (CACHED_TASKS + 2 * in_flight) * sizes.object_bytes,
     )
