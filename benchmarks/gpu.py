@@ -27,7 +27,8 @@ import numpy as np
 import cqs
 from cqs.backend import CudaDevice, import_cupy
 from cqs.errors import CQSError
-from cqs.trace import Recorder
+from cqs.events import DeviceBusy
+from cqs.trace import hidden_share
 
 WORKERS = (1, 7, 31, 133)
 BUDGETS = (2, 8, 32)  # GiB
@@ -246,15 +247,17 @@ def on_host(case: Case) -> Iterator[tuple[str, Contestant]]:
 
     yield "cqs resident", Contestant(lambda: cqs.attention(*resident(), workers=1, is_causal=case.is_causal))
     for gib in BUDGETS:
-        recorder = Recorder()
+        busy: list[DeviceBusy] = []
         options: dict[str, Any] = {"memory": f"{gib}GiB", "is_causal": case.is_causal, "backend": "cupy"}
 
-        def run(options: dict[str, Any] = options, recorder: Recorder = recorder) -> object:
-            return cqs.attention(q, k, v, on_event=recorder, **options)
+        def run(options: dict[str, Any] = options, busy: list[DeviceBusy] = busy) -> object:
+            busy.clear()
+            return cqs.attention(q, k, v, on_event=lambda e: isinstance(e, DeviceBusy) and busy.append(e), **options)
 
-        def note(options: dict[str, Any] = options) -> dict[str, Any]:
-            plan = cqs.plan(q, k, v, **options)
-            return {"strategy": plan.strategy, "workers": plan.workers, "read_bytes": plan.traffic.read}
+        def note(options: dict[str, Any] = options, busy: list[DeviceBusy] = busy) -> dict[str, Any]:
+            plan, hidden = cqs.plan(q, k, v, **options), hidden_share(busy)  # of the last run
+            moved = {"read_bytes": plan.traffic.read, "hidden": hidden}
+            return {"strategy": plan.strategy, "workers": plan.workers} | moved
 
         yield f"cqs {gib} GiB", Contestant(run, is_on_device=False, note=note)
     try:
@@ -303,7 +306,9 @@ def report_case(case: Case, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if all(row[name] == value for name, value in asdict(case).items()):
             got = f"{1e3 * row['seconds']:10.2f} ms {row['tflops']:7.1f} TFLOP/s" if "seconds" in row else row["error"]
-            print(f"  {row['name']:18} {got}", flush=True)
+            hidden = row.get("hidden")
+            share = "" if hidden is None else f", {hidden:.0%} of copying hidden behind computing"
+            print(f"  {row['name']:18} {got}{share}", flush=True)
 
 
 def report(result: dict[str, Any]) -> None:

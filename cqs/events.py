@@ -10,6 +10,7 @@ __all__ = [
     "BytesRead",
     "BytesUploaded",
     "BytesWritten",
+    "DeviceBusy",
     "Emit",
     "Event",
     "ResultMerged",
@@ -92,6 +93,38 @@ class BytesUploaded(Event):
     def name(self) -> str:
         """Where it goes."""
         return "copy to device"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceBusy(Event):
+    """A device copied or computed, from `start` to `stop` by its own clock; told some time after.
+
+    `BytesUploaded` and `TileDone` say when a device was told to. Its lane is of the device and what it did, since it
+    copies both ways while it computes. Of no task, unless it computed.
+
+    Parameters
+    ----------
+    device : str
+        Which.
+    what : {"copy in", "compute", "copy out"}
+        What it did.
+    n_bytes : int
+        How much it copied.
+    """
+
+    device: str
+    what: str
+    n_bytes: int = 0
+
+    @property
+    def kind(self) -> str:
+        """What it did."""
+        return self.what
+
+    @property
+    def name(self) -> str:
+        """What it did, and for which task."""
+        return self.what if self.task < 0 else f"{self.what} {self.task}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

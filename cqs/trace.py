@@ -1,6 +1,7 @@
 """What happened in a run: kept and counted, or written as a trace that Perfetto and Chrome open."""
 
 import json
+import math
 import os
 import threading
 from collections import deque
@@ -12,9 +13,19 @@ from typing import Any, Self
 
 from cqs.checks import whole_number
 from cqs.errors import SinkError
-from cqs.events import BytesRead, BytesWritten, Event, ResultMerged, TaskDone, TaskRetried, TaskStarted, TileDone
+from cqs.events import (
+    BytesRead,
+    BytesWritten,
+    DeviceBusy,
+    Event,
+    ResultMerged,
+    TaskDone,
+    TaskRetried,
+    TaskStarted,
+    TileDone,
+)
 
-__all__ = ["Counters", "Recorder", "TraceFile", "write_chrome_trace"]
+__all__ = ["Counters", "Recorder", "TraceFile", "hidden_share", "write_chrome_trace"]
 
 _LABELS = {"TileDone": "tile", "ResultMerged": "merge"}  # where `Event.name` says no more than which task
 _NOT_ARGS = {"start", "stop", "lane"}
@@ -236,6 +247,41 @@ def write_chrome_trace(events: Iterable[Event], path: str | os.PathLike[str]) ->
     with TraceFile(path, zero=min((event.start for event in found), default=0.0)) as trace:
         for event in found:
             trace(event)
+
+
+def hidden_share(events: Iterable[Event]) -> float | None:
+    """Return the share of the time that devices copied in which they also computed; None if nothing was copied.
+
+    Parameters
+    ----------
+    events : iterable of Event
+        In any order; only `cqs.events.DeviceBusy` counts. Copies both ways at once are counted once.
+
+    Examples
+    --------
+    >>> from cqs.events import DeviceBusy
+    >>> copy = DeviceBusy(task=-1, start=0.0, stop=4.0, device="a", what="copy in")
+    >>> hidden_share([copy, DeviceBusy(task=0, start=1.0, stop=9.0, device="a", what="compute")])
+    0.75
+    """
+    spans: dict[str, tuple[list[tuple[float, float]], list[tuple[float, float]]]] = {}
+    for event in events:
+        if isinstance(event, DeviceBusy):
+            copies, computes = spans.setdefault(event.device, ([], []))
+            (computes if event.what == "compute" else copies).append((event.start, event.stop))
+    copied = sum(_length(copies) for copies, _ in spans.values())
+    computed = sum(_length(computes) for _, computes in spans.values())
+    either = sum(_length([*copies, *computes]) for copies, computes in spans.values())
+    return (copied + computed - either) / copied if copied else None
+
+
+def _length(spans: Iterable[tuple[float, float]]) -> float:
+    """Return how long at least one of some spans lasted."""
+    length, end = 0.0, -math.inf
+    for start, stop in sorted(spans):
+        length += max(stop - max(start, end), 0.0)
+        end = max(end, stop)
+    return length
 
 
 def _entry(event: Event, tid: int, zero: float) -> dict[str, Any]:

@@ -70,11 +70,24 @@ class SlowSession:
         self.random = random.Random(device.seed)
         self.counts = {"slot": 0, "fill": 0, "upload": 0, "download": 0}
         self.slot_bytes = 0
+        self.host = HostSession(np, None, device.name)  # which takes times
 
-    def late(self, work: Callable[[], Any]) -> Future[Any]:
-        """Do something after a while."""
+    def late(self, what: str, n_bytes: int, work: Callable[[], Any]) -> Future[Any]:
+        """Copy something after a while, of which copying is taken to be all."""
         seconds = self.random.uniform(0, self.slow.delay)
-        return self.copying.submit(lambda: (time.sleep(seconds), work())[1])
+
+        def copy() -> Any:
+            with self.host.spent(what, n_bytes):
+                time.sleep(seconds)
+                return work()
+
+        return self.copying.submit(copy)
+
+    def listen(self, emit: Callable[[Any], object]) -> None:
+        self.host.listen(emit)
+
+    def timed(self, task: int) -> Any:
+        return self.host.timed(task)
 
     def may_fail(self, what: str) -> None:
         n = self.counts[what]
@@ -95,7 +108,7 @@ class SlowSession:
 
     def download(self, array: np.ndarray) -> "LateDownload":
         self.may_fail("download")
-        return LateDownload(self.late(lambda: np.array(array)))
+        return LateDownload(self.late("copy out", array.nbytes, lambda: np.array(array)))
 
 
 class SlowSlot(HostSlot):
@@ -128,7 +141,7 @@ class SlowSlot(HostSlot):
             for place, array in zip(places, copies, strict=True):
                 place[...] = array
 
-        self.filling = self.session.late(copy)
+        self.filling = self.session.late("copy in", sum(array.nbytes for array in arrays), copy)
         return places
 
     def wait(self) -> None:

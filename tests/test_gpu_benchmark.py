@@ -44,9 +44,16 @@ def test_it_runs_to_its_end(benchmark: ModuleType, tmp_path: Path, capsys: pytes
     own = [row for row in found["rows"] if row["name"].startswith("cqs")]
     assert {row["name"] for row in own} >= {"cqs W=1", "cqs resident", "cqs 0.1 GiB"}
     assert all(row["seconds"] > 0 and row["tflops"] > 0 for row in own), own
-    assert all(row["strategy"] for row in own if "GiB" in row["name"])
+    assert all(row["strategy"] and 0 <= row["hidden"] <= 1 for row in own if "GiB" in row["name"])
     assert {target["what"].split(":")[0] for target in found["targets"]} == {"host N=64 D=64 float16 causal"}
-    for text in ("resident: H=16 N=16 D=64 bfloat16 causal", "cqs W=3", "TFLOP/s", "gpu: cuda:0 Fake GPU", "wanted"):
+    for text in (
+        "resident: H=16 N=16 D=64 bfloat16 causal",
+        "cqs W=3",
+        "TFLOP/s",
+        "of copying hidden",
+        "gpu: cuda:0 Fake GPU",
+        "wanted",
+    ):
         assert text in printed
 
 

@@ -6,8 +6,8 @@ copies until it has been copied.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,10 @@ import numpy.typing as npt
 from array_api_compat import is_cupy_array
 
 from cqs.backend.cuda_libraries import cuda_devices, import_cupy
+from cqs.backend.cuda_times import CudaTimes
 from cqs.backend.device import ALIGNED_BYTES, row_parts
 from cqs.errors import BackendError
+from cqs.events import Event
 from cqs.types import Array, Namespace
 
 __all__ = ["CudaDevice", "arrays_device"]
@@ -81,7 +83,7 @@ class CudaDevice:
             pool = cupy.cuda.MemoryPool()
             if memory is not None:
                 pool.set_limit(size=memory)
-            session = CudaSession(cupy, self.xp)
+            session = CudaSession(cupy, self.xp, f"cuda:{self.index}")
             with cupy.cuda.using_allocator(pool.malloc), session.computing:
                 try:
                     yield session
@@ -108,9 +110,11 @@ def arrays_device(array: Array, memory: int | None) -> Iterator[None]:
 class CudaSession:
     """Streams and pinned memory for one run on one device; made by `CudaDevice.opened`."""
 
-    def __init__(self, cupy: Any, xp: Namespace) -> None:
+    def __init__(self, cupy: Any, xp: Namespace, name: str) -> None:
         self.cupy = cupy
         self.xp = xp
+        self._name = name
+        self._times: CudaTimes | None = None
         self.computing, self.copying_in, self.copying_out = (cupy.cuda.Stream(non_blocking=True) for _ in range(3))
         self._in, self._out = _Ring(cupy), _Ring(cupy)
         self._downloads: deque[_Download] = deque()  # begun and not complete, in the order of their copies
@@ -118,7 +122,8 @@ class CudaSession:
     def upload(self, array: HostArray) -> Array:
         """Copy an array in the order of what is computed, so that no event is needed."""
         copy = self.cupy.empty(array.shape, array.dtype)
-        copy.set(np.ascontiguousarray(array), stream=self.computing)
+        with self.span(self.computing, "copy in", array.nbytes):
+            copy.set(np.ascontiguousarray(array), stream=self.computing)
         return copy
 
     def slot(self, size: int) -> "_Slot":
@@ -137,10 +142,28 @@ class CudaSession:
         for stream in (self.copying_in, self.computing, self.copying_out):
             stream.synchronize()
 
+    def listen(self, emit: Callable[[Event], object]) -> None:
+        """Put events around all that follows."""
+        self._times = CudaTimes(self.cupy, self._name, self.computing, emit)
+
+    @contextmanager
+    def timed(self, task: int) -> Iterator[None]:
+        """Take the time of what is computed inside, and tell of what is done."""
+        with self.span(self.computing, "compute", task=task):
+            yield
+        if self._times is not None:
+            self._times.tell()
+
+    def span(self, stream: Any, what: str, n_bytes: int = 0, task: int = -1) -> AbstractContextManager[None]:
+        """Take the time of what is put on a stream inside, if somebody listens."""
+        return nullcontext() if self._times is None else self._times.span(stream, what, n_bytes, task)
+
     def close(self) -> None:
         """Wait, so that no memory is given back that is in use, whatever has failed."""
         with suppress(self.cupy.cuda.runtime.CUDARuntimeError):  # it has been raised where it happened
             self.synchronise()
+            if self._times is not None:
+                self._times.tell()
         self._downloads.clear()
 
     def copy_in(self, target: int, array: HostArray) -> None:
@@ -151,7 +174,8 @@ class CudaSession:
             assert buffer is not None
             buffer.viewed(part.nbytes).view(part.dtype).reshape(part.shape)[...] = part
             kind = runtime.memcpyHostToDevice
-            runtime.memcpyAsync(target, buffer.address, part.nbytes, kind, self.copying_in.ptr)
+            with self.span(self.copying_in, "copy in", part.nbytes):
+                runtime.memcpyAsync(target, buffer.address, part.nbytes, kind, self.copying_in.ptr)
             buffer.copied.record(self.copying_in)
             self._in.give_back(buffer)
             target += part.nbytes
@@ -231,7 +255,8 @@ class _Download:
                 return
             size = min(_PINNED_BYTES, self._bytes.size - self._next)
             source, kind = self._array.data.ptr + self._next, runtime.memcpyDeviceToHost
-            runtime.memcpyAsync(buffer.address, source, size, kind, session.copying_out.ptr)
+            with session.span(session.copying_out, "copy out", size):
+                runtime.memcpyAsync(buffer.address, source, size, kind, session.copying_out.ptr)
             buffer.copied.record(session.copying_out)
             self._under_way.append((buffer, self._next, size))
             self._next += size

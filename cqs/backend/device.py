@@ -6,12 +6,13 @@ else: a `Slot` is filled when nobody reads it any more, and read when it is full
 copies is computed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
+from cqs.events import Event
 from cqs.types import Array, Namespace
 
 __all__ = ["ALIGNED_BYTES", "Device", "Download", "Session", "Slot", "row_parts", "slot_bytes"]
@@ -78,6 +79,15 @@ class Session(Protocol):
 
     def synchronise(self) -> None:
         """Wait until everything is computed and copied."""
+
+    def listen(self, emit: Callable[[Event], object]) -> None:
+        """Tell somebody from now on of all that is copied, and of what is `timed`: `cqs.events.DeviceBusy`.
+
+        It is told when the device has done it, by the end of the run, and never waited for.
+        """
+
+    def timed(self, task: int) -> AbstractContextManager[None]:
+        """Take what is put on the device inside for computing a task; nothing if nobody listens."""
 
 
 @runtime_checkable

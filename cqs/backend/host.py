@@ -1,8 +1,9 @@
 """The CPU as a device: the same steps without a GPU, for tests and lessons; any library of the array API."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from cqs.backend.arrays import is_numpy, on_host
 from cqs.backend.device import ALIGNED_BYTES
+from cqs.events import DeviceBusy, Emit
 from cqs.types import Array, Namespace
 
 __all__ = ["HostDevice"]
@@ -50,19 +52,22 @@ class HostDevice:
     @contextmanager
     def opened(self, memory: int | None = None) -> Iterator["HostSession"]:
         """Open it; see `cqs.backend.Device`."""
-        yield HostSession(self.xp, self.device)
+        yield HostSession(self.xp, self.device, self.name)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class HostSession:
     """Copies that are complete when they return."""
 
     xp: Namespace
     device: object
+    name: str = ""
+    emit: Emit = None
 
     def upload(self, array: HostArray) -> Array:
         """Return a copy."""
-        return self.xp.asarray(np.array(array), device=self.device)
+        with self.spent("copy in", array.nbytes):
+            return self.xp.asarray(np.array(array), device=self.device)
 
     def slot(self, size: int) -> "HostSlot":
         """Allocate a slot."""
@@ -70,10 +75,29 @@ class HostSession:
 
     def download(self, array: Array) -> "HostDownload":
         """Copy an array."""
-        return HostDownload(np.array(on_host(array)))
+        there = on_host(array)
+        with self.spent("copy out", there.nbytes):
+            return HostDownload(np.array(there))
 
     def synchronise(self) -> None:
         """Do nothing: everything is complete."""
+
+    def listen(self, emit: Emit) -> None:
+        """Tell somebody what time is spent on, by the clock of the machine."""
+        self.emit = emit
+
+    def timed(self, task: int) -> AbstractContextManager[None]:
+        """Take what is done inside for computing."""
+        return self.spent("compute", task=task)
+
+    @contextmanager
+    def spent(self, what: str, n_bytes: int = 0, task: int = -1) -> Iterator[None]:
+        """Tell of what is done inside."""
+        start = perf_counter()
+        yield
+        if self.emit is not None:
+            own: dict[str, Any] = {"device": self.name, "what": what, "lane": f"{self.name} {what}"}
+            self.emit(DeviceBusy(task=task, start=start, n_bytes=n_bytes, **own))
 
 
 class HostSlot:
@@ -89,8 +113,13 @@ class HostSlot:
         first, filled = 0, []
         for array in arrays:
             place = self._bytes[first : first + array.nbytes].view(array.dtype).reshape(array.shape)
-            place[...] = array
-            filled.append(place if is_numpy(self._session.xp) else self._session.upload(place))
+            if is_numpy(self._session.xp):
+                with self._session.spent("copy in", array.nbytes):
+                    place[...] = array
+            else:
+                place[...] = array
+                place = self._session.upload(place)
+            filled.append(place)
             first += -(-array.nbytes // ALIGNED_BYTES) * ALIGNED_BYTES
         return tuple(filled)
 

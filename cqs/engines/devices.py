@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import Any
 
 from cqs.backend import Device, Download, Session, quiet_floats, stopped_by
 from cqs.engines.turns import Accept, Turns
@@ -86,9 +87,23 @@ class DeviceEngine:
                 ahead = ReadAhead(worker.source, mine.reads(), _HOST_BYTES, worker.emit)
                 host = reading.enter_context(ahead.running())
             feed = Uploads(session, host, mine.reads(), plan.footprint.inputs, worker.emit)
-            results = (own.run(task, feed=feed) for task in mine.tasks())
+            if worker.emit is not None:
+                session.listen(worker.emit)
+            results = (_timed(own, session, task).run(task, feed=feed) for task in mine.tasks())
             for result in results if plan.keeps_sums_on_device else _returned(results, session):
                 pass_on(result)
+
+
+def _timed(worker: Worker, session: Session, task: Task) -> Worker:
+    """Return a worker whose kernel calls for a task are timed on the device, if somebody listens."""
+    if worker.emit is None:
+        return worker
+
+    def attend(*args: Any, **options: Any) -> Partial:
+        with session.timed(task.index):
+            return worker.attend(*args, **options)
+
+    return replace(worker, attend=attend)
 
 
 def _returned(results: Iterator[TaskResult], session: Session) -> Iterator[TaskResult]:

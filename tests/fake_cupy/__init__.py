@@ -12,8 +12,8 @@ another device's arrays are refused; and asynchronous copies run as late as stre
 `RaceError`, an AssertionError. Kernels written in CUDA C++ are emulated by functions that `kernel(name)` registers.
 
 What it does not have: the numerics of a GPU (order of sums, its own exp), CUDA graphs, managed memory,
-`ElementwiseKernel` and `ReductionKernel`, scratch memory of CuPy's own functions, time, access by the host to pinned
-memory (nobody sees when NumPy reads it), and other libraries (cuDNN).
+`ElementwiseKernel` and `ReductionKernel`, scratch memory of CuPy's own functions, true times, access by the host to
+pinned memory (nobody sees when NumPy reads it), and other libraries (cuDNN).
 """
 
 from fake_cupy.installing import cupy, fake_gpu, install

@@ -19,6 +19,7 @@ ERRORS = {
     2: ("cudaErrorMemoryAllocation", "out of memory"),
     101: ("cudaErrorInvalidDevice", "invalid device ordinal"),
     400: ("cudaErrorInvalidResourceHandle", "invalid resource handle"),
+    600: ("cudaErrorNotReady", "device not ready"),
     700: ("cudaErrorIllegalAddress", "an illegal memory access was encountered"),
 }
 

@@ -1,6 +1,5 @@
 """`cupy.cuda.stream`: streams and events over the machine's timeline."""
 
-import time
 from typing import Any
 
 from fake_cupy.machine import CUDARuntimeError, now
@@ -16,11 +15,10 @@ class Event:
         self.ptr = id(self)
         self._has_time = not disable_timing
         self._mark: Mark | None = None
-        self._time = 0.0
 
     def record(self, stream: "Stream | None" = None) -> None:
         lane = now().current_lane() if stream is None else stream._lane
-        self._mark, self._time = now().record(lane), time.perf_counter()
+        self._mark = now().record(lane)
 
     def synchronize(self) -> None:
         if self._mark is not None:
@@ -32,10 +30,12 @@ class Event:
 
 
 def get_elapsed_time(start_event: Event, end_event: Event) -> float:
-    """Return milliseconds of the host between two recordings."""
+    """Return milliseconds, of the machine's made-up time, between two events."""
     if not (start_event._has_time and end_event._has_time and start_event._mark and end_event._mark):
         raise CUDARuntimeError(400, "both events must have been recorded, with timing")
-    return (end_event._time - start_event._time) * 1000
+    if not (start_event.done and end_event.done):
+        raise CUDARuntimeError(600)
+    return (end_event._mark.seconds - start_event._mark.seconds) * 1000
 
 
 class Stream:
