@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from command_line import Run, assert_refused
 
 import cqs
 from cqs.cli.measure import measured_rates
+from cqs.cli.summary import plan_rows, summarize
 from cqs.schedule import Rates
 
 
@@ -152,10 +154,21 @@ def test_measured_rates(cli: Run, qkv: Any) -> None:
         ("plan --tokens 1e6 --heads 8 --dim 64 --rate fast", ["--rate", "'fast'"]),
         ("plan --tokens 1e6 --heads 8 --dim 64 --bandwidth 0", ["`--bandwidth`", "more than 0"]),
         ("plan --tokens 1e6 --heads 8 --dim 64 --sinks 4", ["`--sinks`", "--window"]),
+        ("plan --tokens 1e6 --heads 8 --dim 64 --backend cupy --threads 2", ["`--threads`", "where GPUs compute"]),
+        ("plan --tokens 1e6 --heads 8 --dim 64 --devices 0,1 --threads 2", ["`--threads`", "where GPUs compute"]),
     ],
 )
 def test_plan_refuses_budgets_and_rates(cli: Run, line: str, words: list[str]) -> None:
     assert_refused(cli(line), *words)
+
+
+def test_plan_says_what_computes_where_that_is_not_plain(cli: Run) -> None:
+    _, out, _ = cli("plan --tokens 1000 --heads 1 --dim 8")
+    assert "kernel  " not in out
+    plan = cqs.plan(*[(1, 1000, 8)] * 3)
+    setting = replace(plan.setting, kernel="gemm", devices=("cuda:0",), passed_over=(("cudnn", "it wants float16"),))
+    rows = dict(plan_rows(replace(plan, setting=setting), summarize(plan)))
+    assert rows["kernel"] == "gemm on cuda:0; not cudnn: it wants float16"
 
 
 # planning is cheap

@@ -4,7 +4,10 @@ import argparse
 import re
 from typing import Any
 
-__all__ = ["Arguments", "Parsers", "add_command", "add_common", "numbers", "rate", "whole"]
+from cqs.engines import LocalEngine
+from cqs.errors import OptionError
+
+__all__ = ["Arguments", "Parsers", "add_command", "add_common", "engine_of", "numbers", "rate", "whole"]
 
 Arguments = argparse.Namespace
 Parsers = Any  # what `add_subparsers` returns has no public name
@@ -27,6 +30,15 @@ def add_common(parser: argparse._ActionsContainer, *names: str) -> None:
     """Add options that mean the same in every command that has them, by name."""
     for name in names:
         parser.add_argument(f"--{name}", **_COMMON[name])
+
+
+def engine_of(args: Arguments) -> LocalEngine | None:
+    """Return the engine that `--threads` means, if it was given; GPUs take none."""
+    if args.threads is None:
+        return None
+    if args.backend == "cupy" or args.devices:
+        raise OptionError.of("--threads", "be left out where GPUs compute", args.threads, "drop one")
+    return LocalEngine(args.threads)
 
 
 def numbers(text: str) -> list[int]:

@@ -8,10 +8,9 @@ from cqs.cli.choices import add_choices, has_scores, mask_of
 from cqs.cli.comparison import alternatives, comparison_json, comparison_table
 from cqs.cli.files import inputs_of
 from cqs.cli.measure import measured_rates
-from cqs.cli.options import Arguments, Parsers, add_command, add_common, rate, whole
+from cqs.cli.options import Arguments, Parsers, add_command, add_common, engine_of, rate, whole
 from cqs.cli.summary import plan_json, plan_rows, summarize
 from cqs.cli.terminal import print_columns, print_json, print_table, print_text
-from cqs.engines import LocalEngine
 from cqs.errors import OptionError
 from cqs.placing import placed
 from cqs.problem import AttentionProblem
@@ -90,7 +89,7 @@ def _problem(args: Arguments) -> tuple[AttentionProblem, int | None, Setting]:
     dtype = "float32" if args.dtype is None else args.dtype
     is_run = bool(args.files) or args.memory is not None  # as `cqs run` does it, from files to a file
     inputs = inputs_of(args.files) if args.files else [ShapeInput(x, dtype, is_run) for x in _shapes(args)]
-    engine = None if args.threads is None else LocalEngine(args.threads)
+    engine = engine_of(args)
     with closing(open_inputs(*inputs)) as source:
         problem = AttentionProblem.of(source.q, source.k, source.v, mask=mask_of(args))
         place = placed(

@@ -14,10 +14,9 @@ import cqs
 from cqs.cli.choices import add_choices, mask_of, scores_of
 from cqs.cli.files import FileInput, check_output, inputs_of
 from cqs.cli.interrupts import ending_at_once
-from cqs.cli.options import Arguments, Parsers, add_command, add_common
+from cqs.cli.options import Arguments, Parsers, add_command, add_common, engine_of
 from cqs.cli.summary import moved, plan_json, plan_rows, summarize
 from cqs.cli.terminal import print_json, print_table
-from cqs.engines import LocalEngine
 from cqs.errors import OptionError
 from cqs.events import Event
 from cqs.kernels import KERNELS
@@ -92,7 +91,7 @@ def command(args: Arguments) -> int:
 def _options(args: Arguments, inputs: tuple[FileInput, ...]) -> dict[str, Any]:
     """Return the arguments of `cqs.attention`, and of `cqs.plan`, that the options describe."""
     bare = cqs.plan(*inputs, workers=1).problem  # which refuses inputs that do not fit each other
-    engine = None if args.threads is None else LocalEngine(args.threads)
+    engine = engine_of(args)
     names = ("workers", "memory", "strategy", "backend", "devices", "kernel", "out")
     options = {name: getattr(args, name) for name in names} | {"engine": engine, "return_lse": args.lse is not None}
     return options | {"mask": mask_of(args)} | scores_of(args, bare.n_heads)

@@ -80,6 +80,7 @@ def plan_rows(plan: Plan, summary: LoadSummary) -> list[tuple[str, str]]:
         ("a task reads", f"{format_bytes(s.held_bytes)} at most{share}"),
         ("a task returns", f"{format_bytes(s.partial_bytes)} at most"),
         ("memory", f"{format_bytes(plan.projected_bytes)} at most: {plan.footprint}"),
+        *([("kernel", plan.computed_by)] if plan.computed_by else []),
     ]
 
 

@@ -190,18 +190,19 @@ class Plan:
                 f"  task 0    reads {format_bytes(self.held_bytes(first))}, "
                 f"returns {format_bytes(self.partial_bytes(first))}, {format_count(self.load(first))} pairs a head",
                 f"  memory    {format_bytes(self.projected_bytes)}: {self.footprint}",
-                *self._computed_by(),
+                *([f"  kernel    {self.computed_by}"] if self.computed_by else []),
             ]
         )
 
-    def _computed_by(self) -> list[str]:
-        """Say what is not plain from the inputs: devices, and why preferred kernels cannot do it."""
+    @property
+    def computed_by(self) -> str:
+        """The kernel and the devices, and why kernels that would be preferred cannot do it; empty if that is plain."""
         setting = self.setting
         if not setting.devices and not setting.passed_over:
-            return []
+            return ""
         devices = f" on {' and '.join(setting.devices)}" if setting.devices else ""
         reasons = "".join(f"; not {name}: {reason}" for name, reason in setting.passed_over)
-        return [f"  kernel    {setting.kernel}{devices}{reasons}"]
+        return f"{setting.kernel}{devices}{reasons}"
 
     def _repr_html_(self) -> str:
         from html import escape
