@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Self
 
-from cqs.backend import namespace_of
-from cqs.schedule import MERGE_BLOCK
+from cqs.backend import is_cupy, namespace_of
+from cqs.schedule import merge_block
 from cqs.types import Array, DType, Namespace
 
 __all__ = ["Partial", "merge", "merge_into"]
@@ -76,7 +76,8 @@ def merge_into(xp: Namespace, totals: Sequence[Partial], parts: Sequence[Partial
     for total, part in zip(totals, parts, strict=True):
         *heads, n_rows, width = part.out.shape
         weight_total, weight_part, lse = (w[..., first : first + n_rows] for w in weights)
-        step = max(MERGE_BLOCK // max(prod(heads) * width, 1), 1)
+        a_row = max(prod(heads) * width, 1)
+        step = max(merge_block(n_rows * a_row, is_cupy(xp)) // a_row, 1)
         for start in range(0, n_rows, step):
             rows = slice(start, min(start + step, n_rows))
             out = total.out[..., rows, :]

@@ -1,7 +1,7 @@
 """Inputs on their way to a device: copied ahead of what is computed, through slots that are used again and again."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -33,13 +33,21 @@ class DeviceSource:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Place:
+    """A slot, and what it counts for: the bytes that it was made for, without what rounds them up."""
+
+    slot: Slot
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Uploaded:
     """Groups in a slot."""
 
     task: int
     read: Read
     groups: Groups
-    slot: Slot
+    place: _Place
 
 
 class Uploads:
@@ -56,7 +64,8 @@ class Uploads:
     order : iterator of (int, Read, int)
         Task, what is read for it, and its bytes, in the order of `take`.
     limit : int
-        Bytes of all slots together. Only what somebody waits for may exceed it.
+        Bytes of all slots together, without what rounds each of them up: to whole blocks, and by a token, so that it
+        also holds a group that is longer by one. Only what somebody waits for may exceed it.
     emit : function, optional
         Told of each group that is sent off.
     """
@@ -71,30 +80,36 @@ class Uploads:
         self._emit = emit
         self._ready: deque[_Uploaded] = deque()
         self._taken: list[_Uploaded] = []
-        self._spare: dict[str, list[Slot]] = {"queries": [], "keys": []}  # which differ in size
+        self._spare: dict[str, list[_Place]] = {"queries": [], "keys": []}  # which differ in size
         self._held = 0  # bytes of all slots
         self._fetched: tuple[int, Read, Groups | BaseException] | None = None  # from the feed, and in no slot yet
         self._skipped: set[int] = set()
 
     def take(self, read: Read, task: int) -> Groups:
-        """Return groups on the device, and begin to copy those that come next."""
+        """Return groups on the device."""
         while not self._ready:
             self._upload_next(must=True)
         uploaded = self._ready.popleft()
         assert (uploaded.task, uploaded.read) == (task, read), "a worker reads in the order of its plan"
         self._taken.append(uploaded)
-        uploaded.slot.wait()
-        while self._upload_next():
+        uploaded.place.slot.wait()
+        while self._upload_next(only_new=True):
             pass
         return uploaded.groups
 
     def release(self, groups: Iterable[Groups]) -> None:
-        """Let slots be filled again, once what was told to compute so far has been computed."""
+        """Let slots be filled again, once what was told to compute so far has been computed; copy what comes next.
+
+        Copying waits for pinned memory, and what is to be computed must not wait with it. So it is begun here, when
+        there is something to compute meanwhile, and earlier only in new slots, which would wait for that, too.
+        """
         for group in groups:
             uploaded = next((x for x in self._taken if x.groups is group), None)
             if uploaded is not None:
                 self._taken.remove(uploaded)
                 self._let_go(uploaded)
+        while self._upload_next():
+            pass
 
     def skip(self, task: int) -> None:
         """Let go of what was copied for a task, and copy no more for it."""
@@ -109,10 +124,10 @@ class Uploads:
         self._drop_spare()  # whoever skips ran out of memory
 
     def _let_go(self, uploaded: _Uploaded) -> None:
-        uploaded.slot.free()
-        self._spare[uploaded.read.what].append(uploaded.slot)
+        uploaded.place.slot.free()
+        self._spare[uploaded.read.what].append(uploaded.place)
 
-    def _upload_next(self, must: bool = False) -> bool:
+    def _upload_next(self, must: bool = False, only_new: bool = False) -> bool:
         """Copy what comes next, if there is a slot for it; say whether there was anything, and a slot.
 
         What goes wrong is raised only to whoever waits for it.
@@ -130,13 +145,19 @@ class Uploads:
             self._fetched = None
             raise groups
         arrays = groups if isinstance(groups, KeyChunk) else (groups,)
-        slot = self._slot_of(read.what, slot_bytes(arrays), must)
-        if slot is None:
+        place = self._place_of(read.what, arrays, must, only_new)
+        if place is None:
             return False
-        filled = slot.fill(arrays)
+        try:
+            filled = place.slot.fill(arrays)
+        except Exception as error:
+            self._spare[read.what].append(place)
+            if must or not is_out_of_memory(error):
+                raise
+            return False
         self._fetched = None
         self._feed.release([groups])
-        self._ready.append(_Uploaded(task, read, KeyChunk(*filled) if read.what == "keys" else filled[0], slot))
+        self._ready.append(_Uploaded(task, read, KeyChunk(*filled) if read.what == "keys" else filled[0], place))
         if self._emit is not None:
             self._emit(BytesUploaded(task=task, start=start, n_bytes=sum(array.nbytes for array in arrays)))
         return True
@@ -152,36 +173,39 @@ class Uploads:
                 return task, read, error
         return None
 
-    def _slot_of(self, what: str, size: int, must: bool) -> Slot | None:
+    def _place_of(self, what: str, arrays: Sequence[Array], must: bool, only_new: bool) -> _Place | None:
         """Return a slot: one that was used before and is free, or a new one if there is room, or one to wait for."""
-        spare = self._spare[what]
-        fitting = next((slot for slot in spare if slot.size >= size), None)
-        has_room = self._held + size <= self._limit
-        if fitting is not None and (fitting.is_free() or not has_room):
+        spare, n_bytes = self._spare[what], sum(array.nbytes for array in arrays)
+        size, a_token = slot_bytes(arrays), sum(array.nbytes // max(array.shape[-2], 1) for array in arrays)
+        fitting = next((place for place in spare if place.slot.size >= size), None)
+        has_room = self._held + n_bytes <= self._limit
+        if fitting is not None and not only_new and (fitting.slot.is_free() or (must and not has_room)):
             spare.remove(fitting)
             return fitting
-        if has_room or must:
-            return self._new_slot(size, must)
-        return None
+        if not (has_room or must):
+            return None
+        if not has_room:
+            self._drop_spare()
+        slot = self._new_slot(size + a_token, must)
+        if slot is None:
+            return None
+        self._held += n_bytes
+        return _Place(slot, n_bytes)
 
     def _new_slot(self, size: int, must: bool) -> Slot | None:
-        if self._held + size > self._limit:
-            self._drop_spare()
         try:
-            slot = self._session.slot(size)
+            return self._session.slot(size)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             if not must:
                 return None
-            self._drop_spare()
-            slot = self._session.slot(size)
-        self._held += size
-        return slot
+        self._drop_spare()
+        return self._session.slot(size)
 
     def _drop_spare(self) -> None:
         """Give back the memory of slots that nobody uses, once nothing is copied or computed in them."""
         self._session.synchronise()
         for spare in self._spare.values():
-            self._held -= sum(slot.size for slot in spare)
+            self._held -= sum(place.n_bytes for place in spare)
             spare.clear()

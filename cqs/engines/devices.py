@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,7 +91,10 @@ class DeviceEngine:
                 session.listen(worker.emit)
             results = (_timed(own, session, task).run(task, feed=feed) for task in mine.tasks())
             for result in results if plan.keeps_sums_on_device else _returned(results, session):
-                pass_on(result)
+                # what is merged on the device is computed there; complete rows come back, too, which is not
+                is_merged = plan.keeps_sums_on_device and not plan.completes(result.task.index)
+                with session.timed(result.task.index) if worker.emit is not None and is_merged else nullcontext():
+                    pass_on(result)
 
 
 def _timed(worker: Worker, session: Session, task: Task) -> Worker:

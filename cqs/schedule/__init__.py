@@ -5,16 +5,15 @@ from cqs.schedule.cost import Rates
 from cqs.schedule.divide import divide
 from cqs.schedule.grain import BLOCK_BYTES, Grain, Setting
 from cqs.schedule.layout import BalancedLayout, GridLayout, Layout, QuorumLayout, RingLayout, TreeLayout
-from cqs.schedule.memory import MERGE_BLOCK, WRITE_BYTES, Footprint
+from cqs.schedule.memory import WRITE_BYTES, Footprint
 from cqs.schedule.plan import Plan
 from cqs.schedule.scheduler import Scheduler, default_workers
-from cqs.schedule.scratch import UnitShape, blockwise_block, numpy_block, numpy_unit, scratch_bytes
+from cqs.schedule.scratch import UnitShape, blockwise_block, merge_block, numpy_block, numpy_unit, scratch_bytes
 from cqs.schedule.task import Bundle, Group, HeadBlock, Read, Strip, Task, Tile, even_cuts, group, parts_of, reads
 from cqs.schedule.traffic import Traffic
 
 __all__ = [
     "BLOCK_BYTES",
-    "MERGE_BLOCK",
     "WRITE_BYTES",
     "BalancedLayout",
     "Bundle",
@@ -43,6 +42,7 @@ __all__ = [
     "divide",
     "even_cuts",
     "group",
+    "merge_block",
     "numpy_block",
     "numpy_unit",
     "parts_of",

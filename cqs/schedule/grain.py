@@ -8,9 +8,10 @@ from cqs.machine import available_cpus
 from cqs.problem import AttentionProblem
 from cqs.schedule.task import HeadBlock
 
-__all__ = ["BLOCK_BYTES", "Grain", "Setting", "head_block", "n_head_blocks"]
+__all__ = ["BLOCK_BYTES", "DEVICE_BLOCK_BYTES", "Grain", "Setting", "head_block", "n_head_blocks"]
 
 BLOCK_BYTES = 2 << 20  # of a kernel's block of scores: fastest by measurement, see docs/decisions
+DEVICE_BLOCK_BYTES = 64 << 20  # of a GPU's, which is idle between blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,11 @@ class Setting:
     def __post_init__(self) -> None:
         object.__setattr__(self, "devices", tuple(self.devices))  # lists, when they are read from JSON
         object.__setattr__(self, "passed_over", tuple((name, reason) for name, reason in self.passed_over))
+
+    @property
+    def is_for_gpu(self) -> bool:
+        """Whether the kernel is one of those that only GPUs run."""
+        return self.kernel in ("cudnn", "gemm")
 
     @property
     def sums_on_device(self) -> bool:

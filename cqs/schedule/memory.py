@@ -6,11 +6,11 @@ from math import prod
 from cqs.problem import DTYPES, AttentionProblem
 from cqs.schedule.call_shape import CallShape
 from cqs.schedule.grain import Grain, Setting
-from cqs.schedule.scratch import MERGE_BLOCK, scratch_bytes
+from cqs.schedule.scratch import merge_block, scratch_bytes
 from cqs.schedule.sizes import TaskSizes
 from cqs.units import format_bytes
 
-__all__ = ["CACHED_TASKS", "MERGE_BLOCK", "WRITE_BYTES", "Footprint", "footprint"]
+__all__ = ["CACHED_TASKS", "WRITE_BYTES", "Footprint", "footprint"]
 
 CACHED_TASKS = 4  # that are kept because they are soon asked for again
 WRITE_BYTES = 1 << 20  # of the output that are converted and written at a time
@@ -87,7 +87,7 @@ def footprint(
         sums=_sums_bytes(problem, setting, call, sizes, rows_pending),
         inputs=in_flight * min(_inputs_bytes(setting, call, sizes, grain), everything),
         results=result * (1 if in_flight == 1 else 2 * in_flight)
-        + _merging_bytes(call, sizes, grain, rows_pending)
+        + _merging_bytes(setting, call, sizes, grain, rows_pending)
         + unseen,
         kernel=kernel + in_flight * (setting.read_bytes + joined),
         objects=_BASE_BYTES + (CACHED_TASKS + 2 * in_flight) * sizes.object_bytes,
@@ -105,7 +105,8 @@ def _on_device(
         output=0,
         sums=rows_pending * call.row_bytes if is_summed else 0,
         inputs=keys * call.key_bytes + 2 * sizes.bundle_rows * call.query_bytes,
-        results=(1 if is_summed else 2) * result + _merging_bytes(call, sizes, grain, rows_pending if is_summed else 0),
+        results=(1 if is_summed else 2) * result
+        + _merging_bytes(setting, call, sizes, grain, rows_pending if is_summed else 0),
         kernel=scratch_bytes(setting.kernel, call.shape, 1, grain.block_bytes, setting.has_scores) + joined,
         objects=_DEVICE_BASE_BYTES,
     )
@@ -147,10 +148,11 @@ def _sums_bytes(p: AttentionProblem, setting: Setting, call: _Call, sizes: TaskS
     return written + rows_pending * call.row_bytes
 
 
-def _merging_bytes(call: _Call, sizes: TaskSizes, grain: Grain, rows_pending: int) -> int:
+def _merging_bytes(setting: Setting, call: _Call, sizes: TaskSizes, grain: Grain, rows_pending: int) -> int:
     """Count what adding results to sums takes: weights of all their rows, and products of some."""
     rows = sizes.call_rows if grain.keys is not None else sizes.query_rows if rows_pending else 0
-    products = 2 * min(MERGE_BLOCK * call.wide, rows * call.row_bytes)
+    block = merge_block(rows * call.row_bytes // call.wide, on_gpu=setting.kernel != "numpy")  # if it may be one
+    products = 2 * min(block * call.wide, rows * call.row_bytes)
     step = sizes.call_rows * call.row_bytes if grain.keys is not None else 0  # a result that is added to its strip's
     return products + step + _MERGE_VECTORS * rows * call.shape.n_heads * call.wide
 

@@ -8,7 +8,7 @@ from cqs.machine import available_cpus
 from cqs.problem import AttentionProblem
 from cqs.quorum import CyclicQuorumSet, choose_workers, singer_moduli
 from cqs.schedule.budget import best_within
-from cqs.schedule.grain import Grain, Setting
+from cqs.schedule.grain import DEVICE_BLOCK_BYTES, Grain, Setting
 from cqs.schedule.plan import Plan
 from cqs.units import parse_bytes
 
@@ -75,8 +75,8 @@ class Scheduler:
             memory = parse_bytes("memory", self.memory)
             found = best_within(problem, strategies, workers, self.setting, memory)
             return _plan(problem, found.strategy, found.workers, found.grain, found.setting)
-        strategy = strategies[0]
-        return _plan(problem, strategy, workers or default_workers(problem.n_queries), Grain(), self.setting)
+        strategy, grain = strategies[0], Grain(block_bytes=DEVICE_BLOCK_BYTES) if self.setting.is_for_gpu else Grain()
+        return _plan(problem, strategy, workers or default_workers(problem.n_queries), grain, self.setting)
 
     def alternatives(self, problem: AttentionProblem) -> dict[str, Plan | BudgetError]:
         """Return the plan of each strategy that could be taken, or the error that says why it could not."""

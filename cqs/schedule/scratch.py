@@ -8,7 +8,7 @@ from cqs.schedule.gemm_blocks import gemm_bytes
 from cqs.schedule.grain import BLOCK_BYTES
 from cqs.schedule.task import largest_cut
 
-__all__ = ["UnitShape", "blockwise_block", "numpy_block", "numpy_unit", "scratch_bytes"]
+__all__ = ["MERGE_BLOCK", "UnitShape", "blockwise_block", "merge_block", "numpy_block", "numpy_unit", "scratch_bytes"]
 
 _MOST_ROWS, _MOST_COLUMNS, _LEAST_MASKED_ROWS = 512, 4096, 128
 _LEAST_UNITS = 8  # that work is cut into if there is enough of it for several threads
@@ -16,7 +16,8 @@ _ROWS_IN_ALL, _COLUMNS_IN_ALL = 1024, 4096  # most rows, and rows or columns, of
 _MASK_COLUMNS = 128  # that a mask is evaluated for at a time
 _VECTORS = 10  # numbers a row: sums, maxima, divisors
 _HALF, _JOINED_BLOCKS, _CUDNN_WORKSPACE = 2, 32, 1 << 20  # bytes of a number, blocks, bytes: see `cqs.kernels.cudnn`
-MERGE_BLOCK = 1 << 18  # elements that are merged at a time: they fit a core's cache
+MERGE_BLOCK = 1 << 18  # elements that a CPU merges at a time: they fit a core's cache
+_MOST_MERGES, _LARGEST_MERGE = 16, 1 << 25  # into how many blocks a GPU cuts what it merges, up to blocks of so many
 _SCORE_COPIES = 4  # blocks that changing scores takes, beyond the block itself
 
 
@@ -103,10 +104,19 @@ def _cudnn(call: CallShape, block_bytes: int) -> int:
     rows, n_kv, wide = call.n_heads * call.n_queries, call.batch * call.kv_heads, call.itemsize
     keys = n_kv * call.n_keys * (call.width + call.value_width) * _HALF
     joined = min(_JOINED_BLOCKS * block_bytes, keys) if call.is_gathered else 0
-    result = rows * (call.value_width + 11) * wide + 2 * min(rows * call.value_width, MERGE_BLOCK) * wide
+    n_merged = min(rows * call.value_width, merge_block(rows * call.value_width, on_gpu=True))
+    result = rows * (call.value_width + 11) * wide + 2 * n_merged * wide
     copies = rows * call.width * _HALF + keys
     rest = gemm_bytes(call, block_bytes) if call.is_masked or call.is_bundled else 0
     return joined + result + max(copies + _CUDNN_WORKSPACE, rest)
+
+
+def merge_block(n_elements: int, on_gpu: bool) -> int:
+    """Return how many of the elements of a result are merged at a time.
+
+    Every block is a few launches on a GPU, so there it is not cut into many, nor merged at once, which takes memory.
+    """
+    return min(max(MERGE_BLOCK, n_elements // _MOST_MERGES), _LARGEST_MERGE) if on_gpu else MERGE_BLOCK
 
 
 def _numpy(call: CallShape, block_bytes: int, has_scores: bool) -> int:
