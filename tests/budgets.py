@@ -1,7 +1,10 @@
 """Random calls under a memory budget, drawn by hypothesis, and how to measure what they hold."""
 
+import gc
 import tracemalloc
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,12 +61,28 @@ def measured(call: Call, directory: Path, **more: Any) -> tuple[cqs.Plan, int]:
     """Plan a call and run it; return the plan, and the most bytes that the run held."""
     inputs, options = call.arguments(directory)
     plan = cqs.plan(*inputs, **options)
-    tracemalloc.start()
-    try:
+    with tracing():
         cqs.attention(*inputs, **options, **more)
         return plan, tracemalloc.get_traced_memory()[1]
+
+
+@contextmanager
+def tracing() -> Iterator[None]:
+    """Trace what is allocated, but for what the interpreter keeps of small objects that were freed, to use it again.
+
+    Of tuples alone that may be some MB, which belong to the process. They are made before; collecting would drop them.
+    """
+    gc.collect()
+    gc.disable()
+    for size in range(1, 20):
+        _ = [tuple([None] * size) for _ in range(2000)]
+    del _
+    tracemalloc.start()
+    try:
+        yield
     finally:
         tracemalloc.stop()
+        gc.enable()
 
 
 def masks(T: int) -> st.SearchStrategy[Mask | None]:

@@ -55,6 +55,7 @@ LARGE = {  # whose projection is of the order of its budget
     "tiles of wide heads": ((4, 12000, 128), SlidingWindow(2000), 70, {"strategy": "tiles"}),
     "a new output": ((8, 12000, 128), SlidingWindow(500), 100, {"out": "new"}),
     "causal": ((16, 6000, 128), Causal(), 72, {"workers": 7}),
+    "a mask of two": ((1, 262144, 32), SlidingWindow(500, 0) & Causal(), 128, {"out": "new"}),
 }
 
 

@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import zarr
+from budgets import tracing
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
 
 import cqs
@@ -46,12 +47,9 @@ def layout(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def holds_what_it_says(inputs: list[Any], **options: Any) -> cqs.Plan:
     plan = cqs.plan(*inputs, **options)
-    tracemalloc.start()
-    try:
+    with tracing():
         cqs.attention(*inputs, **options)
         peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
     assert peak <= plan.projected_bytes, f"{peak / MIB:.2f} of {plan.projected_bytes / MIB:.2f} MiB: {plan.footprint}"
     assert plan.projected_bytes <= options["memory"]
     return plan
@@ -75,8 +73,7 @@ def test_one_slice_and_one_piece_hold_what_they_say(layout: tuple[Path, dict[str
     sink = ZarrSink.of(zarr.create_array(str(tmp_path / "x.zarr"), shape=X.shape, dtype="f4", **how))
     sink.write((slice(0, 1),), 0, 1999, source.read((slice(0, 1),), 0, 1999))  # modules are imported, threads start
     rng = np.random.default_rng(0)
-    tracemalloc.start()
-    try:
+    with tracing():
         for _ in range(20):
             start = int(rng.integers(0, 4500))
             stop = int(rng.integers(start + 1, 5001))
@@ -90,8 +87,6 @@ def test_one_slice_and_one_piece_hold_what_they_say(layout: tuple[Path, dict[str
                 sink.write((slice(0, 1),), start, stop, rows)
                 assert tracemalloc.get_traced_memory()[1] - before <= sink.write_bytes
             del rows
-    finally:
-        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("suffix", ["in", "out"])

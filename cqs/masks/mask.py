@@ -18,7 +18,8 @@ __all__ = ["Booleans", "Coverage", "Integers", "Mask", "merged"]
 Integers = npt.NDArray[np.int64]
 Booleans = npt.NDArray[np.bool_]
 
-_AREA = 1 << 18  # rows by segments, or pairs, that are looked at together
+_AREA = 1 << 16  # pairs that are looked at together: little enough to be counted with what never grows
+_SEGMENTS = 1 << 13  # rows by segments that are, which takes a handful of 64 KiB
 _AT_FIRST = 1 << 12  # pairs that are evaluated first: most rectangles that are seen in part show it early
 _EVALUATED = 1 << 22  # pairs of all heads that a rectangle may have, to be evaluated before it is computed
 
@@ -96,15 +97,15 @@ class Mask(ABC):
 
     def reach(self, rows: range, cols: range) -> tuple[range, ...]:
         """Return parts of `cols`, in increasing order and apart, outside of which no query of `rows` sees a key."""
-        parts: list[range] = []
+        parts: tuple[range, ...] = ()
         if not self.is_shared:
             return merged([part for mask in self._heads() for part in mask.reach(rows, cols)])
         if not self.has_edges:
             return self._columns_seen(rows, cols)
         for starts, stops, is_seen in self.segments(rows, cols):
             pairs = np.unique(np.stack([starts[is_seen], stops[is_seen]], axis=-1), axis=0)
-            parts += [range(start, stop) for start, stop in pairs.tolist()]
-        return merged(parts)
+            parts = merged([*parts, *(range(start, stop) for start, stop in pairs.tolist())])
+        return parts
 
     def count(self, rows: range, cols: range) -> int:
         """Return the number of visible (query, key) pairs in the rectangle, exactly; of all of `lead` together."""
@@ -127,8 +128,11 @@ class Mask(ABC):
         is_seen : NumPy array of bool, `(n, s)`
             Whether the row sees the segment; not of empty ones.
         """
-        for first in range(rows.start, rows.stop if cols else rows.start, _AREA):
-            queries = np.arange(first, min(first + _AREA, rows.stop))
+        if not rows or not cols:
+            return
+        step = max(_SEGMENTS // (self.edges(np.array([rows.start])).shape[1] + 1), 1)
+        for first in range(rows.start, rows.stop, step):
+            queries = np.arange(first, min(first + step, rows.stop))
             cuts = np.clip(self.edges(queries), cols.start, cols.stop)
             ends = np.broadcast_to(np.array([cols.start, cols.stop]), (len(queries), 2))
             cuts = np.sort(np.concatenate([cuts, ends], axis=1), axis=1)

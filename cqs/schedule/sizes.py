@@ -64,7 +64,8 @@ def counted_sizes(tasks: Iterable[Task], grain: Grain) -> TaskSizes:
 def _sizes_of(task: Task, grain: Grain) -> tuple[int, ...]:
     keys = [len(key) for key in task.key_groups]
     rows = [sum(len(strip.query) for strip in bundle.strips) for bundle in task.bundles]
-    groups = {id(group) for strip in task.strips for group in (strip.query, *strip.keys)}  # tiles may share them
+    groups = {id(strip.query) for strip in task.strips}  # tiles may share them
+    groups |= {id(key) for strip in task.strips for key in strip.keys}
     n_bytes = _object_bytes(sum(len(strip.keys) for strip in task.strips), len(groups))
     call_rows = max(rows, default=0)
     if grain.keys is None:
