@@ -17,7 +17,7 @@ from cqs.backend.blas import BlasLibrary, blas_libraries, single_threaded_blas
 from cqs.backend.choosing import BACKENDS, chosen_devices
 from cqs.backend.cuda import CudaDevice, arrays_device
 from cqs.backend.cuda_libraries import cuda_devices, import_cupy
-from cqs.backend.device import Device, Download, Session, Slot, slot_bytes
+from cqs.backend.device import Device, Download, Session, Slot, TimedSession, slot_bytes
 from cqs.backend.dlpack import cuda_tensor_as_cupy, cuda_tensors_as_cupy, cupy_as_tensor, is_cuda_tensor
 from cqs.backend.host import HostDevice
 from cqs.backend.threads import Stopped, Threads, Workspace, compute_threads, raise_if_stopped, stopped_by
@@ -33,6 +33,7 @@ __all__ = [
     "Slot",
     "Stopped",
     "Threads",
+    "TimedSession",
     "Workspace",
     "arrays_device",
     "blas_libraries",

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from cqs.events import Event
 from cqs.types import Array, Namespace
 
-__all__ = ["ALIGNED_BYTES", "Device", "Download", "Session", "Slot", "row_parts", "slot_bytes"]
+__all__ = ["ALIGNED_BYTES", "Device", "Download", "Session", "Slot", "TimedSession", "row_parts", "slot_bytes"]
 
 ALIGNED_BYTES = 256  # where arrays in a slot begin
 
@@ -79,6 +79,11 @@ class Session(Protocol):
 
     def synchronise(self) -> None:
         """Wait until everything is computed and copied."""
+
+
+@runtime_checkable
+class TimedSession(Session, Protocol):
+    """A session that also says when its device copied and computed; one that does not is not asked."""
 
     def listen(self, emit: Callable[[Event], object]) -> None:
         """Tell somebody from now on of all that is copied, and of what is `timed`: `cqs.events.DeviceBusy`.

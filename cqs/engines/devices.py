@@ -6,7 +6,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cqs.backend import Device, Download, Session, quiet_floats, stopped_by
+from cqs.backend import Device, Download, Session, TimedSession, quiet_floats, stopped_by
 from cqs.engines.turns import Accept, Turns
 from cqs.errors import OptionError
 from cqs.partial import Partial
@@ -87,23 +87,24 @@ class DeviceEngine:
                 ahead = ReadAhead(worker.source, mine.reads(), _HOST_BYTES, worker.emit)
                 host = reading.enter_context(ahead.running())
             feed = Uploads(session, host, mine.reads(), plan.footprint.inputs, worker.emit)
-            if worker.emit is not None:
-                session.listen(worker.emit)
-            results = (_timed(own, session, task).run(task, feed=feed) for task in mine.tasks())
+            timed = session if worker.emit is not None and isinstance(session, TimedSession) else None
+            if timed is not None and worker.emit is not None:
+                timed.listen(worker.emit)
+            results = (_timed(own, timed, task).run(task, feed=feed) for task in mine.tasks())
             for result in results if plan.keeps_sums_on_device else _returned(results, session):
                 # what is merged on the device is computed there; complete rows come back, too, which is not
                 is_merged = plan.keeps_sums_on_device and not plan.completes(result.task.index)
-                with session.timed(result.task.index) if worker.emit is not None and is_merged else nullcontext():
+                with timed.timed(result.task.index) if timed is not None and is_merged else nullcontext():
                     pass_on(result)
 
 
-def _timed(worker: Worker, session: Session, task: Task) -> Worker:
-    """Return a worker whose kernel calls for a task are timed on the device, if somebody listens."""
-    if worker.emit is None:
+def _timed(worker: Worker, timed: TimedSession | None, task: Task) -> Worker:
+    """Return a worker whose kernel calls for a task are timed on the device, if it can and somebody listens."""
+    if timed is None:
         return worker
 
     def attend(*args: Any, **options: Any) -> Partial:
-        with session.timed(task.index):
+        with timed.timed(task.index):
             return worker.attend(*args, **options)
 
     return replace(worker, attend=attend)
