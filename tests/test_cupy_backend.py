@@ -137,21 +137,32 @@ def test_what_is_missing_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatc
         cqs.attention(x, x, x, backend="cupy", devices=[0])
     with pytest.raises(BackendError, match="`backend` must fit the inputs, arrays of cupy, got 'numpy'"):
         cqs.attention(x, x, x, backend="numpy")
-
-    def no_driver() -> int:
-        raise cupy.cuda.runtime.CUDARuntimeError(1, "CUDA driver version is insufficient")
-
-    monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", no_driver)
-    with pytest.raises(BackendError, match=r"must have a CUDA driver.*install NVIDIA's driver"):
-        cqs.attention(X, X, X, backend="cupy")
-    monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", lambda: 0)
-    with pytest.raises(BackendError, match=r"must have a CUDA device.*CUDA_VISIBLE_DEVICES"):
-        cqs.attention(X, X, X, backend="cupy")
     monkeypatch.setattr(cupy, "__version__", "13.6.0")
     import_cupy.cache_clear()
     with pytest.raises(BackendError, match=r"must have CuPy 14 or later.*got 13\.6\.0; pip install"):
         cqs.attention(X, X, X, backend="cupy")
     import_cupy.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("driver", "visible", "message"),
+    [
+        (0, None, r"must have a CUDA driver.* got none; install NVIDIA's driver"),
+        (12020, None, r"must have a driver for CUDA 13, .* got one for CUDA 12\.2; update it.*\[cuda12\]"),
+        (13000, None, r"must have a CUDA device.* got none; does `nvidia-smi` list one"),
+        (13000, "", r"must have a CUDA device.* got none, with CUDA_VISIBLE_DEVICES=''; unset it\."),
+        (13000, "7", r"must have a CUDA device.* got none, with CUDA_VISIBLE_DEVICES='7'; unset it\."),
+    ],
+)
+def test_no_driver_an_old_one_and_no_device_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch, driver: int, visible: str | None, message: str
+) -> None:
+    install(monkeypatch, n_devices=0).driver = driver
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(BackendError, match=message):
+        cqs.attention(X, X, X, backend="cupy")
 
 
 def test_doctor_lists_what_is_there(monkeypatch: pytest.MonkeyPatch, cli: Run) -> None:

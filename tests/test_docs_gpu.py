@@ -65,16 +65,14 @@ def without_cupy(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[str]:
 
 
 def without_device(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[str]:
-    cupy, runtime = installed(patch)
-    for name, text in (
-        ("cudaErrorInsufficientDriver", "CUDA driver version is insufficient for CUDA runtime version"),
-        ("cudaErrorNoDevice", "no CUDA-capable device is detected"),
-    ):
-        error = runtime.CUDARuntimeError(1)
-        error.args = (f"{name}: {text}",)
-        patch.setattr(runtime, "getDeviceCount", raising(error))
+    patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for driver, n_devices in ((0, 0), (12020, 1), (13000, 0)):
+        fake_cupy.install(patch, n_devices).driver = driver
         yield refused(backend="cupy")
-    patch.setattr(runtime, "getDeviceCount", lambda: 0)
+    patch.setenv("CUDA_VISIBLE_DEVICES", "")
+    yield refused(backend="cupy")
+    cupy, runtime = installed(patch)
+    patch.setattr(runtime, "getDeviceCount", raising(runtime.CUDARuntimeError(999)))
     yield refused(backend="cupy")
     patch.setattr(cupy, "__version__", "13.6.0")
     import_cupy.cache_clear()

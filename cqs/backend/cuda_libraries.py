@@ -1,5 +1,6 @@
 """CuPy and what comes with it: found, or refused with the way to get it."""
 
+import os
 from functools import cache
 from typing import Any
 
@@ -9,6 +10,8 @@ __all__ = ["cuda_devices", "import_cupy"]
 
 _INSTALL = "pip install 'cqs-attention[cuda13]' (or [cuda12], as `nvidia-smi` says); `cqs doctor` shows what is found"
 _OLDEST = (14,)
+_INSUFFICIENT_DRIVER, _NO_DEVICE = 35, 100  # of CUDA's errors
+_OR_CPU = "Leave `backend` out to compute on the CPU"
 
 
 @cache
@@ -37,15 +40,39 @@ def cuda_devices() -> int:
     Raises
     ------
     BackendError
-        If there is no driver, or no device.
+        If there is no driver, or an old one, or no device.
     """
     cupy = import_cupy()
     try:
         n_devices = int(cupy.cuda.runtime.getDeviceCount())
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        remedy = "install NVIDIA's driver, or leave `backend` out to compute on the CPU"
-        raise BackendError.of("backend", "have a CUDA driver, if it is 'cupy'", str(error), remedy) from error
+        if error.status == _NO_DEVICE:  # CUDA does not count to 0
+            raise _no_device() from error
+        raise _no_driver(cupy, error) from error
     if n_devices == 0:
-        remedy = "is CUDA_VISIBLE_DEVICES set? Leave `backend` out to compute on the CPU"
-        raise BackendError.of("backend", "have a CUDA device, if it is 'cupy'", "none", remedy)
+        raise _no_device()
     return n_devices
+
+
+def _no_device() -> BackendError:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    got = "none" if visible is None else f"none, with CUDA_VISIBLE_DEVICES={visible!r}"
+    remedy = "does `nvidia-smi` list one, and was the container started with GPUs?" if visible is None else "unset it."
+    return BackendError.of("backend", "have a CUDA device, if it is 'cupy'", got, f"{remedy} {_OR_CPU}")
+
+
+def _no_driver(cupy: Any, error: Any) -> BackendError:
+    """Say what is wrong with the driver: CUDA has one error for none and for one that is too old."""
+    rule, of_driver = "have a CUDA driver, if it is 'cupy'", cupy.cuda.runtime.driverGetVersion()
+    if error.status != _INSUFFICIENT_DRIVER:
+        return BackendError.of("backend", rule, str(error), f"does `nvidia-smi` work? {_OR_CPU}")
+    if of_driver == 0:
+        return BackendError.of("backend", rule, "none", f"install NVIDIA's driver. {_OR_CPU}")
+    rule = f"have a driver for CUDA {_major(cupy)}, as CuPy, if it is 'cupy'"
+    got = f"one for CUDA {of_driver // 1000}.{of_driver % 1000 // 10}"
+    return BackendError.of("backend", rule, got, f"update it, or take the CuPy that fits: {_INSTALL}")
+
+
+def _major(cupy: Any) -> int:
+    """Return the version of CUDA that CuPy is made for."""
+    return int(cupy.cuda.driver.get_build_version()) // 1000

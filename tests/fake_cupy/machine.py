@@ -17,10 +17,13 @@ KERNELS: dict[str, Callable[..., Any]] = {}
 ERRORS = {
     1: ("cudaErrorInvalidValue", "invalid argument"),
     2: ("cudaErrorMemoryAllocation", "out of memory"),
+    35: ("cudaErrorInsufficientDriver", "CUDA driver version is insufficient for CUDA runtime version"),
+    100: ("cudaErrorNoDevice", "no CUDA-capable device is detected"),
     101: ("cudaErrorInvalidDevice", "invalid device ordinal"),
     400: ("cudaErrorInvalidResourceHandle", "invalid resource handle"),
     600: ("cudaErrorNotReady", "device not ready"),
     700: ("cudaErrorIllegalAddress", "an illegal memory access was encountered"),
+    999: ("cudaErrorUnknown", "unknown error"),
 }
 
 
@@ -39,6 +42,7 @@ class Machine(Timeline):
     def __init__(self, n_devices: int, memory: int, eager: bool) -> None:
         super().__init__(eager)
         self.n_devices, self.memory = n_devices, memory
+        self.driver = 13000  # the newest CUDA that the driver runs; 0 if there is no driver
         self.kernels: ChainMap[str, Callable[..., Any]] = ChainMap({}, KERNELS)
         self.used, self.reserved = [0] * n_devices, [0] * n_devices
         self._peak_used, self._peak_reserved = [0] * n_devices, [0] * n_devices

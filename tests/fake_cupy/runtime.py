@@ -28,6 +28,11 @@ _ATTRIBUTES = {75: CAPABILITY[0], 76: CAPABILITY[1], 16: 4, 38: 50 << 20, 97: 22
 
 
 def getDeviceCount() -> int:
+    """Return how many devices there are, and as CUDA does, raise if that is 0."""
+    if now().driver < runtimeGetVersion():
+        raise CUDARuntimeError(35)
+    if now().n_devices == 0:
+        raise CUDARuntimeError(100)
     return now().n_devices
 
 
@@ -40,7 +45,7 @@ def setDevice(device: int) -> None:
 
 
 def driverGetVersion() -> int:
-    return 13000
+    return now().driver
 
 
 def runtimeGetVersion() -> int:
