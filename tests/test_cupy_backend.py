@@ -1,6 +1,8 @@
 """`backend="cupy"`, end to end: on a fake CuPy, whose copies come as late, or as early, as streams and events allow."""
 
 import gc
+import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from problems import DTYPES
 import cqs
 from cqs.backend import import_cupy
 from cqs.errors import BackendError, OptionError
+from cqs.kernels import cudnn_missing
 from cqs.masks import Causal, Documents, SlidingWindow
 from cqs.testing import assert_exact
 from cqs.trace import Recorder
@@ -163,6 +166,47 @@ def test_no_driver_an_old_one_and_no_device_are_told_apart(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with pytest.raises(BackendError, match=message):
         cqs.attention(X, X, X, backend="cupy")
+
+
+LIBRARIES = {
+    "nvrtc": ("13000", r"no NVRTC that can be loaded \(Failure finding .*; pip install 'cupy-cuda13x\[ctk\]'"),
+    "cublas": ("12090", r"no cuBLAS that can be loaded \(.*; pip install 'cupy-cuda12x\[ctk\]'"),
+}
+
+
+def take_away(monkeypatch: pytest.MonkeyPatch, library: str, build: str) -> None:
+    """As CuPy behaves without one of the toolkit's libraries: the first use of it raises."""
+    import cupy
+
+    def raises() -> None:
+        raise RuntimeError('Failure finding "libnvrtc.so.13"\nlooked in some places')
+
+    monkeypatch.setattr(cupy.cuda.driver, "get_build_version", lambda: int(build))
+    if library == "nvrtc":
+        monkeypatch.setattr(cupy.cuda.nvrtc, "getVersion", raises)
+    else:
+        monkeypatch.delattr(cupy.cuda, "cublas")
+        monkeypatch.setattr(cupy.cuda, "__getattr__", lambda name: import_module(f"no_{name}"), raising=False)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_driver_without_the_libraries_of_the_toolkit_is_refused(
+    monkeypatch: pytest.MonkeyPatch, cli: Run, library: str
+) -> None:
+    install(monkeypatch, n_devices=1)
+    import cupy
+
+    build, message = LIBRARIES[library]
+    x = cupy.asarray(X)
+    take_away(monkeypatch, library, build)
+    for arrays, options in ((X, {"backend": "cupy"}), (x, {})):
+        with pytest.raises(BackendError, match=f"must have the libraries of the CUDA toolkit.*{message}"):
+            cqs.attention(arrays, arrays, arrays, **options)
+    assert re.match(message, str(cudnn_missing()))
+    code, out, _ = cli("doctor")
+    assert code == 0
+    assert re.search(f"backend='cupy' does not work: {message}", " ".join(out.split()))
+    assert "cuDNN" not in out
 
 
 def test_doctor_lists_what_is_there(monkeypatch: pytest.MonkeyPatch, cli: Run) -> None:

@@ -74,6 +74,10 @@ def without_device(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[str]:
     cupy, runtime = installed(patch)
     patch.setattr(runtime, "getDeviceCount", raising(runtime.CUDARuntimeError(999)))
     yield refused(backend="cupy")
+    cupy, _ = installed(patch)
+    with pytest.MonkeyPatch.context() as without:
+        without.setattr(cupy.cuda.nvrtc, "getVersion", raising(RuntimeError('Failure finding "libnvrtc.so.13"')))
+        yield refused(backend="cupy")
     patch.setattr(cupy, "__version__", "13.6.0")
     import_cupy.cache_clear()
     yield refused(backend="cupy")
@@ -113,8 +117,8 @@ def what_torch_and_numpy_lack(patch: pytest.MonkeyPatch, folder: Path) -> Iterat
     yield str(caught.value)
 
 
-def raising(error: Exception) -> Callable[[], int]:
-    def raises() -> int:
+def raising(error: Exception) -> Callable[..., int]:
+    def raises(*_: object) -> int:
         raise error
 
     return raises
@@ -155,6 +159,9 @@ def test_the_page_has_every_reason_and_no_other(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(fake_cupy.devices, "CAPABILITY", (7, 5))
     found.add(missing())
     monkeypatch.setitem(sys.modules, "cudnn", None)
+    found.add(missing())
+    monkeypatch.setitem(sys.modules, "cudnn", ModuleType("cudnn"))
+    monkeypatch.setattr(importlib, "import_module", raising(OSError("libcudnn.so.9: no such file")))
     found.add(missing())
     monkeypatch.setattr(cupy.cuda.nvrtc, "getVersion", raising(RuntimeError('Failure finding "libnvrtc.so.13"')))
     found.add(missing())

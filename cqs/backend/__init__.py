@@ -16,7 +16,7 @@ from cqs.backend.arrays import (
 from cqs.backend.blas import BlasLibrary, blas_libraries, single_threaded_blas
 from cqs.backend.choosing import BACKENDS, chosen_devices
 from cqs.backend.cuda import CudaDevice, arrays_device
-from cqs.backend.cuda_libraries import cuda_devices, import_cupy
+from cqs.backend.cuda_libraries import cuda_devices, import_cupy, load_libraries, missing_library
 from cqs.backend.device import Device, Download, Session, Slot, TimedSession, slot_bytes
 from cqs.backend.dlpack import cuda_tensor_as_cupy, cuda_tensors_as_cupy, cupy_as_tensor, is_cuda_tensor
 from cqs.backend.host import HostDevice
@@ -50,7 +50,9 @@ __all__ = [
     "is_numpy",
     "is_out_of_memory",
     "is_writeable",
+    "load_libraries",
     "may_overlap",
+    "missing_library",
     "namespace_of",
     "on_host",
     "overlaps_itself",

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from array_api_compat import is_cupy_array
 
-from cqs.backend.cuda_libraries import cuda_devices, import_cupy
+from cqs.backend.cuda_libraries import cuda_devices, import_cupy, load_libraries
 from cqs.backend.cuda_times import CudaTimes
 from cqs.backend.device import ALIGNED_BYTES, row_parts
 from cqs.errors import BackendError
@@ -77,7 +77,7 @@ class CudaDevice:
     def opened(self, memory: int | None = None) -> Iterator["CudaSession"]:
         """Make it current in this thread, with a stream and a pool of memory of its own; see `cqs.backend.Device`."""
         cupy = import_cupy()
-        cupy.cuda.nvrtc.getVersion()  # loaded before cuDNN looks for it
+        load_libraries()
         with cupy.cuda.Device(self.index):
             cupy.get_default_memory_pool().free_all_blocks()
             pool = cupy.cuda.MemoryPool()
@@ -94,11 +94,18 @@ class CudaDevice:
 
 @contextmanager
 def arrays_device(array: Array, memory: int | None) -> Iterator[None]:
-    """Make the device of a CuPy array current, and bound what may be allocated on it; for others do nothing."""
+    """Make the device of a CuPy array current, and bound what may be allocated on it; for others do nothing.
+
+    Raises
+    ------
+    BackendError
+        If libraries that computing takes are missing.
+    """
     if not is_cupy_array(array):
         yield
         return
     cupy = import_cupy()
+    load_libraries()
     with array.device, ExitStack() as bounded:
         if memory is not None:
             pool = cupy.cuda.MemoryPool()

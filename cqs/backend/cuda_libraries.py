@@ -6,7 +6,7 @@ from typing import Any
 
 from cqs.errors import BackendError
 
-__all__ = ["cuda_devices", "import_cupy"]
+__all__ = ["cuda_devices", "import_cupy", "load_libraries", "missing_library"]
 
 _INSTALL = "pip install 'cqs-attention[cuda13]' (or [cuda12], as `nvidia-smi` says); `cqs doctor` shows what is found"
 _OLDEST = (14,)
@@ -52,6 +52,33 @@ def cuda_devices() -> int:
     if n_devices == 0:
         raise _no_device()
     return n_devices
+
+
+@cache
+def load_libraries() -> None:
+    """Load what CuPy loads only when it is used: NVRTC, which compiles kernels, and cuBLAS.
+
+    Raises
+    ------
+    BackendError
+        If one of them is missing: a driver brings none of them.
+    """
+    missing = missing_library()
+    if missing is not None:
+        rule = "have the libraries of the CUDA toolkit, if it is 'cupy'"
+        raise BackendError.of("backend", rule, *missing)
+
+
+def missing_library() -> tuple[str, str] | None:
+    """Return which of these libraries cannot be loaded, and the remedy; None if there are all."""
+    cupy = import_cupy()
+    for name, load in (("NVRTC", lambda: cupy.cuda.nvrtc.getVersion()), ("cuBLAS", lambda: cupy.cuda.cublas)):
+        try:
+            load()
+        except (ImportError, OSError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            return f"no {name} that can be loaded ({reason})", f"pip install 'cupy-cuda{_major(cupy)}x[ctk]'"
+    return None
 
 
 def _no_device() -> BackendError:

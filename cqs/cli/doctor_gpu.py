@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from cqs.backend import CudaDevice, cuda_devices, import_cupy
+from cqs.backend import CudaDevice, cuda_devices, import_cupy, missing_library
 from cqs.errors import BackendError
 from cqs.kernels import cudnn_missing
 from cqs.units import format_bytes
@@ -24,6 +24,8 @@ class GpuFacts:
         GPUs, with their memory.
     problem : str or None
         Why `backend="cupy"` does not work, and what would help.
+    libraries : str or None
+        Which library of the CUDA toolkit is missing, without which no kernel works; None if there are all.
     cudnn : str or None
         Why the kernel "cudnn" does not work; None if it does.
     """
@@ -31,6 +33,7 @@ class GpuFacts:
     driver: str | None = None
     devices: tuple[str, ...] = ()
     problem: str | None = None
+    libraries: str | None = None
     cudnn: str | None = None
 
 
@@ -44,7 +47,9 @@ def gpu_facts() -> GpuFacts | None:
         return GpuFacts(problem=str(error))
     version = cupy.cuda.runtime.driverGetVersion()
     devices = tuple(map(_describe, map(CudaDevice, range(n_devices))))
-    return GpuFacts(f"CUDA {version // 1000}.{version % 1000 // 10}", devices, None, cudnn_missing())
+    missing = missing_library()
+    libraries = missing and "; ".join(missing)
+    return GpuFacts(f"CUDA {version // 1000}.{version % 1000 // 10}", devices, None, libraries, cudnn_missing())
 
 
 def gpu_rows(facts: GpuFacts) -> list[tuple[str, str]]:
@@ -52,7 +57,10 @@ def gpu_rows(facts: GpuFacts) -> list[tuple[str, str]]:
     if facts.problem is not None:
         return [("GPU", facts.problem)]
     rows = [("GPU", device) for device in facts.devices]
-    rows.append(("driver", f"{facts.driver}, for backend='cupy' with the kernel gemm, of any type and mask"))
+    rows.append(("driver", str(facts.driver)))
+    if facts.libraries is not None:
+        return [*rows, ("CUDA libraries", f"backend='cupy' does not work: {facts.libraries}")]
+    rows.append(("CUDA libraries", "found, for backend='cupy' with the kernel gemm, of any type and mask"))
     enabled = "found, for the kernel cudnn, of float16 and bfloat16"
     return [*rows, ("cuDNN", enabled if facts.cudnn is None else f"no kernel cudnn: {facts.cudnn}")]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
 
-from cqs.backend import import_cupy
+from cqs.backend import import_cupy, load_libraries, missing_library
 from cqs.kernels.by_coverage import Shape
 from cqs.problem import dtype_name
 from cqs.types import Array
@@ -60,6 +60,9 @@ class Spec(NamedTuple):
 @cache
 def missing() -> str | None:
     """Return what this machine lacks to run cuDNN from Python, with the remedy; None if it has all."""
+    lacking = missing_library()
+    if lacking is not None:
+        return "; ".join(lacking)
     try:
         cudnn = _load()
         found = tuple(int(part) for part in cudnn.__version__.split(".")[:2]), cudnn.backend_version()
@@ -212,7 +215,7 @@ def _lent(cupy: Any) -> Iterator[tuple[Any, _Runner]]:
 
 def _load() -> Any:
     """Import the frontend, after the library that compiles its kernels, which it would not find by itself."""
-    import_cupy().cuda.nvrtc.getVersion()
+    load_libraries()
     return importlib.import_module("cudnn")
 
 
