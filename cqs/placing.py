@@ -5,7 +5,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from cqs.backend import Device, chosen_devices, is_cupy, namespace_of
-from cqs.engines import DeviceEngine, Engine, as_engine, concurrency
+from cqs.engines import DeviceEngine, Engine, ExecutorEngine, as_engine, concurrency
 from cqs.errors import OptionError
 from cqs.kernels import Kernel, Request, choose_kernel
 from cqs.problem import AttentionProblem
@@ -74,8 +74,11 @@ def placed(
         return Place(found, DeviceEngine(chosen, reads_ahead=source.is_staged), setting, budget)
     runner = as_engine(engine)
     threads, in_flight = concurrency(runner, needs_little=budget is not None or source.is_staged)
-    if is_cupy(xp):  # a GPU is one thread's
-        threads = in_flight = 1
+    if is_cupy(xp):
+        if isinstance(runner, ExecutorEngine):  # its threads have another device and another stream current
+            remedy = "drop it, or give NumPy arrays or files and devices="
+            raise OptionError.of("engine", "be no executor for arrays that are on a GPU", repr(engine), remedy)
+        threads = in_flight = 1  # a GPU is one thread's
     setting = Setting(
         threads=threads,
         in_flight=in_flight,

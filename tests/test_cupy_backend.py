@@ -2,6 +2,7 @@
 
 import gc
 import re
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,20 @@ def test_a_run_that_fails_leaves_the_devices_as_they_were(machine: Machine, qkv:
             cqs.attention(*qkv, backend="cupy", devices=devices, score_mod=fails, workers=7)
         gc.collect()
         assert machine.used == [0, 0, 0]
+
+
+def test_arrays_on_a_device_are_computed_in_the_thread_that_has_it(machine: Machine, qkv: list[np.ndarray]) -> None:
+    import cupy
+
+    with cupy.cuda.Device(1):
+        on_device = [cupy.asarray(x) for x in qkv]
+    local = cqs.engines.LocalEngine(2)
+    out = cqs.attention(*on_device, workers=7, engine=local)
+    assert out.device.id == 1
+    with ThreadPoolExecutor(2) as executor:
+        for engine in (executor, cqs.engines.ExecutorEngine(executor)):
+            with pytest.raises(OptionError, match="`engine` must be no executor for arrays that are on a GPU, got"):
+                cqs.attention(*on_device, workers=7, engine=engine)
 
 
 def test_a_plan_says_which_kernel_and_why(machine: Machine, qkv: list[np.ndarray]) -> None:

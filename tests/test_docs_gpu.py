@@ -4,6 +4,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -92,6 +93,8 @@ def what_does_not_fit(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[str]:
         yield refused(backend="cupy", devices=devices)
     yield refused(devices=[0])
     yield refused(backend="cupy", devices=[0], engine=cqs.engines.LocalEngine(2))
+    with ThreadPoolExecutor(1) as executor:
+        yield refused(arrays=(x,) * 3, engine=executor)
     yield refused(backend="cuda")
     yield refused(arrays=(strict,) * 3, backend="cupy").replace("array_api_strict", "torch")
     yield refused(arrays=(x,) * 3, backend="numpy")
