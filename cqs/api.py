@@ -143,8 +143,9 @@ def attention(
         Numbers of the GPUs for NumPy arrays and files, by default the first; each draws tasks and talks to no other.
         `memory` is then that of each, by default nine tenths of what is free.
     kernel : {"auto", "numpy", "cudnn", "gemm", "blockwise", "reference"}
-        "auto" takes the first of these that can do what is asked: "numpy" for NumPy arrays, on GPUs "cudnn" for float16
-        and bfloat16, and "gemm". Printing a plan says which, and why not the others.
+        "auto" takes the first of these that can do what is asked: "numpy" for NumPy arrays, and for torch tensors in
+        main memory, where they are, without a `score_mod`, which is given tensors; on GPUs "cudnn" for float16 and
+        bfloat16, and "gemm"; else "blockwise". Printing a plan says which, and why not the others.
     engine : Engine or Executor, optional
         What runs the tasks; by default this machine's threads, `cqs.engines.LocalEngine()`.
     strategy : {"auto", "cqs", "tiles", "ring", "tree"}

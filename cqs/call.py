@@ -9,9 +9,7 @@ from typing import Any
 from cqs.backend import (
     Device,
     arrays_device,
-    cuda_tensors_as_cupy,
-    cupy_as_tensor,
-    is_cuda_tensor,
+    borrowed,
     refuse_gradients,
 )
 from cqs.engines import Engine
@@ -87,11 +85,11 @@ def ready(
 ) -> Iterator[Call]:
     """Check the arguments of `cqs.attention`, which see, and give them as a `Call`; close files at the end."""
     refuse_gradients(q=q, k=k, v=v, bias=bias, sink_logits=sink_logits, out=out)
-    is_tensor = backend == "cupy" and is_cuda_tensor(q)
-    if is_tensor:
-        q, k, v, bias, sink_logits, out = cuda_tensors_as_cupy(
-            q=q, k=k, v=v, bias=bias, sink_logits=sink_logits, out=out
-        )
+    # a function of the caller's is to be called with tensors
+    by_numpy = backend != "cupy" and devices is None and kernel in ("auto", "numpy") and score_mod is None
+    (q, k, v, bias, sink_logits, out), hand_out = borrowed(
+        by_cupy=backend == "cupy", by_numpy=by_numpy, q=q, k=k, v=v, bias=bias, sink_logits=sink_logits, out=out
+    )
     with ExitStack() as held:
         source = held.enter_context(closing(open_inputs(q, k, v)))
         problem = AttentionProblem.of(source.q, source.k, source.v, mask=mask, is_causal=is_causal, scale=scale)
@@ -112,12 +110,7 @@ def ready(
             read_bytes=place.setting.read_bytes + target.write_bytes,
         )
         plan = Scheduler(workers, strategy, place.memory, setting).plan(problem)
-        hand_out = cupy_as_tensor if is_tensor else _same
         yield Call(plan, source, target, place.kernel, place.engine, scores, logits, hand_out)
-
-
-def _same(array: Array) -> Array:
-    return array
 
 
 @contextmanager

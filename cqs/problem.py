@@ -11,7 +11,7 @@ from cqs.errors import DTypeError, OptionError, ShapeError
 from cqs.masks import Causal, Dense, Mask, NoMask, mask_from_dict
 from cqs.types import Array, DType
 
-__all__ = ["DTYPES", "AttentionProblem", "dtype_name"]
+__all__ = ["DTYPES", "AttentionProblem", "bytes_of", "dtype_name"]
 
 # data type -> (bytes an element, the type that scores and sums are kept in)
 DTYPES: dict[str, tuple[int, str]] = {
@@ -30,6 +30,12 @@ def dtype_name(array: Array) -> str:
 @lru_cache(maxsize=64)
 def _name(_: str, dtype: DType) -> str:  # the library keeps types of different libraries from being compared
     return str(dtype).rsplit(".", maxsplit=1)[-1]  # NumPy takes 10 us to say it
+
+
+def bytes_of(array: Array) -> int:
+    """Return the bytes of an array's elements; not every library has `nbytes`."""
+    n_bytes: int = math.prod(array.shape) * DTYPES[dtype_name(array)][0]
+    return n_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from cqs.events import BytesRead, Emit
 from cqs.kernels import KeyChunk
+from cqs.problem import bytes_of
 from cqs.schedule import Read
 from cqs.sources import Source
 from cqs.types import Array
@@ -34,7 +35,7 @@ class Feed(Protocol):
 def n_bytes_of(groups: Groups) -> int:
     """Return the bytes of queries, or of keys and values."""
     arrays = groups if isinstance(groups, KeyChunk) else (groups,)
-    return sum(array.size * array.dtype.itemsize for array in arrays)
+    return sum(map(bytes_of, arrays))
 
 
 class Direct:

@@ -9,7 +9,7 @@ import numpy as np
 from cqs.backend import namespace_of
 from cqs.errors import SinkError
 from cqs.partial import Partial, merge_into
-from cqs.schedule import HeadBlock, Strip
+from cqs.schedule import UNSEEN_BYTES, HeadBlock, Strip, even_cuts
 from cqs.types import Array, DType, Namespace
 
 __all__ = ["InMemory", "InPlace", "Spilled", "Sums"]
@@ -114,9 +114,7 @@ class Spilled:
         try:
             self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115
         except OSError as error:
-            raise SinkError(
-                f"sums cannot be written to a scratch file in {self._where}: {error.strerror}; free some space"
-            ) from None
+            raise self._failed(error) from None
         weakref.finalize(self, self._file.close)
         self._heads: HeadBlock | None = None
         self._begun: dict[int, int] = {}  # first row of a group, and the row after its last
@@ -137,6 +135,7 @@ class Spilled:
                 total = partial
             self._write(rows, total)
             n_bytes += self._size(rows)
+            del total  # before the next is read
         return n_bytes
 
     def take(self, heads: HeadBlock | None, rows: range) -> Iterator[tuple[range, Partial, int]]:
@@ -145,8 +144,10 @@ class Spilled:
         self._heads, self._begun = heads, {}
         first = rows.start
         for start, stop in [*begun, (rows.stop, rows.stop)]:
-            if first < start:
-                yield range(first, start), Partial.empty(np, self._shape_of(start - first), self._dtype), 0
+            step = max(UNSEEN_BYTES // max(self._size(range(1)), 1), 1)
+            for unseen in even_cuts(start - first, step):
+                rows = range(first + unseen.start, first + unseen.stop)
+                yield rows, Partial.empty(np, self._shape_of(len(rows)), self._dtype), 0
             if start < stop:
                 yield range(start, stop), self._read(range(start, stop)), self._size(range(start, stop))
             first = stop
@@ -179,9 +180,7 @@ class Spilled:
                 while view:
                     view = view[self._file.write(view) :]
         except OSError as error:
-            raise SinkError(
-                f"sums cannot be written to a scratch file in {self._where}: {error.strerror}; free some space"
-            ) from None
+            raise self._failed(error) from None
 
     def _failed(self, error: OSError) -> SinkError:
         return SinkError(

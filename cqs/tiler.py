@@ -11,8 +11,8 @@ from cqs.backend import dtype_of, is_numpy, namespace_of, on_host, quiet_floats
 from cqs.errors import DTypeError, TileError
 from cqs.events import BytesWritten, Emit, ResultMerged
 from cqs.partial import Partial
-from cqs.problem import DTYPES, dtype_name
-from cqs.schedule import HeadBlock, Plan, Strip, Task
+from cqs.problem import DTYPES, bytes_of, dtype_name
+from cqs.schedule import UNSEEN_BYTES, HeadBlock, Plan, Strip, Task
 from cqs.sources import ArraySink, Sink, check_out
 from cqs.sums import InMemory, InPlace, Spilled, Sums
 from cqs.types import Array, Namespace
@@ -21,7 +21,6 @@ from cqs.worker import TaskResult
 __all__ = ["Tiler"]
 
 _BROUGHT_BYTES = 64 << 20  # of complete rows that are brought back from a device at a time
-_UNSEEN_BYTES = 128 << 10  # of rows that see no key, made at a time: little enough to be counted with what never grows
 
 
 class Tiler:
@@ -130,13 +129,14 @@ class Tiler:
         complete = self._plan.completes(task.index)
         spilled = 0 if self._sums is None else self._sums.add(task.heads, task.strips, result.partials)
         if self._emit is not None:
-            n_bytes = sum(x.size * x.dtype.itemsize for p in result.partials for x in (p.out, p.lse))
+            n_bytes = sum(bytes_of(x) for p in result.partials for x in (p.out, p.lse))
             self._emit(ResultMerged(task=task.index, start=start, n_bytes=n_bytes, spilled_bytes=spilled))
         if self._sums is None:
             self._pass_on(result, complete)
         elif complete:
             for rows, partial, n_bytes in self._sums.take(task.heads, complete):
                 self._bring(task, rows, partial, n_bytes)
+                del partial  # before the next is read
 
     def _pass_on(self, result: TaskResult, complete: range) -> None:
         """Write the rows of a task that completes its own, and those of them that see nothing."""
@@ -186,7 +186,7 @@ class Tiler:
 
     def _rows_at_once(self, heads: HeadBlock | None) -> int:
         row_bytes = prod(self._leading(heads)) * self._plan.problem.value_width * 8
-        return max(_UNSEEN_BYTES // max(row_bytes, 1), 1)
+        return max(UNSEEN_BYTES // max(row_bytes, 1), 1)
 
     def _check(self, result: TaskResult) -> None:
         index, n_tasks = result.task.index, len(self._plan)

@@ -11,7 +11,7 @@ from fake_cupy import Machine, cupy, fake_gpu  # noqa: F401
 from problems import DTYPES
 
 import cqs
-from cqs.backend import cuda_tensor_as_cupy, cupy_as_tensor, import_cupy, is_cuda_tensor
+from cqs.backend import borrowed, import_cupy
 from cqs.errors import BackendError, DTypeError, ShapeError
 from cqs.testing import assert_exact
 
@@ -45,10 +45,10 @@ def on_host(tensor: Any) -> np.ndarray:
 def test_a_tensor_and_an_array_are_the_same_memory(cupy: ModuleType, taken: list[Any], dtype: str) -> None:  # noqa: F811
     tensor = on_device(cupy, arrays(dtype)[0])
     for view in (tensor, tensor[1:, ::3], tensor.mT, tensor[:0]):
-        array = cuda_tensor_as_cupy(view)
+        (array, _), hand_out = borrowed(by_cupy=True, by_numpy=False, q=view, out=None)
         assert (array.shape, array.dtype, array.device.id) == (tuple(view.shape), DTYPES[dtype], 1)
         with array.device:
-            back = cupy_as_tensor(array)
+            back = hand_out(array)
         assert (back.dtype, back.shape) == (view.dtype, view.shape)
         if view.numel():
             assert back.stride() == view.stride()
@@ -57,7 +57,7 @@ def test_a_tensor_and_an_array_are_the_same_memory(cupy: ModuleType, taken: list
 
 def test_the_array_keeps_the_memory_of_the_tensor(cupy: ModuleType, taken: list[Any]) -> None:  # noqa: F811
     wanted = arrays()[0]
-    array = cuda_tensor_as_cupy(on_device(cupy, wanted)[2:])
+    (array, _), _ = borrowed(by_cupy=True, by_numpy=False, q=on_device(cupy, wanted)[2:], out=None)
     np.testing.assert_array_equal(array.get(), wanted[2:])
 
 
@@ -72,7 +72,7 @@ def test_attention_takes_and_gives_tensors_without_a_copy(
     q, k, v = (on_device(cupy, x) for x in given)
     before = fake_gpu.peak_bytes(1)
     tensors = cqs.attention(q, k, v, workers=7, is_causal=True, return_lse=True, backend="cupy")
-    assert all(is_cuda_tensor(tensor) and tensor.device.index == 1 for tensor in tensors)
+    assert all(tensor.is_cuda and tensor.device.index == 1 for tensor in tensors)
     out, lse = tensors
     assert out.dtype == q.dtype
     assert [tuple(x.shape) for x in taken] == [tuple(out.shape), tuple(lse.shape)]
@@ -162,6 +162,5 @@ def test_without_cupy_the_remedy_is_named(
 
 def test_tensors_on_the_cpu_are_refused_with_a_remedy(taken: list[Any]) -> None:
     q, k, v = map(torch.from_numpy, arrays())
-    assert not is_cuda_tensor(q)
     with pytest.raises(BackendError, match=r"`backend` must fit the inputs, arrays of torch.*a CUDA device"):
         cqs.attention(q, k, v, backend="cupy")

@@ -7,6 +7,7 @@ from hypothesis import given
 from problems import Problem, problems
 
 import cqs
+from cqs.events import BytesRead, ResultMerged
 from cqs.testing import assert_exact
 
 
@@ -29,13 +30,53 @@ def test_results_stay_on_the_device(device: str) -> None:
         assert out.device == lse.device == place
 
 
+@pytest.mark.parametrize("kernel", ["auto", "blockwise"])
 @given(problem=problems(scales=(1.0, 10.0)))
-def test_torch_tensors_are_exact(problem: Problem) -> None:
+def test_torch_tensors_are_exact(problem: Problem, kernel: str) -> None:
     torch = pytest.importorskip("torch")
     arrays = [_tensor(torch, x) for x in (problem.q, problem.k, problem.v)]
-    out, lse = cqs.attention(*arrays, workers=problem.workers, return_lse=True, **problem.options)
+    out, lse = cqs.attention(*arrays, workers=problem.workers, return_lse=True, kernel=kernel, **problem.options)
     assert out.dtype == arrays[0].dtype
     assert_exact(_array(torch, out, problem.q), problem.q, problem.k, problem.v, lse=lse.numpy(), **problem.options)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_torch_tensors_in_main_memory_are_computed_by_numpy_where_they_are(dtype: str) -> None:
+    torch = pytest.importorskip("torch")
+    q, k, v = (torch.randn(2, 60, 3, 8, dtype=torch.float64).to(getattr(torch, dtype)).swapaxes(1, 2) for _ in "qkv")
+    assert cqs.plan(q, k, v).setting.kernel == "numpy"
+    out = torch.empty(q.shape, dtype=q.dtype)
+    found = cqs.attention(q, k, v, workers=7, bias=torch.zeros(60, 60), sink_logits=torch.zeros(3), out=out)
+    assert found is out
+    by_torch = cqs.attention(
+        q, k, v, workers=7, bias=torch.zeros(60, 60), sink_logits=torch.zeros(3), kernel="blockwise"
+    )
+    torch.testing.assert_close(out, by_torch)
+
+
+def test_functions_of_scores_are_given_tensors() -> None:
+    torch = pytest.importorskip("torch")
+    q, k, v = (torch.randn(1, 40, 8) for _ in "qkv")
+    seen = []
+
+    def score_mod(score, b, h, q_idx, k_idx):
+        seen.append(torch.is_tensor(score))
+        return torch.tanh(score)
+
+    assert torch.is_tensor(cqs.attention(q, k, v, score_mod=score_mod))
+    assert cqs.plan(q, k, v, score_mod=score_mod).setting.kernel == "blockwise"
+    assert seen
+    assert all(seen)
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch", "array_api_strict"])
+def test_what_happens_is_told_for_every_library(library: str) -> None:
+    xp = pytest.importorskip(library)
+    x = xp.ones((2, 40, 8))
+    told = []
+    cqs.attention(x, x, x, workers=7, kernel="blockwise", on_event=told.append)
+    assert sum(event.n_bytes for event in told if isinstance(event, ResultMerged)) > 0
+    assert sum(event.n_bytes for event in told if isinstance(event, BytesRead)) > 0
 
 
 @given(problem=problems(dtypes=("float32", "float64"), scales=(1.0, 10.0), value_magnitudes=(1.0,)))

@@ -18,7 +18,7 @@ from cqs.backend.choosing import BACKENDS, chosen_devices
 from cqs.backend.cuda import CudaDevice, arrays_device
 from cqs.backend.cuda_libraries import cuda_devices, import_cupy, load_libraries, missing_library
 from cqs.backend.device import Device, Download, Session, Slot, TimedSession, slot_bytes
-from cqs.backend.dlpack import cuda_tensor_as_cupy, cuda_tensors_as_cupy, cupy_as_tensor, is_cuda_tensor
+from cqs.backend.dlpack import borrowed
 from cqs.backend.host import HostDevice
 from cqs.backend.threads import Stopped, Threads, Workspace, compute_threads, raise_if_stopped, stopped_by
 
@@ -37,15 +37,12 @@ __all__ = [
     "Workspace",
     "arrays_device",
     "blas_libraries",
+    "borrowed",
     "chosen_devices",
     "compute_threads",
     "cuda_devices",
-    "cuda_tensor_as_cupy",
-    "cuda_tensors_as_cupy",
-    "cupy_as_tensor",
     "dtype_of",
     "import_cupy",
-    "is_cuda_tensor",
     "is_cupy",
     "is_numpy",
     "is_out_of_memory",

@@ -10,10 +10,11 @@ from cqs.schedule.scratch import merge_block, scratch_bytes
 from cqs.schedule.sizes import TaskSizes
 from cqs.units import format_bytes
 
-__all__ = ["CACHED_TASKS", "WRITE_BYTES", "Footprint", "footprint"]
+__all__ = ["CACHED_TASKS", "UNSEEN_BYTES", "WRITE_BYTES", "Footprint", "footprint"]
 
 CACHED_TASKS = 4  # that are kept because they are soon asked for again
 WRITE_BYTES = 1 << 20  # of the output that are converted and written at a time
+UNSEEN_BYTES = 128 << 10  # of rows that see no key, made at a time: so little is counted with what never grows
 _MERGE_VECTORS = 10  # numbers a row that a merge takes
 _DEVICE_BASE_BYTES = 2 << 20  # arrays begin at multiples of 512 bytes, and pieces of memory that are kept do not fit
 _BASE_BYTES = 1_000_000  # threads, events, mask classification, and whatever else does not grow
@@ -144,7 +145,7 @@ def _sums_bytes(p: AttentionProblem, setting: Setting, call: _Call, sizes: TaskS
     converted |= setting.output == "sink"  # and what is not contiguous is copied
     written = min(WRITE_BYTES, prod(p.out_shape) * call.wide) * converted
     if setting.is_spilled and rows_pending:  # a group is read, merged and written back
-        return written + 2 * sizes.bundle_rows * call.row_bytes
+        return written + sizes.bundle_rows * call.row_bytes
     return written + rows_pending * call.row_bytes
 
 
