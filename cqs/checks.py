@@ -1,10 +1,15 @@
 """Checks of plain arguments that several layers make."""
 
+import inspect
 import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 
 from cqs.errors import CQSError, OptionError
 
-__all__ = ["whole_number"]
+__all__ = ["check_listener", "takes", "true_or_false", "whole_number"]
 
 
 def whole_number(name: str, value: object, least: int, remedy: str, error: type[CQSError] = OptionError) -> int:
@@ -22,3 +27,38 @@ def whole_number(name: str, value: object, least: int, remedy: str, error: type[
     if number < least:
         raise error.of(name, f"be a whole number of at least {least}", repr(value), remedy)
     return number
+
+
+def true_or_false(name: str, value: object, remedy: str) -> bool:
+    """Return an argument as a bool, if it is one; 1 and "yes" are none.
+
+    >>> true_or_false("is_causal", True, "")
+    True
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise OptionError.of(name, "be True or False", repr(value), remedy)
+    return bool(value)
+
+
+def check_listener(name: str, value: object) -> None:
+    """Refuse what is to be told of events, if it is neither None nor a function."""
+    if value is not None and not callable(value):
+        remedy = "as in `on_event=events.append`, or leave it out"
+        raise OptionError.of(name, "be a function of one `cqs.events.Event`", repr(value), remedy)
+
+
+def takes(function: Callable[..., Any], n: int) -> bool:
+    """Whether a function can be called with n positional arguments; True for one that does not say.
+
+    >>> takes(lambda a, b: a, 2), takes(lambda a, b: a, 5), takes(max, 5)
+    (True, False, True)
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # as of many functions that are written in C
+        return True
+    try:
+        signature.bind(*range(n))
+    except TypeError:
+        return False
+    return True

@@ -59,8 +59,22 @@ lse
 # %% [markdown]
 # ## The formula as code
 #
-# The library has this formula as a kernel of its own, written for reading. Look for the line with `@`: it makes the
-# whole array of scores, one number for each query and key.
+# In NumPy the formula is four lines. The first makes the whole array of scores, one number for each query and key.
+
+# %%
+scores = 1.0 * (q @ k.swapaxes(-1, -2))  # the scale is 1; (heads, queries, keys)
+exponentials = np.exp(scores)
+weights = exponentials / exponentials.sum(axis=-1, keepdims=True)
+by_hand = weights @ v  # (heads, queries, width of a value)
+assert np.allclose(by_hand, out)
+weights
+
+# %% [markdown]
+# The library has the same formula as a kernel of its own, written for reading. Look for the line `scores = `, and for
+# `weights` below it. What is more: `softmax_parts` takes exponentials so that they cannot overflow, which is the
+# subject of notebook 04, and returns the log-sum-exp, too; `region` hides what a mask hides (notebook 06);
+# `weighted_sum` is `weights @ v` where hidden values may be NaN; and `reshape` lets several query heads share a key
+# head.
 
 # %%
 print(inspect.getsource(KERNELS["reference"].attend))
@@ -112,7 +126,8 @@ ax = plot.memory_against_tokens({kernel: (sizes, found) for kernel, found in pea
 
 # %% [markdown]
 # From 1024 tokens to 4096 the sequence grows four-fold. The formula's memory grows 16-fold, as it must. The other's
-# does not.
+# does not: its line has a bend at 1024. A block of `blockwise` has at most 512 queries and 1024 keys, so up to there
+# blocks grow with the sequence, and from there on there are only more of them.
 
 # %%
 growth = {kernel: found[3] / found[1] for kernel, found in peaks.items()}

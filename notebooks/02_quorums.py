@@ -78,9 +78,10 @@ for d in range(1, 7):
 assert len(differences) == 7
 
 # %% [markdown]
-# They do, each of the six in exactly one way. A set with all differences is a *difference cover* of $Z_W$ (the paper
-# calls it an interest set), and its translates are a *cyclic quorum set*. A cover in which each difference occurs
-# once is *perfect*: it meets the bound.
+# They do, each of the six in exactly one way. A set with all differences is a *difference cover* of $Z_W$, and its
+# translates are a *cyclic quorum set*. (Bian and Somani's paper *CQS-Attention*, which brought quorums to attention
+# and is "the paper" in these notebooks, says interest set for the cover.) A cover in which each difference occurs once
+# is *perfect*: it meets the bound.
 #
 # The word quorum is from distributed computing, where a vote counts if any two voting sets share a member. Here any
 # two quorums share a group as well, and that follows from the differences, too.
@@ -158,7 +159,14 @@ assert all(cqs.difference_cover(W).is_perfect for W in singer_moduli(200))
 # ## The proof, line by line
 #
 # A cover in this library knows its own proof. `certificate.steps()` gives it as claims, each with a computation that
-# decides it. For q = 2:
+# decides it. To read them:
+#
+# - q is a power $p^e$ of a prime p. Here p = 2 and e = 1, so a degree of 3e is 3.
+# - GF(2), the *Galois field* of two elements, is the numbers 0 and 1 with sums and products modulo 2. GF(2)[x] are the
+#   polynomials with such coefficients, and GF(2)[x]/f what remains of them modulo f.
+# - x has *order* 7 if $x^7$ is the first of its powers $x^1, x^2, \ldots$ that is 1.
+#
+# For q = 2:
 
 # %%
 certificate = singer(2).certificate
@@ -167,9 +175,9 @@ for number, step in enumerate(certificate.steps(), start=1):
     assert step.check()
 
 # %% [markdown]
-# Let us follow it with SymPy, on our own. **Steps 1 to 3**: $f = x^3 + x + 1$ has no factor over the two numbers {0,
-# 1}, so polynomials in x, modulo f and modulo 2, are a field. It has 8 elements: $c_2 x^2 + c_1 x + c_0$. And the
-# powers of x are all of them but 0.
+# Let us follow it with SymPy, on our own. **Steps 1 to 3**: $f = x^3 + x + 1$ has no factor over GF(2), so polynomials
+# in x, modulo f and modulo 2, are a field. It has 8 elements: $c_2 x^2 + c_1 x + c_0$. And x has order 7: its powers
+# are all of them but 0.
 
 # %%
 x = sympy.symbols("x")
@@ -203,6 +211,9 @@ for d in range(1, 7):
     assert len(line & moved) == 1
 
 # %% [markdown]
+# **Step 7** is the smallest, and ties the theorem to these numbers. All that was said is about the set of step 4. It
+# says nothing of a base that somebody wrote down, unless that base is this set: {1, 2, 4}, no more and no less.
+#
 # **Step 8**, the last, proves any cover, wherever it came from. Write the set as a polynomial,
 # $\theta(x) = x + x^2 + x^4$, and multiply it by $\theta(1/x)$. Each pair (a, b) gives a term $x^{a - b}$. So the
 # coefficient of $x^d$, exponents modulo 7, counts the pairs with difference d. This is M. Hall's identity.
@@ -215,7 +226,8 @@ print(product)
 assert product == 2 + sum(x**d for d in range(7))  # every difference once; 0 three times, since 0 = a - a
 
 # %% [markdown]
-# A proof is worth something if a wrong one fails. Here the base is changed, and nothing else:
+# A proof is worth something if a wrong one fails. Here the base is changed, and nothing else. Steps 1 to 6 do not
+# speak of the base, and hold. Step 7 is where it comes out:
 
 # %%
 forged = replace(certificate, base=(1, 2, 5))
@@ -236,22 +248,27 @@ for W in (31, 20, 111, 110, 200, 10_000):
     print(f"W = {W}: {cover.size} elements, at least {cover.lower_bound}. {cover.minimality}")
 
 # %% [markdown]
-# What a worker holds of 10 000 tokens, for every W to 200. The curve is what perfect covers reach. Between them it
-# costs little:
+# The most that a worker holds of N = 10 000 tokens, for every W to 200. Nothing lies below the dashed curve,
+# $N/\sqrt{W}$: by the bound, m is a little more than $\sqrt{W}$. Perfect covers come nearest, the nearer the larger
+# W is: $3/\sqrt{7}$ is 1.13, and $12/\sqrt{133}$ is 1.04. W = 1 and W = 3 are marked as perfect, too, though they
+# are no planes: with one group and with two, m(m − 1) = W − 1 holds trivially. The others cost more, but not much more:
 
 # %%
 ax = plot.subsequence_lengths(10_000, range(1, 201))
-waste = [cqs.difference_cover(W).size / sqrt(W) for W in range(20, 201)]
+for moduli in (range(1, 20), range(20, 201)):
+    waste = [cqs.difference_cover(W).size / sqrt(W) for W in moduli]
+    least, most, mean = min(waste), max(waste), np.mean(waste)
+    print(f"W = {moduli[0]} to {moduli[-1]}: m / sqrt(W) is {least:.2f} to {most:.2f}, {mean:.2f} on average")
 assert max(waste) < 1.35
-print(f"m / sqrt(W) is {min(waste):.2f} to {max(waste):.2f}, {np.mean(waste):.2f} on average")
 
 # %% [markdown]
 # ## Exercise 1
 #
-# Find a difference cover of $Z_{13}$ with four elements, other than by asking the library.
+# Find a difference cover of $Z_{13}$ with four elements, other than by asking the library. Exercise 2 shows one; find
+# one that is neither that nor a translate of it.
 
 # %% tags=["exercise"]
-base = ...  # such as {0, 1, 4, 6}
+base = ...  # four numbers, such as {0, 1, 2, 5}, which is no cover
 
 check_cover(base)
 

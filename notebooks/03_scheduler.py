@@ -46,8 +46,9 @@ assert quorums.tiles(0) == ((0, 0), (0, 1), (0, 3), (1, 0), (1, 3), (3, 0), (3, 
 assert [len(quorums.tiles(i)) for i in range(7)] == [7] * 7
 
 # %% [markdown]
-# The paper starts from the full 3 × 3 square of every worker and then bans what somebody else owns, which it calls
-# self-distillation. We never make the square: *tile ownership* is a formula, and a worker is told its own tiles only.
+# Bian and Somani's paper *CQS-Attention*, "the paper" in what follows, starts from the full 3 × 3 square of every
+# worker and then bans what somebody else owns, which it calls self-distillation. We never make the square: *tile
+# ownership* is a formula, and a worker is told its own tiles only.
 #
 # ## A picture
 #
@@ -84,12 +85,12 @@ for i in range(8):
     print(f"worker {i}: {len(eight.tiles(i))} tiles, opposite {opposite}, diagonal {diagonal}")
 
 # %% [markdown]
-# This is where the original is off balance by 1/W for even W. Here it is exact:
+# This is where the paper's code is off balance by 1/W for even W. Here it is exact, for 8 workers and for 20:
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.9), layout="constrained")
 plot.ownership_matrix(eight, ax=left)
-ax = plot.ownership_matrix(CyclicQuorumSet(133), worker=40, ax=right)
+ax = plot.ownership_matrix(CyclicQuorumSet(20), worker=4, ax=right)
 
 # %% [markdown]
 # ## Checked by the library

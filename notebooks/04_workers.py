@@ -35,8 +35,8 @@ from cqs.testing import assert_exact
 # Now the first two keys go to one worker, and the third to another. Each can compute a numerator and a denominator.
 # Worker one has 80 and 5, worker two has 150 and 5. Numerators add up, denominators add up, and 230/10 = 23.
 #
-# That is what the paper's workers send: $\sum_j e^{s_j} v_j$ and $\sum_j e^{s_j}$, of raw scores. It is correct, in
-# exact arithmetic.
+# That is what workers send in Bian and Somani's paper *CQS-Attention*: $\sum_j e^{s_j} v_j$ and $\sum_j e^{s_j}$, of
+# raw scores. It is correct, in exact arithmetic.
 
 # %%
 scores, values = np.log([2.0, 3.0, 5.0]), np.array([10.0, 20.0, 30.0])
@@ -95,8 +95,8 @@ assert np.isclose(both.lse[0], np.log(10))
 # ## A picture
 #
 # Two keys in float32, with scores s and −s, and values 1 and 0. The output is $1/(1 + e^{-2s})$, close to 1. Raw
-# exponentials give it up to s = 88, and NaN from there on, where the orange line ends. The log-sum-exp goes on, for
-# ever.
+# exponentials give it up to s = 88, and NaN from there on, where the orange line ends on the left. The log-sum-exp, on
+# the right, goes on for ever: it is as large as the larger score.
 
 # %%
 s = np.linspace(0, 150, 301, dtype=np.float32)
@@ -105,12 +105,13 @@ with np.errstate(all="ignore"):
     raw = np.exp(s) / (np.exp(s) + np.exp(-s))
 out, lse = cqs.attention(s[None, :, None], k, v, scale=1.0, return_lse=True)
 
-figure, ax = plt.subplots(figsize=(6, 3), layout="constrained")
-ax.plot(s, lse[0], color="#0072B2", label="log-sum-exp")
-ax.plot(s, 100 * raw, color="#E69F00", lw=4, label="100 x output by raw exponentials")
-ax.plot(s, 100 * out[0, :, 0], color="black", lw=1, label="100 x output by cqs")
-ax.set(xlabel="score s")
-legend = ax.legend()
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+left.plot(s, raw, color="#E69F00", lw=4, label="by raw exponentials")
+left.plot(s, out[0, :, 0], color="black", lw=1, label="by cqs")
+left.set(xlabel="score s", ylabel="output", ylim=(0, 1.1))
+right.plot(s, lse[0], color="#0072B2")
+right.set(xlabel="score s", ylabel="log-sum-exp")
+legend = left.legend(loc="lower right")
 
 # %%
 assert np.isnan(raw[s > 88.8]).all()

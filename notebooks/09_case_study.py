@@ -11,9 +11,9 @@
 # %% [markdown]
 # # 09 Case study: ten tokens, then a real model
 #
-# **Question.** Does it all hold together? First the case study of the paper, small enough to print: N = 10 tokens,
-# W = 7 workers, and the base {0, 1, 3}. Then its tables. Then the queries, keys and values of a trained language
-# model, worker by worker.
+# **Question.** Does it all hold together? First the case study of Bian and Somani's paper *CQS-Attention*, small enough
+# to print: N = 10 tokens, W = 7 workers, and the base {0, 1, 3}. Then its tables. Then the queries, keys and values of
+# a trained language model, worker by worker.
 
 # %%
 from importlib import resources
@@ -73,8 +73,8 @@ plot.tile_map(plan, ax=left)
 ax = plot.tokens_held(quorums, 10, ax=right)
 
 # %% [markdown]
-# The published code puts the longer groups last. Groups 4, 5 and 6 have two tokens there, and the workers hold 3, 4,
-# 4, 5, 5, 5 and 4 tokens. Ours hold 3, 5, 4, 5, 4, 4 and 5: the same lengths for other workers.
+# The code published with the paper puts the longer groups last. Groups 4, 5 and 6 have two tokens there, and the
+# workers hold 3, 4, 4, 5, 5, 5 and 4 tokens. Ours hold 3, 5, 4, 5, 4, 4 and 5: the same lengths for other workers.
 
 # %%
 ours = [sum(len(group(g, 7, 10)) for g in quorums.quorum(i)) for i in range(7)]

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+import cqs
+
 HEAVY = ("cupy", "torch", "dask", "zarr", "matplotlib", "sympy", "rich", "ml_dtypes")
 MOST_SECONDS = 0.1  # beyond what NumPy takes
 
@@ -54,3 +56,16 @@ def test_import_takes_at_most_a_tenth_of_a_second_longer_than_numpy() -> None:
         if n >= 4 and min(ours) - min(numpy) <= MOST_SECONDS:
             break
     assert min(ours) - min(numpy) <= MOST_SECONDS
+
+
+def test_modules_that_the_docs_name_are_there_when_they_are_asked_for() -> None:
+    code = "import cqs; print([getattr(cqs, name).__name__ for name in ('plot', 'testing', 'trace', 'verify')])"
+    assert run(code).strip() == "['cqs.plot', 'cqs.testing', 'cqs.trace', 'cqs.verify']"
+    with pytest.raises(AttributeError, match="module 'cqs' has no attribute 'attenton'"):
+        cqs.attenton  # noqa: B018
+
+
+def test_completion_shows_what_is_public_alone() -> None:
+    shown = set(dir(cqs))
+    assert {*cqs.__all__, "testing", "verify", "plot", "__version__"} <= shown
+    assert not shown & {"api", "call", "checks", "placing", "import_module", "TYPE_CHECKING"}

@@ -69,7 +69,7 @@ def tokens_held(quorums: CyclicQuorumSet, n_tokens: int, ax: Any = None) -> Any:
 
 
 def subsequence_lengths(n_tokens: int, moduli: Iterable[int | CyclicQuorumSet], ax: Any = None) -> Any:
-    """Draw the longest subsequence that a worker holds, against the number of workers, and the curve N / sqrt(W).
+    """Draw the most tokens that a worker holds, against the number of workers, and the curve N / sqrt(W).
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def subsequence_lengths(n_tokens: int, moduli: Iterable[int | CyclicQuorumSet], 
         if chosen.any():
             style = {"ls": "none", "marker": marker, "ms": 6 if len(W) <= 40 else 3, "color": colour}
             ax.plot(W[chosen], longest[chosen], label=label or "other cover", **style)
-    ax.set(xscale="log", yscale="log", xlabel="workers W", ylabel="tokens")
+    ax.set(xscale="log", yscale="log", xlabel="workers W", ylabel="tokens held")
     ax.yaxis.set_minor_locator(pyplot().matplotlib.ticker.LogLocator(subs=(2, 5)))
     for formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
         formatter(lambda n, _: f"{n:,.0f}")
@@ -108,7 +108,7 @@ def subsequence_lengths(n_tokens: int, moduli: Iterable[int | CyclicQuorumSet], 
         for x, y in zip(W.tolist(), longest.tolist(), strict=True):
             ax.annotate(f"{y:,}", (x, y), xytext=(0, 7), textcoords="offset points", ha="center", size=9)
         ax.margins(0.08, 0.15)
-    ax.set_title(f"Longest subsequence that a worker holds, N = {n_tokens:,}")
+    ax.set_title(f"Most tokens that a worker holds, N = {n_tokens:,}")
     ax.legend()
     return ax
 

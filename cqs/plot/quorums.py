@@ -11,6 +11,7 @@ from cqs.quorum import CyclicQuorumSet, DifferenceCover
 __all__ = ["difference_table", "ownership_matrix", "quorum_circle"]
 
 _MOST_CHORDS = 7  # groups; beyond it chords are too many to tell apart, and are thin and without labels
+_LEAST_AREA = 9.0  # of a worker's tile, in points squared
 _MOST_DIFFERENCES = 24  # elements of a cover whose table of differences is written out
 
 
@@ -22,7 +23,8 @@ def ownership_matrix(quorums: CyclicQuorumSet, worker: int | None = None, ax: An
     quorums : CyclicQuorumSet
         Of W workers; tiles are numbered by owner for W <= 31.
     worker : int, optional
-        Draw only this worker's tiles in colour, and frame the groups that it holds.
+        Draw only this worker's tiles in colour, and frame the groups that it holds. For W > 31 tiles are drawn larger
+        than they are, and groups as bands.
     ax : matplotlib Axes, optional
         Where to draw; by default a new figure.
 
@@ -40,10 +42,14 @@ def ownership_matrix(quorums: CyclicQuorumSet, worker: int | None = None, ax: An
     picture = worker_colours(W)[matrix]
     if worker is not None:
         picture[matrix != worker] = EMPTY
+        frame = {"fill": False, "edgecolor": "0.6", "lw": 0.8} if W <= MOST_LABELLED else {"color": "0.82", "lw": 0}
         for group in quorums.quorum(worker):
             for span in (ax.axhspan, ax.axvspan):
-                span(group - 0.5, group + 0.5, fill=False, edgecolor="0.6", lw=0.8 if W <= MOST_LABELLED else 0.3)
-    ax.imshow(picture, interpolation="nearest")
+                span(group - 0.5, group + 0.5, zorder=1, **frame)
+        if W > MOST_LABELLED:  # a tile is less than a dot then
+            rows, columns = np.nonzero(matrix == worker)
+            ax.scatter(columns, rows, s=_LEAST_AREA, marker="s", lw=0, color=picture[rows[0], columns[0]], zorder=2)
+    ax.imshow(picture, interpolation="nearest", zorder=0)
     if W <= MOST_LABELLED:
         for g, h in np.ndindex(W, W):
             if worker is None or matrix[g, h] == worker:

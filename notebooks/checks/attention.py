@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 import cqs
+from checks.forms import number, two_numbers
 from checks.verdict import exercise
 
 __all__ = ["check_longest", "check_query"]
@@ -16,9 +17,9 @@ _LONGEST = math.isqrt(_BYTES // (_HEADS * _ELEMENT))
 @exercise(
     hint="8 heads of N x N scores of 4 bytes are 32 N^2 bytes; 16 GiB are 2^34 bytes.",
     right=f"N = {_LONGEST:,}. The inputs of that sequence, at width 64, take 0.13 GiB. The scores are what is large.",
-    wants="a whole number",
+    form=number("a whole number"),
 )
-def check_longest(n_tokens: int) -> str | None:
+def check_longest(n_tokens: float) -> str | None:
     """Check the most tokens whose float32 scores, for 8 heads, fit into 16 GiB."""
     n = int(n_tokens)
     if n != n_tokens:
@@ -40,11 +41,11 @@ def check_longest(n_tokens: int) -> str | None:
 @exercise(
     hint="with these keys the two scores are the two numbers of the query. The weights are as exp(score).",
     right="Scores are logarithms of weights: only their difference counts, so (log 3 + c, c) is right for every c.",
-    wants="two numbers",
+    form=two_numbers(),
 )
 def check_query(query: tuple[float, float]) -> str | None:
     """Check a query that gives the keys (1, 0) and (0, 1) the weights 3/4 and 1/4, at scale 1."""
-    a, b = (float(x) for x in query)
+    a, b = query
     keys, values = np.eye(2)[None], np.array([[[1.0], [0.0]]])
     weight = float(cqs.attention(np.array([[[a, b]]]), keys, values, scale=1.0)[0, 0, 0])
     if abs(weight - 0.75) < 1e-6:

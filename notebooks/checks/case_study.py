@@ -1,5 +1,6 @@
 """Exercises of notebook 09: the case study."""
 
+from checks.forms import whole_number
 from checks.verdict import exercise
 from cqs import difference_cover
 
@@ -11,7 +12,7 @@ _SHARE = 0.2
 @exercise(
     hint="13 groups of 1000 / 13 = 76.9 tokens: of 76 or of 77. A worker holds 4 groups.",
     right="12 of the 13 groups have 77 tokens, so some worker has four of those. N / sqrt(W) would be 277.",
-    wants="a whole number",
+    form=whole_number(),
 )
 def check_longest_subsequence(n_tokens: int) -> str | None:
     """Check the longest subsequence of 1000 tokens and 13 workers, each with 4 groups."""
@@ -32,7 +33,7 @@ def check_longest_subsequence(n_tokens: int) -> str | None:
 @exercise(
     hint="the share is m / W, and m(m - 1) >= W - 1. So m is about sqrt(W), and W about 25. See which covers exist.",
     right="6/31 = 19.4 %. The plane of order 5 is best: W = 30 needs 7 of its groups, 23.3 %.",
-    wants="a whole number",
+    form=whole_number(least=1),
 )
 def check_fewest_workers(n_workers: int) -> str | None:
     """Check the fewest workers of which each holds at most a fifth of the tokens."""

@@ -1,6 +1,7 @@
 """Exercises of notebook 08: the GPU."""
 
 import cqs
+from checks.forms import number
 from checks.verdict import exercise
 
 __all__ = ["check_break_even", "check_two_slots"]
@@ -13,9 +14,9 @@ _IN, _COMPUTE, _BACK, _N_TASKS = 4, 3, 1, 7
 @exercise(
     hint="the intensity 4N/(3ms) has to be F/B, which is 30e12 / 25e9 = 1200 operations a byte.",
     right="3 x 4 x 4 / 4 x 1200 = 14,400: groups of 1108 tokens. H and D do not matter.",
-    wants="a number of tokens",
+    form=number("a number of tokens"),
 )
-def check_break_even(n_tokens: int) -> str | None:
+def check_break_even(n_tokens: float) -> str | None:
     """Check from how many tokens on a task of 13 takes longer to compute than to copy, at 30 TFLOP/s and 25 GB/s."""
     mistakes = {
         1200: "That is F/B, the operations that there must be for a byte. With N tokens there are 4N/(3ms).",
@@ -26,20 +27,19 @@ def check_break_even(n_tokens: int) -> str | None:
         3600: "A number has 4 bytes.",
         57_600: "A pair takes 4D operations: 2D for its score, and 2D for its value.",
     }
-    given = float(n_tokens)
-    mistake = next((text for n, text in mistakes.items() if abs(given - n) < 1), None)
+    mistake = next((text for n, text in mistakes.items() if abs(n_tokens - n) < 1), None)
     if mistake is not None:
         return mistake
-    if abs(given - _BREAK_EVEN) <= 1:
+    if abs(n_tokens - _BREAK_EVEN) <= 1:
         return None
-    if not 1 <= given < 1e9:
+    if not 1 <= n_tokens < 1e9:
         return "That is no length of a sequence. What is 4N/(3ms) to be?"
-    plan = cqs.plan(*[(1, round(given), 64)] * 3, workers=_WORKERS, strategy="cqs")
+    plan = cqs.plan(*[(1, round(n_tokens), 64)] * 3, workers=_WORKERS, strategy="cqs")
     task = plan.task(0)
     copying, computing = plan.held_bytes(task) / _BYTES, plan.problem.flops(plan.load(task)) / _FLOPS
     how = "longer than" if computing > copying else "not as long as"
     return (
-        f"With N = {given:g} a task takes {1e6 * copying:.4g} µs to copy, for each head of width 64, and "
+        f"With N = {n_tokens:g} a task takes {1e6 * copying:.4g} µs to copy, for each head of width 64, and "
         f"{1e6 * computing:.4g} µs to compute: {how} copying. Both should take the same."
     )
 
@@ -47,7 +47,7 @@ def check_break_even(n_tokens: int) -> str | None:
 @exercise(
     hint="which of copying in and computing sets the pace? The other is paid for once.",
     right="7 x 4 + 3 + 1: the link is always busy, and the last task is computed and copied back after it.",
-    wants="a number of ms",
+    form=number("a number of ms"),
 )
 def check_two_slots(milliseconds: float) -> str | None:
     """Check how long seven tasks take with three queues and two slots, if copying is slower than computing."""
@@ -60,12 +60,11 @@ def check_two_slots(milliseconds: float) -> str | None:
         29: "The last task is computed after it has come, too.",
         38: "Results go back by a queue of their own. Only the last of them is waited for.",
     }
-    given = float(milliseconds)
-    if given in mistakes:
-        return mistakes[int(given)]
+    if milliseconds in mistakes:
+        return mistakes[int(milliseconds)]
     least = _N_TASKS * _IN + _COMPUTE + _BACK
-    if given == least:
+    if milliseconds == least:
         return None
-    if given < least:
+    if milliseconds < least:
         return f"That is too little: the link alone is busy for 28 ms, and {_COMPUTE} + {_BACK} ms come after it."
     return "That is too much. What waits for what? Draw three lanes, as in the picture."

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from checks.forms import anything, whole_number
 from checks.verdict import exercise
 from cqs.masks import Mask
 
@@ -13,7 +14,7 @@ _N, _FIRST, _LAST = 256, 4, 32
 @exercise(
     hint="query i sees min(i + 1, 100) keys: a ramp of 1, 2, ..., 99, and then 100 for each of the others.",
     right="1 + ... + 99 = 4950, and 901 x 100. A tenth of the 1,000,000 pairs, and cost follows.",
-    wants="a whole number",
+    form=whole_number(),
 )
 def check_window_pairs(n_pairs: int) -> str | None:
     """Check the visible pairs of `SlidingWindow(99)` over 1000 tokens."""
@@ -37,7 +38,7 @@ def check_window_pairs(n_pairs: int) -> str | None:
 @exercise(
     hint=f"`Sinks({_FIRST})` is the first keys; `SlidingWindow` counts keys left of a query's own. Nobody looks ahead.",
     right="Streaming language models run for ever with such a mask: memory for keys stays bounded.",
-    wants="a mask, made of those in `cqs.masks` by `&`, `|` and `~`",
+    form=anything("a mask, made of those in `cqs.masks` by `&`, `|` and `~`"),
 )
 def check_chat(mask: Mask) -> str | None:
     """Check a mask by which a query sees the first 4 keys and the last 32, its own among them, and no later key."""

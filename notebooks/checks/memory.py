@@ -1,5 +1,6 @@
 """Exercises of notebook 07: memory."""
 
+from checks.forms import number, whole_number
 from checks.verdict import exercise
 from cqs import difference_cover
 
@@ -14,7 +15,7 @@ _MOVED = (2 * _N + 2 * _N * _PASSES) * _ROW / 2**30
 @exercise(
     hint="a row has 64 x 4 = 256 bytes, so N rows are 0.25 GiB. Each resident query takes two rows. How many passes?",
     right="65,536 queries stay at a time, so there are 16 passes of 0.5 GiB, and 0.5 GiB of queries and outputs.",
-    wants="a number of GiB",
+    form=number("a number of GiB"),
 )
 def check_moved(gib: float) -> str | None:
     """Check what resident-query tiles move for a million tokens of width 64, with 32 MiB for queries and sums."""
@@ -27,21 +28,20 @@ def check_moved(gib: float) -> str | None:
         16.0: "That is the number of passes. Each reads the keys and values of all tokens: 0.5 GiB.",
         1.0: "That is each row once. But 32 MiB do not hold all queries, so keys and values pass by several times.",
     }
-    given = float(gib)
-    if given in mistakes:
-        return mistakes[given]
-    if given == _MOVED:
+    if gib in mistakes:
+        return mistakes[gib]
+    if gib == _MOVED:
         return None
-    if abs(given - _MOVED * 2**30 / 1e9) < 0.01:
+    if abs(gib - _MOVED * 2**30 / 1e9) < 0.01:
         return "That is in GB, of 10^9 bytes. The question is about GiB, of 2^30."
-    passes = f"{given:g} GiB would be {2 * given - 1:.4g} passes of 0.5 GiB, besides 0.5 GiB of queries and outputs"
+    passes = f"{gib:g} GiB would be {2 * gib - 1:.4g} passes of 0.5 GiB, besides 0.5 GiB of queries and outputs"
     return f"{passes}. How many queries, with their sums, fit into 32 MiB?"
 
 
 @exercise(
     hint="it takes 2(W - 1) > 4m, where m is the size of the smallest cover: 3 for W = 7, 4 for W = 8 to 13.",
     right="2 x 9 = 18 > 16 = 4 x 4. From then on the ring passes ever more: W against the square root of W.",
-    wants="a whole number",
+    form=whole_number(least=1),
 )
 def check_ring(n_workers: int) -> str | None:
     """Check the fewest workers with which a ring passes more rows than quorums read and return."""

@@ -1,5 +1,6 @@
 """Exercises of notebook 03: the Scheduler."""
 
+from checks.forms import whole_number
 from checks.verdict import exercise
 from cqs import CyclicQuorumSet
 
@@ -11,7 +12,7 @@ _QUORUMS = CyclicQuorumSet(7, (0, 1, 3))
 @exercise(
     hint="whoever owns the tile holds groups 2 and 5. Which two elements of {0, 1, 3} differ by 3?",
     right="3 - 0 = 3, so worker 2 holds 0 + 2 = 2 and 3 + 2 = 5. Tile (2, 5), of the same pair, is its own, too.",
-    wants="the number of a worker",
+    form=whole_number("the number of a worker"),
 )
 def check_owner(worker: int) -> str | None:
     """Check who owns tile (5, 2) for W = 7 and D = {0, 1, 3}."""
@@ -27,7 +28,7 @@ def check_owner(worker: int) -> str | None:
 @exercise(
     hint="a worker owns three pairs of groups and one diagonal tile. Of a pair, the causal mask leaves one tile.",
     right="3 tiles of 10 x 10, and a triangle of 10 x 11 / 2 = 55. All have this, and 7 x 355 = 70 x 71 / 2.",
-    wants="a whole number",
+    form=whole_number(),
 )
 def check_causal_load(n_pairs: int) -> str | None:
     """Check the visible pairs of one worker for W = 7, 70 tokens and a causal mask."""

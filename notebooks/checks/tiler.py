@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from checks.forms import function, whole_number
 from checks.verdict import exercise
 
 __all__ = ["check_depth", "check_merge"]
@@ -16,7 +17,7 @@ _INF = math.inf
 @exercise(
     hint="each level of the tree halves the number of results, rounding up: 57, 29, 15, ...",
     right="57, 29, 15, 8, 4, 2, 1: six levels, where a chain takes 56 merges in a row. Both do 56 in all.",
-    wants="a whole number",
+    form=whole_number(),
 )
 def check_depth(n_levels: int) -> str | None:
     """Check how many merges one after the other a balanced tree needs for 57 partial results."""
@@ -36,7 +37,7 @@ def check_depth(n_levels: int) -> str | None:
 @exercise(
     hint="o = o_a exp(l_a - l) + o_b exp(l_b - l) with l = log(exp(l_a) + exp(l_b)); then think of l_a = l_b = -inf.",
     right="It is a commutative monoid, as far as rounding allows: with (0, -inf) as identity, any order, any tree.",
-    wants="a function of two pairs (out, lse) that returns such a pair",
+    form=function("a function of two pairs (out, lse) that returns such a pair"),
 )
 def check_merge(merge: Callable[[Pair, Pair], Pair]) -> str | None:
     """Check a function that merges two partial results (out, lse), both floats."""

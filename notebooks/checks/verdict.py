@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from checks.forms import Form, WrongFormError
+
 __all__ = ["Verdict", "exercise"]
 
 
@@ -20,9 +22,7 @@ class Verdict:
         return textwrap.fill(self.text, width=120, break_long_words=False)
 
 
-def exercise(
-    hint: str, right: str, wants: str = "an answer of another form"
-) -> Callable[[Callable[..., str | None]], Callable[..., Verdict]]:
+def exercise(hint: str, right: str, form: Form) -> Callable[[Callable[..., str | None]], Callable[..., Verdict]]:
     """Make a checker of a function that says what is wrong with an answer, or None if nothing is.
 
     Parameters
@@ -31,8 +31,8 @@ def exercise(
         Shown while the answer is still `...`.
     right : str
         Shown for a right answer: why it is right, or what it leads to.
-    wants : str
-        What kind of answer is expected, for answers that cannot even be looked at.
+    form : Form
+        What kind of answer is expected; the function gets what it reads, and no answer of another form.
     """
 
     def decorate(fault_of: Callable[..., str | None]) -> Callable[..., Verdict]:
@@ -42,9 +42,12 @@ def exercise(
                 text = f"Not answered yet. Put your answer in place of the three dots. Hint: {hint}"
                 return Verdict(False, text)
             try:
-                fault = fault_of(*answer)
+                fault = fault_of(*map(form.read, answer))
+            except WrongFormError as wrong:
+                fault = f"The exercise wants {form.wants}, {wrong}."
             except Exception as error:  # whatever a reader may write
-                fault = f"Your answer raised {type(error).__name__}: {error}. The exercise wants {wants}."
+                reason = str(error).removesuffix(".")
+                fault = f"The exercise wants {form.wants}. Yours raised {type(error).__name__}: {reason}."
             return Verdict(True, f"Right. {right}") if fault is None else Verdict(False, f"Not yet. {fault}")
 
         return check

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from checks.forms import function, whole_number
 from checks.verdict import exercise
 
 __all__ = ["check_lse", "check_overflow"]
@@ -13,7 +14,7 @@ __all__ = ["check_lse", "check_overflow"]
 @exercise(
     hint="exp(x) overflows beyond the logarithm of the largest number, which is `np.finfo(np.float32).max`.",
     right="log(3.4e38) = 88.7. A trained model without the scale 1/sqrt(D) comes near it: see notebook 09.",
-    wants="a whole number",
+    form=whole_number(),
 )
 def check_overflow(score: int) -> str | None:
     """Check the smallest whole score whose exponential is infinite in float32."""
@@ -36,7 +37,7 @@ def check_overflow(score: int) -> str | None:
 @exercise(
     hint="with t the largest score, it is t + log(sum of exp(s - t)). What if t is -inf, or there is no t?",
     right="No exponent is above 0, so nothing overflows; the largest term is 1, so the sum cannot vanish.",
-    wants="a function of a list of floats that returns a float",
+    form=function("a function of a list of floats that returns a float"),
 )
 def check_lse(lse: Callable[[Sequence[float]], float]) -> str | None:
     """Check a function that computes the log-sum-exp of a list of scores, which may be large, -inf, or none."""
