@@ -85,11 +85,12 @@ class Computation:
 
     def _streamed(self, task: Task, strip: Strip, feed: Feed) -> Partial:
         """Read a strip's queries, keep them, and merge the results of its keys, which are read part by part."""
-        group, most_rows = strip.query, self.grain.rows or len(strip.query)
+        assert self.grain.keys is not None
+        group, most_rows, most_keys = strip.query, self.grain.rows or len(strip.query), self.grain.keys
         queries: Array = feed.take(Read("queries", group, task.heads), task.index)
         try:
             total = self._nothing(queries)
-            for part in (part for key in strip.keys for part in parts_of(key, self.grain.keys or len(key))):
+            for part in (part for key in strip.keys for part in parts_of(key, most_keys)):
                 chunk = self._taken(task, part, feed)
                 for cut in even_cuts(len(group), most_rows):
                     here = slice(cut.start, cut.stop)

@@ -73,9 +73,10 @@ class InMemory:
 
     def add(self, heads: HeadBlock | None, strips: tuple[Strip, ...], partials: tuple[Partial, ...]) -> int:
         """Merge results into the rows of their strips."""
-        if partials:
-            first = partials[0].out
-            self._xp, self._dtype, self._device = namespace_of(out=first), first.dtype, first.device
+        if not partials:  # the task sees nothing, and does not tell where the results of others will be
+            return 0
+        first = partials[0].out
+        self._xp, self._dtype, self._device = namespace_of(out=first), first.dtype, first.device
         return self._of(heads).add(None, strips, partials)
 
     def take(self, heads: HeadBlock | None, rows: range) -> Iterator[tuple[range, Partial, int]]:
@@ -165,7 +166,12 @@ class Spilled:
         self._file.seek(self._place(rows))
         view = numbers.view(np.uint8).data
         while view:
-            n = self._file.readinto(view)
+            try:
+                n = self._file.readinto(view)
+            except OSError as error:
+                raise SinkError(
+                    f"sums cannot be read back from the scratch file: {error.strerror}; run again"
+                ) from None
             if not n:
                 raise SinkError("the scratch file was cut off while it was in use; run again")
             view = view[n:]

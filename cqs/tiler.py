@@ -69,7 +69,7 @@ class Tiler:
         self._next = 0  # the task whose result is merged next
 
     def add(self, result: TaskResult) -> None:
-        """Take the result of one task. O(T E / sqrt(W)) a head.
+        """Take the result of one task, whose arrays are the Tiler's from then on. O(T E / sqrt(W)) a head.
 
         Raises
         ------

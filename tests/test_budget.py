@@ -14,7 +14,7 @@ import cqs
 from cqs.engines import LocalEngine
 from cqs.errors import BudgetError, OptionError
 from cqs.masks import Causal, SlidingWindow
-from cqs.schedule import budget
+from cqs.schedule import Setting, budget
 from cqs.testing import assert_exact
 from cqs.units import parse_bytes
 
@@ -172,6 +172,23 @@ def test_a_budget_that_is_too_small_says_what_would_do_and_how() -> None:
         cqs.attention(x, x, x, memory="5 MiB", workers=1)
 
 
+def test_the_least_works_where_fewer_tasks_would_not_hold_more() -> None:
+    """What is held does not shrink with every further task, so that a search for the fewest may miss what fits."""
+    shapes = [(2, 3722, 8)] * 3
+    with pytest.raises(BudgetError) as refused:
+        cqs.plan(*shapes, dtype="float16", memory="64 KiB")
+    least = parse_bytes("memory", re.search(r"at least ([\d.]+ \w+)", str(refused.value))[1])
+    assert cqs.plan(*shapes, dtype="float16", memory=least).projected_bytes <= least
+
+
+@pytest.mark.parametrize("in_flight", [1, 192])
+def test_a_machine_of_many_threads_is_planned_for_with_few_candidates(in_flight: int) -> None:
+    problem = cqs.plan(*[(32, 100_000, 128)] * 3, dtype="float16").problem
+    families = list(budget._families(problem, ("cqs", "tiles"), Setting(threads=192, in_flight=in_flight)))
+    assert len({family.at(1).setting.threads for family in families}) == 9  # 192, 128, 64, ... 1
+    assert any(family.at(1).setting.threads == 192 for family in families)
+
+
 def test_ring_and_tree_are_not_planned_under_a_budget() -> None:
     x = np.zeros((1, 10, 4))
     with pytest.raises(OptionError, match=r"`strategy` must be 'cqs', 'tiles' or 'auto' under a budget, got 'ring'"):
@@ -179,7 +196,7 @@ def test_ring_and_tree_are_not_planned_under_a_budget() -> None:
 
 
 def test_auto_takes_the_strategy_that_is_predicted_to_be_faster() -> None:
-    from cqs.schedule import Scheduler, Setting
+    from cqs.schedule import Scheduler
 
     setting = Setting(threads=2, in_flight=1, is_staged=True, output="sink", keeps_lse=False)
     problem = cqs.plan(*[(1, 262144, 64)] * 3).problem

@@ -18,7 +18,7 @@ import cqs
 from cqs.backend import import_cupy
 from cqs.errors import BackendError, OptionError
 from cqs.kernels import cudnn_missing
-from cqs.masks import Causal, Documents, SlidingWindow
+from cqs.masks import Causal, Dense, Documents, SlidingWindow
 from cqs.testing import assert_exact
 from cqs.trace import Recorder
 
@@ -85,6 +85,14 @@ def test_the_device_holds_no_more_than_the_plan_says(
     assert_exact(cqs.attention(*qkv, **options), *qkv)
     assert machine.peak_bytes(0) <= plan.projected_bytes <= plan.setting.memory
     assert machine.peak_reserved_bytes(0) <= plan.setting.memory
+
+
+def test_the_first_task_may_see_nothing(machine: Machine, qkv: list[np.ndarray]) -> None:
+    T = qkv[0].shape[-2]
+    visible = np.zeros((T, T), dtype=bool)
+    visible[-T // 7 :, -T // 7 :] = True
+    out = cqs.attention(*qkv, mask=Dense(visible), workers=7, backend="cupy")
+    assert_exact(out, *qkv, mask=Dense(visible))
 
 
 def test_a_device_that_is_full_divides_the_task(monkeypatch: pytest.MonkeyPatch) -> None:

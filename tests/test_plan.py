@@ -1,11 +1,14 @@
 """Plans and what they are made of are values: small, lazy, written and read back, printed, pickled, compared."""
 
+import gc
 import json
 import pickle
 import time
 import tracemalloc
+import weakref
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from hypothesis import strategies as st
 import cqs
 from cqs.errors import CQSError, OptionError, QuorumError
 from cqs.kernels import Region
-from cqs.masks import Causal, NoMask
+from cqs.masks import Causal, Dense, NoMask
 from cqs.problem import DTYPES, AttentionProblem
 from cqs.quorum import CyclicQuorumSet, DifferenceCover
 from cqs.schedule import Bundle, GridLayout, Group, Plan, QuorumLayout, Scheduler, Strip, Task, Tile
@@ -222,6 +225,17 @@ def read_shapes(p: AttentionProblem, n_queries: int, n_keys: int) -> list[tuple[
 
 
 # Laziness
+
+
+@pytest.mark.parametrize("options", [{}, {"memory": "8 MiB"}, {"strategy": "tiles"}], ids=str)
+def test_nothing_keeps_the_mask_of_a_call_that_is_over(options: dict[str, Any]) -> None:
+    x = np.ones((1, 300, 8), np.float32)
+    array = np.tri(300, dtype=bool)
+    mask = weakref.ref(array)
+    cqs.attention(x, x, x, workers=7, mask=Dense(array), **options)
+    del array
+    gc.collect()
+    assert mask() is None
 
 
 def cost(run: Callable[[], object]) -> tuple[float, int]:

@@ -74,11 +74,15 @@ class And(_Pair):
 
     def reach(self, rows: range, cols: range) -> tuple[range, ...]:
         """Return what both reach."""
-        common = [
-            range(max(a.start, b.start), min(a.stop, b.stop))
-            for a in self.left.reach(rows, cols)
-            for b in self.right.reach(rows, cols)
-        ]
+        left, right = self.left.reach(rows, cols), self.right.reach(rows, cols)
+        common, i, j = [], 0, 0
+        while i < len(left) and j < len(right):
+            a, b = left[i], right[j]
+            common.append(range(max(a.start, b.start), min(a.stop, b.stop)))
+            if a.stop < b.stop:
+                i += 1
+            else:
+                j += 1
         return merged(common)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import isqrt, prod
+from operator import itemgetter
 
 from cqs.errors import BudgetError
 from cqs.problem import AttentionProblem
@@ -60,7 +61,7 @@ class Candidate:
     grain, setting : Grain, Setting
         As of `Plan`.
     speed : float
-        Of the kernel with such blocks and threads, as a share of its best.
+        Of the kernel with such blocks, as a share of its best.
     """
 
     strategy: str
@@ -139,46 +140,51 @@ class _Family:
         def fits(W: int) -> bool:
             return self.at(W).held_bytes(problem) <= memory
 
-        if isinstance(self.choices, range):  # then what is held shrinks as W grows
+        if isinstance(self.choices, range):  # too many to try each, and what is held mostly shrinks as W grows
             first = bisect_left(self.choices, True, key=fits)
-            return self.choices[first] if first < len(self.choices) else None
-        return next(filter(fits, self.choices), None)  # it shrinks until the tasks themselves take most
+            if first < len(self.choices):
+                return self.choices[first]
+        return next(filter(fits, _spread(self.choices)), None)  # it shrinks until the tasks themselves take most
 
 
-def _families(problem: AttentionProblem, strategies: Sequence[str], setting: Setting) -> Iterator[_Family]:
+def _families(
+    problem: AttentionProblem, strategies: Sequence[str], setting: Setting, *, smallest: bool = False
+) -> Iterator[_Family]:
+    """Yield all that may be taken, or of blocks and threads only those that hold least."""
     in_place = setting.is_in_place(problem)
+    levels: Sequence[tuple[int, int, int, float]] = _DEVICE_LEVELS if setting.devices else _LEVELS
+    levels = levels[-1:] if smallest else levels
     for strategy in strategies:
         choices = _worker_choices(problem, strategy)
         spilling = (False,) if in_place or strategy == "tiles" else (False, True)
         for fewer in _fewer(setting):
-            share = fewer.threads * fewer.in_flight / (setting.threads * setting.in_flight)
-            levels = _DEVICE_LEVELS if setting.devices else _LEVELS
             for level, kv_heads, is_spilled in product(levels, _head_choices(problem), spilling):
                 own = replace(fewer, is_spilled=is_spilled)
-                yield _Family(choices, _maker(strategy, kv_heads, level, own, share))
+                yield _Family(choices, _maker(strategy, kv_heads, level, own))
 
 
 def _fewer(setting: Setting) -> Iterator[Setting]:
-    """Yield the setting with all its threads, or tasks in flight, and then with fewer."""
-    if setting.in_flight > 1:
-        for n in range(setting.in_flight, 0, -1):
-            yield replace(setting, in_flight=n, threads=min(n, setting.threads))
-    else:
-        yield from (replace(setting, threads=n) for n in range(setting.threads, 0, -1))
+    """Yield the setting with all its threads, or tasks in flight, and then with powers of two below that."""
+    most = max(setting.in_flight, setting.threads) if setting.in_flight > 1 else setting.threads
+    for n in (most, *(1 << i for i in reversed(range((most - 1).bit_length())))):
+        if setting.in_flight > 1:
+            yield replace(setting, in_flight=min(n, setting.in_flight), threads=min(n, setting.threads))
+        else:
+            yield replace(setting, threads=n)
 
 
 def _maker(
-    strategy: str, kv_heads: int | None, level: tuple[int, int, int, float], setting: Setting, share: float
+    strategy: str, kv_heads: int | None, level: tuple[int, int, int, float], setting: Setting
 ) -> Callable[[int], Candidate]:
     block_bytes, rows, keys, speed = level
 
     def make(W: int) -> Candidate:
         if strategy == "cqs":
             grain = Grain(kv_heads, block_bytes=block_bytes)
-            return Candidate(strategy, W, _cover_size(W), grain, setting, speed * share)
+            return Candidate(strategy, W, _cover_size(W), grain, setting, speed)
         is_streamed = setting.is_staged
         grain = Grain(kv_heads, W, rows if is_streamed else None, keys if is_streamed else None, block_bytes)
-        return Candidate(strategy, W, 0, grain, setting, speed * share)
+        return Candidate(strategy, W, 0, grain, setting, speed)
 
     return make
 
@@ -211,13 +217,13 @@ def _too_small(
     problem: AttentionProblem, strategies: Sequence[str], workers: int | None, setting: Setting, memory: int
 ) -> BudgetError:
     """Say what the least is that works."""
-    candidates = [
+    candidates = (
         family.at(W)
-        for family in _families(problem, strategies, setting)
+        for family in _families(problem, strategies, setting, smallest=True)
         for W in (_spread(family.choices) if workers is None else (workers,))
-    ]
-    least = min(candidates, key=lambda candidate: candidate.held_bytes(problem))
-    rule = f"be at least {_format_bytes_up(least.held_bytes(problem))} ({least})"
+    )
+    held, least = min(((x.held_bytes(problem), x) for x in candidates), key=itemgetter(0))
+    rule = f"be at least {_format_bytes_up(held)} ({least})"
     remedies = ["raise it"]
     if workers is not None:
         remedies.append("leave `workers` out to let cqs choose")

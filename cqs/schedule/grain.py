@@ -1,9 +1,10 @@
 """How finely a plan cuts its work beyond the layout, and what it runs on."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import prod
 from typing import Literal
 
+from cqs.checks import whole_number
 from cqs.machine import available_cpus
 from cqs.problem import AttentionProblem
 from cqs.schedule.task import HeadBlock
@@ -36,6 +37,12 @@ class Grain:
     rows: int | None = None
     keys: int | None = None
     block_bytes: int = BLOCK_BYTES
+
+    def __post_init__(self) -> None:
+        for field_ in fields(self):
+            value = getattr(self, field_.name)
+            if value is not None:
+                whole_number(field_.name, value, 1, "let `Scheduler` choose it")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,11 @@
 """The plan: a problem and how it is cut into tasks. Made before anything is allocated, and small for any W."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
-from typing import Any, Self
+from functools import lru_cache, wraps
+from typing import Any, Self, TypeVar
+from weakref import WeakKeyDictionary
 
 from cqs.checks import whole_number
 from cqs.errors import CQSError, OptionError
@@ -26,8 +27,10 @@ _FORMAT = "cqs.plan/1"
 PLANNED = ("cqs", "tiles", "ring", "tree")
 _MOST_COUNTED = 500  # tasks that are looked at one by one, less than half a second's work
 
+_T = TypeVar("_T")
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Plan:
     """Which task computes which tiles. Tasks are made when asked for, never all at once.
 
@@ -76,7 +79,7 @@ class Plan:
         """Return task i, with the tiles that the mask leaves empty dropped. O(W log W)."""
         if whole_number("i", i, 0, "tasks count from 0") >= len(self):
             raise OptionError.of("i", f"be a task in 0..{len(self) - 1}", i, "`len(plan)` is the number of tasks")
-        return _task(self, i)
+        return _tasks(self)(i)
 
     def tasks(self) -> Iterator[Task]:
         """Return the tasks in order, each made when it is reached."""
@@ -219,19 +222,41 @@ class Plan:
         ]
 
 
-@lru_cache(maxsize=64)
+def _kept(function: Callable[[Plan], _T]) -> Callable[[Plan], _T]:
+    """Remember a function of a plan for as long as the plan lives: longer, its mask's arrays would live on, too."""
+    found: WeakKeyDictionary[Plan, _T] = WeakKeyDictionary()
+
+    @wraps(function)
+    def remembered(plan: Plan) -> _T:
+        try:
+            return found[plan]
+        except KeyError:
+            return found.setdefault(plan, function(plan))
+
+    return remembered
+
+
+@_kept
 def _layout(plan: Plan) -> Layout:
     return layout_of(plan.problem, plan.strategy, plan.workers, plan.base, plan.grain.row_groups)
 
 
-@lru_cache(maxsize=CACHED_TASKS)
-def _task(plan: Plan, i: int) -> Task:
-    block, own = divmod(i, plan.workers)
-    bundles = bundles_of(_layout(plan).tiles(own), plan.problem.mask, is_trimmed=plan.base is None)
-    return Task(i, bundles, head_block(plan.problem, plan.grain.kv_heads, block))
+@_kept
+def _tasks(plan: Plan) -> Callable[[int], Task]:
+    """Return what makes the tasks of a plan, and remembers the last of them; it does not hold the plan."""
+    problem, kv_heads, W, layout = plan.problem, plan.grain.kv_heads, plan.workers, _layout(plan)
+    is_trimmed = plan.base is None
+
+    @lru_cache(maxsize=CACHED_TASKS)
+    def task(i: int) -> Task:
+        block, own = divmod(i, W)
+        bundles = bundles_of(layout.tiles(own), problem.mask, is_trimmed=is_trimmed)
+        return Task(i, bundles, head_block(problem, kv_heads, block))
+
+    return task
 
 
-@lru_cache(maxsize=16)
+@_kept
 def _footprint(plan: Plan) -> Footprint:
     p = plan.problem
     if plan.workers <= _MOST_COUNTED:
@@ -242,7 +267,7 @@ def _footprint(plan: Plan) -> Footprint:
     return footprint(p, sizes, plan.grain, plan.setting, rows_pending(p, plan.strategy, plan.workers, plan.grain))
 
 
-@lru_cache(maxsize=16)
+@_kept
 def _reads(plan: Plan) -> TaskReads:
     if plan.workers <= _MOST_COUNTED:
         return reads_of(map(plan.task, range(plan.workers)), plan.strategy, plan.grain)

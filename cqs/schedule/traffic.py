@@ -77,8 +77,9 @@ def reads_of(tasks: Iterable[Task], strategy: str, grain: Grain) -> TaskReads:
         if grain.keys is None:
             calls += len(task.bundles)
             slices += len(task.strips) + 2 * len(groups)
-        for strip in task.strips if grain.keys is not None else ():
-            parts = sum(-(-len(key) // grain.keys) for key in strip.keys) if grain.keys else 0
+            continue
+        for strip in task.strips:
+            parts = sum(_cuts(len(key), grain.keys) for key in strip.keys)
             calls += parts * _cuts(len(strip.query), grain.rows)
             slices += 1 + 2 * parts
     return TaskReads(queries, keys, passed, calls, slices)
