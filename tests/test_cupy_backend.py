@@ -87,6 +87,18 @@ def test_the_device_holds_no_more_than_the_plan_says(
     assert machine.peak_reserved_bytes(0) <= plan.setting.memory
 
 
+def test_slots_for_the_next_task_fit_the_memory_that_is_left(machine: Machine) -> None:
+    x = np.random.default_rng(0).standard_normal((1, 13 * 130, 16), dtype=np.float32)
+    for memory in ("4 MiB", "16 MiB"):
+        options: dict[str, Any] = {"memory": memory, "strategy": "cqs", "workers": 13, "backend": "cupy"}
+        plan = cqs.plan(x, x, x, **options)
+        machine.reset_peaks()
+        cqs.attention(x, x, x, **options)
+        gc.collect()
+        assert machine.peak_bytes(0) <= plan.projected_bytes <= plan.setting.memory
+        assert machine.peak_reserved_bytes(0) <= plan.setting.memory
+
+
 def test_a_device_that_is_full_divides_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((4, 1200, 64), dtype=np.float32) for _ in range(3))

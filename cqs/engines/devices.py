@@ -86,7 +86,7 @@ class DeviceEngine:
             if self.reads_ahead:
                 ahead = ReadAhead(worker.source, mine.reads(), _HOST_BYTES, worker.emit)
                 host = reading.enter_context(ahead.running())
-            feed = Uploads(session, host, mine.reads(), plan.footprint.inputs, worker.emit)
+            feed = Uploads(session, host, mine.reads(), plan.slot_bytes, worker.emit)
             timed = session if worker.emit is not None and isinstance(session, TimedSession) else None
             if timed is not None and worker.emit is not None:
                 timed.listen(worker.emit)
