@@ -130,6 +130,15 @@ def test_a_run_that_fails_leaves_the_devices_as_they_were(machine: Machine, qkv:
         assert machine.used == [0, 0, 0]
 
 
+def test_arrays_on_a_device_are_computed_in_large_blocks_if_they_fit(machine: Machine) -> None:
+    import cupy
+
+    x = cupy.zeros((4, 8192, 16), dtype=cupy.float32)
+    plans = [cqs.plan(x, x, x, memory=memory, workers=1) for memory in ("8 GiB", "200 MiB")]
+    assert [plan.grain.block_bytes for plan in plans] == [256 << 20, 128 << 20]
+    assert all(plan.projected_bytes <= plan.setting.memory for plan in plans)
+
+
 def test_arrays_on_a_device_are_computed_in_the_thread_that_has_it(machine: Machine, qkv: list[np.ndarray]) -> None:
     import cupy
 

@@ -152,7 +152,7 @@ def _families(problem: AttentionProblem, strategies: Sequence[str], setting: Set
         spilling = (False,) if in_place or strategy == "tiles" else (False, True)
         for fewer in _fewer(setting):
             share = fewer.threads * fewer.in_flight / (setting.threads * setting.in_flight)
-            levels = _DEVICE_LEVELS if setting.devices else _LEVELS
+            levels = _DEVICE_LEVELS if setting.devices or setting.is_for_gpu else _LEVELS
             for level, kv_heads, is_spilled in product(levels, _head_choices(problem), spilling):
                 own = replace(fewer, is_spilled=is_spilled)
                 yield _Family(choices, _maker(strategy, kv_heads, level, own, share))
