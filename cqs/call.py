@@ -87,7 +87,7 @@ def ready(
 ) -> Iterator[Call]:
     """Check the arguments of `cqs.attention`, which see, and give them as a `Call`; close files at the end."""
     refuse_gradients(q=q, k=k, v=v, bias=bias, sink_logits=sink_logits, out=out)
-    is_tensor = backend == "cupy" and is_cuda_tensor(q)
+    is_tensor, given_out = backend == "cupy" and is_cuda_tensor(q), out
     if is_tensor:
         q, k, v, bias, sink_logits, out = cuda_tensors_as_cupy(
             q=q, k=k, v=v, bias=bias, sink_logits=sink_logits, out=out
@@ -112,12 +112,13 @@ def ready(
             read_bytes=place.setting.read_bytes + target.write_bytes,
         )
         plan = Scheduler(workers, strategy, place.memory, setting).plan(problem)
-        hand_out = cupy_as_tensor if is_tensor else _same
+
+        def hand_out(array: Array) -> Array:
+            if not is_tensor:
+                return array
+            return given_out if array is out else cupy_as_tensor(array)
+
         yield Call(plan, source, target, place.kernel, place.engine, scores, logits, hand_out)
-
-
-def _same(array: Array) -> Array:
-    return array
 
 
 @contextmanager
