@@ -7,8 +7,9 @@ from typing import Literal, Never, TypeAlias, overload
 
 from cqs.backend import Device
 from cqs.call import finishing, ready
+from cqs.checks import check_listener, true_or_false
 from cqs.engines import Engine
-from cqs.errors import refuse_unknown
+from cqs.errors import BackendError, refuse_unknown
 from cqs.events import Emit
 from cqs.masks import Mask
 from cqs.progress import Progress, reporting
@@ -113,8 +114,8 @@ def attention(
         share key head h (grouped-query attention). E may differ from D, and S from T.
     workers : int, optional
         W, the number of tasks. By default the smallest perfect modulus (1, 3, 7, 13, 21, 31, ...) with a task for
-        each CPU, less for short sequences; see `cqs.default_workers`. May exceed T. The result is the same
-        to rounding for every W.
+        each CPU, less for short sequences; see `cqs.default_workers`. The result is the same to rounding for
+        every W, which may exceed T; but beyond about T / 256 tasks are so small that more of them cost time.
     memory : int or str, optional
         The most bytes to hold beyond the caller's arrays, as in "256 MiB": inputs that are read from disk, partial
         results, kernels' blocks, the output if it is not given. Workers, blocks and threads are chosen to fit.
@@ -131,7 +132,8 @@ def attention(
         What is added to scores: numbers that broadcast to `(*B, H, T, S)`, or `cqs.scores.ALiBi(slopes)`.
     score_mod : function, optional
         Of (scores, b, h, q_idx, k_idx), returns new scores, as in PyTorch's FlexAttention. The order is scale, softcap,
-        bias, score_mod, mask. What differs between heads is computed head by head.
+        bias, score_mod, mask. What differs between heads is computed head by head. It gets arrays of the library that
+        computes: with `backend="cupy"` CuPy's, of torch tensors, too.
     sink_logits : array, optional
         Of a shape that broadcasts to `(*B, H)`: a score that takes its share of each query's softmax and gives
         nothing, as in GPT-OSS. It counts in lse.
@@ -157,7 +159,8 @@ def attention(
     out : array or path, `(*B, H, T, E)`, optional
         Where to write the output, of q's type, or float32 for float16 and bfloat16 inputs, which then saves
         the accumulator. The contents of an array are undefined if the call fails. A path names a `.npy` or
-        `.zarr` file, which appears when it is complete, in float32 for bfloat16 inputs; an array on disk, as of Zarr or
+        `.zarr` file, which appears when it is complete, in float32 for bfloat16 inputs, and **replaces one that is
+        there already** without a question, unless an input is read from it; an array on disk, as of Zarr or
         h5py, gets each row once, and `attrs["cqs"]` says whether it is complete.
     progress : bool or callable, optional
         True for a bar in the terminal, with rate and remaining time, or a function called with (tasks done, tasks in
@@ -200,6 +203,12 @@ def attention(
     (8, 1000, 64)
     """
     refuse_unknown(attention, unknown)
+    _check_given(q, k, v, return_lse)
+    check_listener("on_event", on_event)
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if str(getattr(x, "device", "")) == "meta":
+            rule, got = "hold numbers", "a tensor on torch's device 'meta'"
+            raise BackendError.of(name, rule, got, "plan it by `cqs.plan`, which needs none, or move real numbers here")
     prepared = ready(
         q, k, v, workers=workers, memory=memory, mask=mask, is_causal=is_causal, scale=scale, softcap=softcap,
         bias=bias, score_mod=score_mod, sink_logits=sink_logits, backend=backend, devices=devices, kernel=kernel,
@@ -274,6 +283,7 @@ def plan(
     True
     """
     refuse_unknown(plan, unknown)
+    _check_given(q, k, v, return_lse)
     q, k, v = (ShapeInput(x, dtype) if isinstance(x, tuple) else x for x in (q, k, v))
     prepared = ready(
         q, k, v, workers=workers, memory=memory, mask=mask, is_causal=is_causal, scale=scale, softcap=softcap,
@@ -282,3 +292,10 @@ def plan(
     )  # fmt: skip
     with prepared as call:
         return call.plan
+
+
+def _check_given(q: object, k: object, v: object, return_lse: object) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x is None:
+            raise BackendError.of(name, "be an array, or the path of one", None, "was it loaded?")
+    true_or_false("return_lse", return_lse, "True returns `(out, lse)`")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from cqs.backend import Device, chosen_devices, is_cupy, namespace_of
+from cqs.backend import Device, chosen_devices, is_cupy, namespace_of, numbered
 from cqs.engines import DeviceEngine, Engine, ExecutorEngine, as_engine, concurrency
 from cqs.errors import OptionError
 from cqs.kernels import Kernel, Request, choose_kernel
@@ -67,7 +67,7 @@ def placed(
     found, passed_over = choose_kernel(kernel, Request(xp, problem, has_scores))
     common = {"kernel": found.name, "has_scores": has_scores, "passed_over": passed_over}
     if chosen:
-        names = tuple(device.name for device in chosen)
+        names = numbered(device.name for device in chosen)
         setting = Setting(threads=1, in_flight=1, is_staged=True, devices=names, **common)  # type: ignore[arg-type]
         if budget is None:
             budget = int(min(device.free_bytes() for device in chosen) * _SHARE_OF_FREE)

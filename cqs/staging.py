@@ -9,7 +9,7 @@ from cqs.backend import Session, Slot, is_out_of_memory, slot_bytes
 from cqs.events import BytesUploaded, Emit
 from cqs.kernels import KeyChunk
 from cqs.reading import Feed, Groups
-from cqs.schedule import Group, HeadBlock, Read
+from cqs.schedule import Group, HeadBlock, Read, SlotBytes
 from cqs.sources import Source
 from cqs.types import Array
 
@@ -63,25 +63,26 @@ class Uploads:
         Gives the groups in the memory of the machine.
     order : iterator of (int, Read, int)
         Task, what is read for it, and its bytes, in the order of `take`.
-    limit : int
-        Bytes of all slots together, without what rounds each of them up: to whole blocks, and by a token, so that it
-        also holds a group that is longer by one. Only what somebody waits for may exceed it.
+    limits : SlotBytes
+        Bytes of all slots for keys, and for queries, without what rounds each of them up: to whole blocks, and by a
+        token, so that it also holds a group that is longer by one. Only what somebody waits for may exceed them. One
+        limit for both would be used up by queries, which are done with soon, and keys of the next task would wait.
     emit : function, optional
         Told of each group that is sent off.
     """
 
     def __init__(
-        self, session: Session, feed: Feed, order: Iterator[tuple[int, Read, int]], limit: int, emit: Emit = None
+        self, session: Session, feed: Feed, order: Iterator[tuple[int, Read, int]], limits: SlotBytes, emit: Emit = None
     ) -> None:
         self._session = session
         self._feed = feed
         self._order = order
-        self._limit = limit
+        self._limits = {"keys": limits.keys, "queries": limits.queries}
         self._emit = emit
         self._ready: deque[_Uploaded] = deque()
         self._taken: list[_Uploaded] = []
         self._spare: dict[str, list[_Place]] = {"queries": [], "keys": []}  # which differ in size
-        self._held = 0  # bytes of all slots
+        self._held = {"queries": 0, "keys": 0}  # bytes of all slots
         self._fetched: tuple[int, Read, Groups | BaseException] | None = None  # from the feed, and in no slot yet
         self._skipped: set[int] = set()
 
@@ -178,7 +179,7 @@ class Uploads:
         spare, n_bytes = self._spare[what], sum(array.nbytes for array in arrays)
         size, a_token = slot_bytes(arrays), sum(array.nbytes // max(array.shape[-2], 1) for array in arrays)
         fitting = next((place for place in spare if place.slot.size >= size), None)
-        has_room = self._held + n_bytes <= self._limit
+        has_room = self._held[what] + n_bytes <= self._limits[what]
         if fitting is not None and not only_new and (fitting.slot.is_free() or (must and not has_room)):
             spare.remove(fitting)
             return fitting
@@ -189,7 +190,7 @@ class Uploads:
         slot = self._new_slot(size + a_token, must)
         if slot is None:
             return None
-        self._held += n_bytes
+        self._held[what] += n_bytes
         return _Place(slot, n_bytes)
 
     def _new_slot(self, size: int, must: bool) -> Slot | None:
@@ -206,6 +207,6 @@ class Uploads:
     def _drop_spare(self) -> None:
         """Give back the memory of slots that nobody uses, once nothing is copied or computed in them."""
         self._session.synchronise()
-        for spare in self._spare.values():
-            self._held -= sum(place.n_bytes for place in spare)
+        for what, spare in self._spare.items():
+            self._held[what] -= sum(place.n_bytes for place in spare)
             spare.clear()

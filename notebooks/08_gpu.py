@@ -30,9 +30,10 @@ import cqs
 from checks.gpu import check_break_even, check_two_slots
 from cqs.backend import CudaDevice, HostDevice, cuda_devices
 from cqs.errors import BackendError
+from cqs.events import DeviceBusy
 from cqs.plot import timeline
 from cqs.plot.style import KINDS
-from cqs.trace import Recorder
+from cqs.trace import Recorder, hidden_share
 from cqs.units import format_bytes, format_seconds
 from cqs.verify import verify_rows
 
@@ -304,16 +305,21 @@ for N in lengths:
 # The best is 57 %, and not half: nothing hides the first copy, and seven tasks are few.
 #
 # It has a price, which is memory: twice as much for keys. On a device that is too small for the sequence, this has to
-# come from somewhere: groups would be shorter, with less to compute for each byte. So the library plans for something
-# between the extremes:
+# come from somewhere: groups would be shorter, with less to compute for each byte. So the library plans for a task's to
+# spare only if memory is left for them, and else for what is left; one of each is the least:
 
 # %%
 plan = cqs.plan(*[(H, 2**16, D)] * 3, dtype="float16", workers=W, strategy="cqs", devices=[described])
 row = H * D * 2 * 2**16 // W  # bytes of a group of queries; keys come with values
 sizes = {amount: (2 * of_keys + of_queries) * row for amount, (of_keys, of_queries) in amounts.items()}
-for amount, size in {**sizes, "planned for": plan.footprint.inputs}.items():
+less = cqs.plan(
+    *[(H, 2**16, D)] * 3, dtype="float16", workers=W, devices=[described], memory=plan.projected_bytes - row
+)
+planned = {"planned for 64 GiB": plan, f"for {format_bytes(less.setting.memory)}": less}
+for amount, size in {**sizes, **{title: p.footprint.inputs for title, p in planned.items()}}.items():
     print(f"{amount:20} {format_bytes(size)}")
-assert sizes["none to spare"] < plan.footprint.inputs < sizes["a task's to spare"]
+assert sizes["none to spare"] < less.footprint.inputs < plan.footprint.inputs
+assert np.isclose(plan.footprint.inputs, sizes["a task's to spare"], rtol=0.01)
 
 # %% [markdown]
 # ## Checked by the library: what the engine does
@@ -356,12 +362,24 @@ title = figure.suptitle(f"Recorded on {device.name}" + ("" if is_gpu else ", whi
 
 # %% [markdown]
 # With a stand-in nothing overlaps, and the picture does not pretend that it does. Copies are short, too: a CPU
-# computes so slowly that almost any link would do. With a GPU the bars say what the *thread* did: it starts copies and
-# kernels, and goes on at once. How long they take on the device it does not see, but where it has to wait for them.
-#
+# computes so slowly that almost any link would do. With a GPU these bars say what the *thread* did: it starts copies
+# and kernels, and goes on at once. What the *device* did it says itself, by its own clock, in events `DeviceBusy`: a
+# lane for each of its queues. `hidden_share` is the share of the time of copying in which it computed as well.
+
+# %%
+busy = [event for event in recorder.events if isinstance(event, DeviceBusy)]
+last = max(event.stop for event in busy if event.what == "compute" and event.task < 3)
+ax = timeline([event for event in busy if event.start <= last])
+title = ax.set_title("Three tasks, as the device saw them", loc="left", fontsize=10)
+hidden = hidden_share(recorder.events)
+assert is_gpu or np.isclose(hidden, 0)
+print(f"hidden: {hidden:.0%} of the time of copying")
+
+# %% [markdown]
 # What matters is the *order*, and that is the same for both. Before a task's last strip is begun, copying for the next
-# task has begun. On the left it is the orange bar, between the blue copies and the first blue strip. On a device with
-# streams of its own this copy goes on while the strips are computed. How much is copied ahead, the slots decide:
+# task has begun. In the first picture, on the left, these are the orange bars, between the blue copies and the first
+# blue strip. On a device with streams of its own these copies go on while the strips are computed. How much is copied
+# ahead, the slots decide:
 
 # %%
 if not is_gpu:

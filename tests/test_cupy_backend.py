@@ -95,6 +95,18 @@ def test_the_first_task_may_see_nothing(machine: Machine, qkv: list[np.ndarray])
     assert_exact(out, *qkv, mask=Dense(visible))
 
 
+def test_slots_for_the_next_task_fit_the_memory_that_is_left(machine: Machine) -> None:
+    x = np.random.default_rng(0).standard_normal((1, 13 * 130, 16), dtype=np.float32)
+    for memory in ("4 MiB", "16 MiB"):
+        options: dict[str, Any] = {"memory": memory, "strategy": "cqs", "workers": 13, "backend": "cupy"}
+        plan = cqs.plan(x, x, x, **options)
+        machine.reset_peaks()
+        cqs.attention(x, x, x, **options)
+        gc.collect()
+        assert machine.peak_bytes(0) <= plan.projected_bytes <= plan.setting.memory
+        assert machine.peak_reserved_bytes(0) <= plan.setting.memory
+
+
 def test_a_device_that_is_full_divides_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((4, 1200, 64), dtype=np.float32) for _ in range(3))
@@ -124,6 +136,15 @@ def test_a_run_that_fails_leaves_the_devices_as_they_were(machine: Machine, qkv:
             cqs.attention(*qkv, backend="cupy", devices=devices, score_mod=fails, workers=7)
         gc.collect()
         assert machine.used == [0, 0, 0]
+
+
+def test_arrays_on_a_device_are_computed_in_large_blocks_if_they_fit(machine: Machine) -> None:
+    import cupy
+
+    x = cupy.zeros((4, 8192, 16), dtype=cupy.float32)
+    plans = [cqs.plan(x, x, x, memory=memory, workers=1) for memory in ("8 GiB", "200 MiB")]
+    assert [plan.grain.block_bytes for plan in plans] == [256 << 20, 128 << 20]
+    assert all(plan.projected_bytes <= plan.setting.memory for plan in plans)
 
 
 def test_arrays_on_a_device_are_computed_in_the_thread_that_has_it(machine: Machine, qkv: list[np.ndarray]) -> None:

@@ -97,6 +97,17 @@ def test_other_devices_say_it_too(qkv: list[np.ndarray], devices: Any) -> None:
     assert hidden_share(recorder.events) is not None
 
 
+def test_devices_of_one_name_are_told_apart(qkv: list[np.ndarray]) -> None:
+    options: dict[str, Any] = {"workers": 13, "devices": [HostDevice(), HostDevice(), SlowDevice(1)]}
+    recorder, names = Recorder(), {"numpy 0", "numpy 1", "slow 1"}
+    assert_exact(cqs.attention(*qkv, on_event=recorder, **options), *qkv)
+    assert set(cqs.plan(*qkv, **options).setting.devices) == names
+    busy = [event for event in recorder.events if isinstance(event, DeviceBusy)]
+    assert {event.device for event in busy} <= names
+    assert all(event.lane == f"{event.device} {event.what}" for event in busy)
+    assert {event.lane for event in recorder.events if event.kind == "TileDone"} <= {f"cqs-{name}" for name in names}
+
+
 def test_a_device_that_does_one_thing_after_the_other_hides_nothing(qkv: list[np.ndarray]) -> None:
     recorder = Recorder()
     cqs.attention(*qkv, workers=5, devices=[HostDevice()], on_event=recorder)

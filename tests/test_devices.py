@@ -1,5 +1,6 @@
 """Tasks computed on devices: the same results, whatever the delays, within the memory, with failures on the way."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,27 @@ def test_copies_come_before_they_are_needed(qkv: list[np.ndarray]) -> None:
     kinds = [(event.kind, event.task) for event in events]
     for task in range(1, 7):
         assert kinds.index(("BytesUploaded", task)) < kinds.index(("TaskDone", task - 1))
+
+
+@pytest.mark.parametrize("workers", [13, 31])
+@pytest.mark.parametrize("share", [None, 0, 0.5, 1])
+def test_keys_of_the_next_task_are_copied_while_this_one_is_computed(workers: int, share: float | None) -> None:
+    x = np.random.default_rng(0).standard_normal((1, 130 * workers, 8), dtype=np.float32)  # a strip fills a call
+    options: dict[str, Any] = {"workers": workers, "strategy": "cqs", "devices": on_host(1)}
+    if share is not None:
+        roomy = cqs.plan(x, x, x, **options)
+        bare = replace(roomy, setting=replace(roomy.setting, memory=None))
+        more = roomy.footprint.inputs - bare.footprint.inputs
+        options["memory"] = int(bare.projected_bytes + share * more / 0.9) + 1
+    plan, events = cqs.plan(x, x, x, **options), []
+    m, group = len(plan.base or ()), 2 * 130 * 8 * 4
+    planned = plan.slot_bytes.keys // group - m
+    assert planned >= {None: m, 0: 2, 0.5: 1 + m / 2, 1: m}[share] - 1e-9
+    cqs.attention(x, x, x, **options, on_event=events.append)
+    kinds = [(event.kind, event.task) for event in events]
+    for task in range(1, workers):
+        last = max(i for i, kind in enumerate(kinds) if kind == ("TileDone", task - 1))
+        assert kinds[:last].count(("BytesUploaded", task)) >= min(planned, m)
 
 
 def test_sizes_that_are_not_round_leave_room_to_copy_ahead(qkv: list[np.ndarray]) -> None:

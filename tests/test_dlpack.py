@@ -88,8 +88,17 @@ def test_attention_with_all_that_may_be_a_tensor(cupy: ModuleType, taken: list[A
     q, k, v, bias_there, sinks_there = (on_device(cupy, x) for x in (*given, bias, sinks))
     into = on_device(cupy, np.zeros((4, 90, 8), np.float32))
     out = cqs.attention(q, k, v, bias=bias_there, sink_logits=sinks_there, out=into, backend="cupy")
-    assert out.data_ptr() == into.data_ptr(), "it is written where it was to be"
+    assert out is into
     assert_exact(on_host(out), *given, bias=bias, sink_logits=sinks)
+
+
+def test_out_is_given_back_as_it_is_beside_a_new_lse(cupy: ModuleType, taken: list[Any]) -> None:  # noqa: F811
+    given = arrays("bfloat16")
+    into = on_device(cupy, np.zeros((4, 90, 8), DTYPES["bfloat16"]))
+    out, lse = cqs.attention(*(on_device(cupy, x) for x in given), out=into, return_lse=True, backend="cupy", workers=7)
+    assert out is into
+    assert lse.is_cuda
+    assert_exact(on_host(out), *given, lse=lse.owner.get())
 
 
 def test_a_budget_is_of_the_tensors_device(cupy: ModuleType, fake_gpu: Machine, taken: list[Any]) -> None:  # noqa: F811

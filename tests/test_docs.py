@@ -12,6 +12,7 @@ from posixpath import normpath
 import pytest
 
 import cqs
+import cqs.types
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -91,6 +92,13 @@ def test_outputs_are_written_beside_their_blocks(tmp_path: Path) -> None:
 def test_outputs_agree_to_a_fifth(printed: str, is_same: bool) -> None:
     assert agrees("W = 7: 10.5 MiB\n", f"{printed}\n") == is_same
     assert not agrees("W = 7: 10.5 MiB\n", f"{printed} and 1.0\n")
+
+
+def test_the_glossary_has_every_letter_of_the_legend() -> None:
+    legend = re.findall(r"^`(\w)`", cqs.types.__doc__ or "", flags=re.M)
+    rows = re.findall(r"^\| (\w) \|", (DOCS / "glossary.md").read_text(encoding="utf-8"), flags=re.M)
+    assert len(legend) == 9
+    assert rows == legend
 
 
 def slug(heading: str) -> str:

@@ -1,6 +1,7 @@
 """Which devices a call computes on: what `backend` and `devices` mean for inputs of some library."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cqs.backend.arrays import is_cupy, is_numpy
@@ -10,7 +11,7 @@ from cqs.checks import whole_number
 from cqs.errors import BackendError, OptionError
 from cqs.types import Namespace
 
-__all__ = ["BACKENDS", "chosen_devices"]
+__all__ = ["BACKENDS", "chosen_devices", "numbered"]
 
 BACKENDS = ("numpy", "cupy")
 
@@ -45,6 +46,20 @@ def chosen_devices(backend: str | None, devices: Sequence[int | Device] | None, 
     if devices is None:
         return (CudaDevice(0),) if backend == "cupy" and is_numpy(xp) else ()
     return _devices(backend, devices, xp)
+
+
+def numbered(names: Iterable[str]) -> tuple[str, ...]:
+    """Tell devices of one name apart, in plans and traces: by a number after it.
+
+    >>> numbered(["numpy", "cuda:0", "numpy"])
+    ('numpy 0', 'cuda:0', 'numpy 1')
+    """
+    given, came = tuple(names), Counter[str]()
+    found = []
+    for name in given:
+        found.append(f"{name} {came[name]}" if given.count(name) > 1 else name)
+        came[name] += 1
+    return tuple(found)
 
 
 def _devices(backend: str | None, devices: Any, xp: Namespace) -> tuple[Device, ...]:

@@ -1,6 +1,7 @@
 """CuPy and what comes with it: found, or refused with the way to get it."""
 
 import os
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -72,7 +73,11 @@ def load_libraries() -> None:
 def missing_library() -> tuple[str, str] | None:
     """Return which of these libraries cannot be loaded, and the remedy; None if there are all."""
     cupy = import_cupy()
-    for name, load in (("NVRTC", lambda: cupy.cuda.nvrtc.getVersion()), ("cuBLAS", lambda: cupy.cuda.cublas)):
+    libraries: dict[str, Callable[[], object]] = {
+        "NVRTC": lambda: cupy.cuda.nvrtc.getVersion(),
+        "cuBLAS": lambda: cupy.cuda.cublas,
+    }
+    for name, load in libraries.items():
         try:
             load()
         except (ImportError, OSError, RuntimeError) as error:

@@ -1,14 +1,15 @@
 """Running a plan on devices: GPUs, each with a thread of its own, and no traffic between them."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cqs.backend import Device, Download, Session, TimedSession, quiet_floats, stopped_by
+from cqs.backend import Device, Download, Session, TimedSession, numbered, quiet_floats, stopped_by
 from cqs.engines.turns import Accept, Turns
 from cqs.errors import OptionError
+from cqs.events import DeviceBusy, Event
 from cqs.partial import Partial
 from cqs.reading import Direct, Feed, ReadAhead
 from cqs.schedule import Plan, Read, Task
@@ -43,7 +44,7 @@ class DeviceEngine:
         """Pass on results in the plan's order, in the memory of the machine, unless their sums stay on the device."""
         drawn = _Drawn(plan)
         if len(self.devices) == 1:
-            self._run_on(self.devices[0], drawn, worker, accept)
+            self._run_on(self.devices[0], self.devices[0].name, drawn, worker, accept)
         else:
             self._run_on_all(drawn, worker, accept)
 
@@ -52,16 +53,17 @@ class DeviceEngine:
         turns, stop = Turns(accept, most_ahead=2 * len(self.devices)), threading.Event()
         failures: list[BaseException] = []
 
-        def work(device: Device) -> None:
+        def work(device: Device, name: str) -> None:
             try:
                 with stopped_by(stop), quiet_floats():
-                    self._run_on(device, drawn, worker, lambda result: turns.add(result.task.index, result))
+                    self._run_on(device, name, drawn, worker, lambda result: turns.add(result.task.index, result))
             except BaseException as error:
                 failures.append(error)
                 drawn.close()
                 turns.close()
 
-        threads = [threading.Thread(target=work, args=(device,), name=f"cqs-{device.name}") for device in self.devices]
+        named = zip(self.devices, numbered(device.name for device in self.devices), strict=True)
+        threads = [threading.Thread(target=work, args=(device, name), name=f"cqs-{name}") for device, name in named]
         for thread in threads:
             thread.start()
         try:
@@ -77,8 +79,8 @@ class DeviceEngine:
         if failures:
             raise failures[0]
 
-    def _run_on(self, device: Device, drawn: "_Drawn", worker: Worker, pass_on: Accept) -> None:
-        """Run the tasks that one device draws."""
+    def _run_on(self, device: Device, name: str, drawn: "_Drawn", worker: Worker, pass_on: Accept) -> None:
+        """Run the tasks that one device draws; `name` is its own in this run."""
         plan, mine = drawn.plan, drawn.share()
         with device.opened(plan.setting.memory) as session, ExitStack() as reading:
             own = replace(worker, source=DeviceSource(worker.source, session))
@@ -86,16 +88,27 @@ class DeviceEngine:
             if self.reads_ahead:
                 ahead = ReadAhead(worker.source, mine.reads(), _HOST_BYTES, worker.emit)
                 host = reading.enter_context(ahead.running())
-            feed = Uploads(session, host, mine.reads(), plan.footprint.inputs, worker.emit)
+            feed = Uploads(session, host, mine.reads(), plan.slot_bytes, worker.emit)
             timed = session if worker.emit is not None and isinstance(session, TimedSession) else None
             if timed is not None and worker.emit is not None:
-                timed.listen(worker.emit)
+                timed.listen(_renamed(worker.emit, device.name, name))
             results = (_timed(own, timed, task).run(task, feed=feed) for task in mine.tasks())
             for result in results if plan.keeps_sums_on_device else _returned(results, session):
                 # what is merged on the device is computed there; complete rows come back, too, which is not
                 is_merged = plan.keeps_sums_on_device and not plan.completes(result.task.index)
                 with timed.timed(result.task.index) if timed is not None and is_merged else nullcontext():
                     pass_on(result)
+
+
+def _renamed(emit: Callable[[Event], object], before: str, name: str) -> Callable[[Event], object]:
+    """Return a listener that tells of a device by another name, if it has one."""
+
+    def rename(event: Event) -> None:
+        if isinstance(event, DeviceBusy):
+            event = replace(event, device=name, lane=f"{name} {event.what}")
+        emit(event)
+
+    return emit if name == before else rename
 
 
 def _timed(worker: Worker, timed: TimedSession | None, task: Task) -> Worker:

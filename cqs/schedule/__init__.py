@@ -5,7 +5,7 @@ from cqs.schedule.cost import Rates
 from cqs.schedule.divide import divide
 from cqs.schedule.grain import BLOCK_BYTES, Grain, Setting
 from cqs.schedule.layout import BalancedLayout, GridLayout, Layout, QuorumLayout, RingLayout, TreeLayout
-from cqs.schedule.memory import UNSEEN_BYTES, WRITE_BYTES, Footprint
+from cqs.schedule.memory import UNSEEN_BYTES, WRITE_BYTES, Footprint, SlotBytes
 from cqs.schedule.plan import Plan
 from cqs.schedule.scheduler import Scheduler, default_workers
 from cqs.schedule.scratch import UnitShape, blockwise_block, merge_block, numpy_block, numpy_unit, scratch_bytes
@@ -32,6 +32,7 @@ __all__ = [
     "RingLayout",
     "Scheduler",
     "Setting",
+    "SlotBytes",
     "Strip",
     "Task",
     "Tile",

@@ -152,7 +152,7 @@ def _families(
 ) -> Iterator[_Family]:
     """Yield all that may be taken, or of blocks and threads only those that hold least."""
     in_place = setting.is_in_place(problem)
-    levels: Sequence[tuple[int, int, int, float]] = _DEVICE_LEVELS if setting.devices else _LEVELS
+    levels: Sequence[tuple[int, int, int, float]] = _DEVICE_LEVELS if setting.devices or setting.is_for_gpu else _LEVELS
     levels = levels[-1:] if smallest else levels
     for strategy in strategies:
         choices = _worker_choices(problem, strategy)

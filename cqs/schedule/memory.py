@@ -10,13 +10,14 @@ from cqs.schedule.scratch import merge_block, scratch_bytes
 from cqs.schedule.sizes import TaskSizes
 from cqs.units import format_bytes
 
-__all__ = ["CACHED_TASKS", "UNSEEN_BYTES", "WRITE_BYTES", "Footprint", "footprint"]
+__all__ = ["CACHED_TASKS", "UNSEEN_BYTES", "WRITE_BYTES", "Footprint", "SlotBytes", "footprint", "slot_bytes"]
 
 CACHED_TASKS = 4  # that are kept because they are soon asked for again
 WRITE_BYTES = 1 << 20  # of the output that are converted and written at a time
 UNSEEN_BYTES = 128 << 10  # of rows that see no key, made at a time: so little is counted with what never grows
 _MERGE_VECTORS = 10  # numbers a row that a merge takes
 _DEVICE_BASE_BYTES = 2 << 20  # arrays begin at multiples of 512 bytes, and pieces of memory that are kept do not fit
+_SHARE_FOR_SLOTS = 0.9  # of memory that nothing else is planned for; slots are rounded up
 _BASE_BYTES = 1_000_000  # threads, events, mask classification, and whatever else does not grow
 
 
@@ -57,6 +58,25 @@ class Footprint:
         return ", ".join(f"{name} {format_bytes(size)}" for name, size in parts if size)
 
 
+@dataclass(frozen=True, slots=True)
+class SlotBytes:
+    """The most bytes of slots on a device that inputs pass through, by what is in them.
+
+    Parameters
+    ----------
+    keys, queries : int
+        Keys with their values, and queries: those of a task, and those that are copied while it is computed.
+    """
+
+    keys: int
+    queries: int
+
+    @property
+    def total(self) -> int:
+        """Both."""
+        return self.keys + self.queries
+
+
 def footprint(
     problem: AttentionProblem, sizes: TaskSizes, grain: Grain, setting: Setting, rows_pending: int
 ) -> Footprint:
@@ -75,7 +95,8 @@ def footprint(
     """
     call = _Call.of(problem, sizes, grain)
     if setting.devices:
-        return _on_device(problem, call, sizes, grain, setting, rows_pending)
+        slots = slot_bytes(problem, sizes, grain, setting, rows_pending)
+        return _on_device(problem, call, sizes, grain, setting, rows_pending, slots)
     threads, in_flight = max(setting.threads, setting.in_flight), setting.in_flight
     kernel = scratch_bytes(setting.kernel, call.shape, threads, grain.block_bytes, setting.has_scores)
     kernel *= 1 if setting.kernel == "numpy" else in_flight
@@ -95,17 +116,55 @@ def footprint(
     )
 
 
+def slot_bytes(
+    problem: AttentionProblem, sizes: TaskSizes, grain: Grain, setting: Setting, rows_pending: int
+) -> SlotBytes:
+    """Return what `Footprint.inputs` of a device is for; see `footprint` for the arguments.
+
+    The least is what a task holds, two groups of keys and one bundle of queries more. If memory is left, there are
+    slots for a task's keys beside those of the one before, and for all of its queries: copies then wait for nothing
+    but the task before the last. Of what is left in between, both get the same share.
+    """
+    call = _Call.of(problem, sizes, grain)
+    least, most = _fewest_slots(call, sizes, grain), _most_slots(call, sizes, grain)
+    missing = most.total - least.total
+    if setting.memory is None or missing == 0:
+        return least
+    left = setting.memory - _on_device(problem, call, sizes, grain, setting, rows_pending, least).total
+    more = min(max(int(left * _SHARE_FOR_SLOTS), 0), missing)
+    keys = (most.keys - least.keys) * more // missing
+    return SlotBytes(least.keys + keys, least.queries + more - keys)
+
+
+def _fewest_slots(call: "_Call", sizes: TaskSizes, grain: Grain) -> SlotBytes:
+    keys = sizes.key_tokens + (1 if grain.keys is not None else 2) * sizes.ahead_keys
+    return SlotBytes(keys * call.key_bytes, 2 * sizes.bundle_rows * call.query_bytes)
+
+
+def _most_slots(call: "_Call", sizes: TaskSizes, grain: Grain) -> SlotBytes:
+    least = _fewest_slots(call, sizes, grain)
+    if grain.keys is not None:  # a strip needs no more than the part that it computes and the next
+        return least
+    keys, queries = 2 * sizes.key_tokens * call.key_bytes, sizes.query_rows * call.query_bytes
+    return SlotBytes(max(keys, least.keys), max(queries, least.queries))
+
+
 def _on_device(
-    problem: AttentionProblem, call: "_Call", sizes: TaskSizes, grain: Grain, setting: Setting, rows_pending: int
+    problem: AttentionProblem,
+    call: "_Call",
+    sizes: TaskSizes,
+    grain: Grain,
+    setting: Setting,
+    rows_pending: int,
+    slots: SlotBytes,
 ) -> Footprint:
     """Return what a call holds on each device: copies of inputs, what is computed, and a result on its way back."""
-    keys = sizes.key_tokens + (1 if grain.keys is not None else 2) * sizes.ahead_keys
     result, is_summed = sizes.query_rows * call.row_bytes, setting.sums_on_device and rows_pending > 0
     joined = sizes.bundle_rows * call.query_bytes if sizes.is_bundled else 0
     return Footprint(
         output=0,
         sums=rows_pending * call.row_bytes if is_summed else 0,
-        inputs=keys * call.key_bytes + 2 * sizes.bundle_rows * call.query_bytes,
+        inputs=slots.total,
         results=(1 if is_summed else 2) * result
         + _merging_bytes(setting, call, sizes, grain, rows_pending if is_summed else 0),
         kernel=scratch_bytes(setting.kernel, call.shape, 1, grain.block_bytes, setting.has_scores) + joined,

@@ -15,8 +15,8 @@ from cqs.schedule.cost import Rates, Run
 from cqs.schedule.grain import Grain, Setting, head_block, n_head_blocks
 from cqs.schedule.layout import Layout
 from cqs.schedule.making import bundles_of, layout_of
-from cqs.schedule.memory import CACHED_TASKS, Footprint, footprint
-from cqs.schedule.sizes import bounded_sizes, counted_sizes, rows_pending
+from cqs.schedule.memory import CACHED_TASKS, Footprint, SlotBytes, footprint, slot_bytes
+from cqs.schedule.sizes import TaskSizes, bounded_sizes, counted_sizes, rows_pending
 from cqs.schedule.task import Read, Task, reads
 from cqs.schedule.traffic import TaskReads, Traffic, estimated_reads, reads_of, traffic
 from cqs.units import format_bytes, format_count, plural
@@ -104,7 +104,11 @@ class Plan:
     @property
     def completes_each(self) -> bool:
         """Whether every task completes the queries that it computes."""
-        return rows_pending(self.problem, self.strategy, self.workers, self.grain) == 0
+        return self._rows_pending == 0
+
+    @property
+    def _rows_pending(self) -> int:
+        return rows_pending(self.problem, self.strategy, self.workers, self.grain)
 
     def load(self, task: Task) -> int:
         """Return the visible pairs that a task computes, of one head or of all that the mask differs between."""
@@ -135,7 +139,12 @@ class Plan:
     @property
     def footprint(self) -> Footprint:
         """The most bytes that a run holds beyond the caller's arrays, by what they are for."""
-        return _footprint(self)
+        return footprint(self.problem, _sizes(self), self.grain, self.setting, self._rows_pending)
+
+    @property
+    def slot_bytes(self) -> SlotBytes:
+        """With devices, what of these bytes is for keys, and what for queries, that are copied to each of them."""
+        return slot_bytes(self.problem, _sizes(self), self.grain, self.setting, self._rows_pending)
 
     @property
     def projected_bytes(self) -> int:
@@ -257,14 +266,10 @@ def _tasks(plan: Plan) -> Callable[[int], Task]:
 
 
 @_kept
-def _footprint(plan: Plan) -> Footprint:
-    p = plan.problem
+def _sizes(plan: Plan) -> TaskSizes:
     if plan.workers <= _MOST_COUNTED:
-        sizes = counted_sizes(map(plan.task, range(plan.workers)), plan.grain)
-    else:
-        size = len(plan.base or ())
-        sizes = bounded_sizes(p, plan.strategy, plan.workers, size, plan.grain)
-    return footprint(p, sizes, plan.grain, plan.setting, rows_pending(p, plan.strategy, plan.workers, plan.grain))
+        return counted_sizes(map(plan.task, range(plan.workers)), plan.grain)
+    return bounded_sizes(plan.problem, plan.strategy, plan.workers, len(plan.base or ()), plan.grain)
 
 
 @_kept
