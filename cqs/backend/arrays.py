@@ -1,5 +1,6 @@
 """Questions about arrays whose answers differ from library to library."""
 
+import sys
 from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,19 @@ __all__ = [
     "quiet_floats",
     "refuse_gradients",
 ]
+
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",  # torch, on Linux and macOS
+    "DefaultCPUAllocator: not enough memory",  # on Windows
+    "CUDA error: out of memory",  # torch, of what does not come from its allocator
+    "CUDA out of memory",  # torch before 2.5, whose error had another place
+    "cudaErrorMemoryAllocation",  # CUDA's runtime: pinned memory, events, streams
+    "CUDA_ERROR_OUT_OF_MEMORY",  # its driver: modules
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+)
 
 
 def namespace_of(**arrays: Array) -> Namespace:
@@ -120,8 +134,15 @@ def refuse_gradients(**arrays: Array) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of the machine or of a device, is used up."""
-    return isinstance(error, MemoryError) or any(t.__name__ == "OutOfMemoryError" for t in type(error).__mro__)
+    """Whether an error says that memory, of the machine or of a device, is used up.
+
+    NumPy and CuPy's pools raise a `MemoryError`, torch's allocator for devices an error of its own. All else is a
+    `RuntimeError` with the status in its text: torch and cuDNN's frontend tell no more than that, and CuPy no less.
+    """
+    of_torch = getattr(sys.modules.get("torch"), "OutOfMemoryError", ())
+    if isinstance(error, (MemoryError, of_torch)):
+        return True
+    return isinstance(error, RuntimeError) and any(status in str(error) for status in _OUT_OF_MEMORY)
 
 
 def overlaps_itself(array: Array) -> bool:
