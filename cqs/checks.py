@@ -44,7 +44,7 @@ def true_or_false(name: str, value: object, remedy: str) -> bool:
 def check_listener(name: str, value: object) -> None:
     """Refuse what is to be told of events, if it is neither None nor a function."""
     if value is not None and not callable(value):
-        remedy = "as in `on_event=events.append`, or leave it out"
+        remedy = f"as in `{name}=events.append`, or leave it out"
         raise OptionError.of(name, "be a function of one `cqs.events.Event`", repr(value), remedy)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from cqs.backend import dtype_of, namespace_of
-from cqs.checks import described, of_arrays, takes
+from cqs.checks import described, of_arrays, takes, whole_number
 from cqs.errors import DTypeError, OptionError, ShapeError
 from cqs.problem import DTYPES, AttentionProblem, dtype_name
 from cqs.types import Array, Namespace
@@ -61,6 +61,7 @@ class ALiBi:
         >>> ALiBi.standard(4).slopes
         (0.25, 0.0625, 0.015625, 0.00390625)
         """
+        n_heads = whole_number("n_heads", n_heads, 1, "it is the number of query heads")
         lower = 2 ** int(math.log2(n_heads))
         slopes = [2 ** (-8 * (i + 1) / lower) for i in range(lower)]
         between = [2 ** (-4 * (i + 1) / lower) for i in range(0, 2 * lower, 2)]

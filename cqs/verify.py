@@ -12,7 +12,7 @@ from array_api_compat import is_array_api_obj
 
 from cqs.adversarial import border_rows, edge_rows
 from cqs.checks import whole_number
-from cqs.errors import DTypeError, ShapeError
+from cqs.errors import DTypeError, OptionError, ShapeError
 from cqs.masks import Mask
 from cqs.oracle import EVALUATIONS, ULPS, Floats, Judgement, Rows, as_numpy, judge
 from cqs.problem import AttentionProblem, dtype_name
@@ -111,6 +111,8 @@ def verify_rows(
     """
     if n_rows is not None:
         n_rows = whole_number("n_rows", n_rows, 1, "64 rows find what is wrong throughout")
+    if not callable(report):
+        raise OptionError.of("report", "be a function of (heads done, heads in all)", repr(report), "leave it out")
     out, q, k, v = (_readable(name, x) for name, x in (("out", out), ("q", q), ("k", k), ("v", v)))
     bias = bias if bias is None or isinstance(bias, ALiBi) else _readable("bias", bias)
     sink_logits = None if sink_logits is None else _readable("sink_logits", sink_logits)

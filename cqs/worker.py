@@ -108,6 +108,8 @@ class Worker:
         MemoryError
             If there is not even room for one query and one key.
         """
+        if not isinstance(task, Task):
+            raise OptionError.of("task", "be a `Task`", type(task).__name__, "take one of a plan, as in `plan.task(0)`")
         events: list[Event] = []
         emit = events.append if self.records else self.emit
         start = perf_counter()

@@ -166,6 +166,21 @@ def test_steps_taken_one_by_one_refuse_what_does_not_belong_there() -> None:
         ),
         (lambda: cqs.Worker(plan, source, kernel.attend), OptionError, "`problem` must be .*, got Plan; as in"),
         (lambda: cqs.Worker(plan.problem, source, kernel.attend, emit=3), OptionError, "`emit` must be a function"),
+        (lambda: worker.run(0), OptionError, r"`task` must be a `Task`, got int; .* `plan.task\(0\)`"),
+        (
+            lambda: cqs.Scheduler().plan(q),
+            OptionError,
+            r"`problem` must be an `AttentionProblem`, got ndarray; make one",
+        ),
+        (lambda: cqs.ArraySource(q, [1.0], v), BackendError, "`k` must be an array .*, got list;"),
+        (lambda: cqs.masks.And(cqs.masks.Causal, q), OptionError, r"`mask` must be .*, got the class Causal; call it"),
+        (lambda: cqs.masks.Not(3), OptionError, "`mask` must be a mask from .*, got int;"),
+        (lambda: cqs.scores.ALiBi.standard(0), OptionError, "`n_heads` must be a whole number of at least 1, got 0;"),
+        (
+            lambda: cqs.default_workers("many"),
+            OptionError,
+            "`n_tokens` must be a whole number of at least 0, got 'many'",
+        ),
         (lambda: cqs.kernels.KERNELS["foo"], OptionError, "`kernel` must be auto or one of numpy, .*, got 'foo';"),
         (
             lambda: cqs.Tiler(plan.problem, np.empty_like(q)),

@@ -193,12 +193,13 @@ def test_padding_agrees_with_attention_over_what_is_not_padded() -> None:
             ShapeError,
             "`key_lengths` must come to at most 150 keys, .* got 160 in 2 documents;",
         ),
+        (np.float32, OptionError, "`mask` must be a mask .*, got <class 'numpy.float32'>; wrap a function"),
         (~KeyLengths(151), ShapeError, "`lengths` must be at most 150, the number of keys, got 151;"),
         (KeyLengths(3, 200), ShapeError, "`query_lengths` must be at most 150, the number of queries, got 200;"),
         ("causal", OptionError, "`mask` must be a mask from `cqs.masks`, got str"),
         (7, OptionError, "`mask` must be a mask from `cqs.masks`, got int"),
     ],
-    ids=range(20),
+    ids=range(21),
 )
 def test_what_cannot_be_a_mask_is_refused(mask: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):

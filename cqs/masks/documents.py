@@ -74,7 +74,9 @@ class Documents(Mask):
         for (name, lengths), what, n in ((("lengths", self.lengths), "queries", n_queries), (keys, "keys", n_keys)):
             if sum(lengths) > n:
                 rule = f"come to at most {n} {what}, as there are no more"
-                remedy = "give the tokens of each document; of documents cut short, what is left of them"
+                remedy = "count the tokens of each document that are there"
+                if what == "keys" and self.key_lengths is None:
+                    remedy = "give `key_lengths` as well, where documents have other keys than queries"
                 raise ShapeError.of(name, rule, f"{sum(lengths)} in {len(lengths)} documents", remedy)
         return self
 

@@ -183,22 +183,22 @@ class Mask(ABC):
     def __and__(self, other: Any) -> "And":
         from cqs.masks.algebra import And
 
-        return And(self, _operand(other))
+        return And(self, other)
 
     def __rand__(self, other: Any) -> "And":
         from cqs.masks.algebra import And
 
-        return And(_operand(other), self)
+        return And(other, self)
 
     def __or__(self, other: Any) -> "Or":
         from cqs.masks.algebra import Or
 
-        return Or(self, _operand(other))
+        return Or(self, other)
 
     def __ror__(self, other: Any) -> "Or":
         from cqs.masks.algebra import Or
 
-        return Or(_operand(other), self)
+        return Or(other, self)
 
     def __invert__(self) -> "Not":
         from cqs.masks.algebra import Not
@@ -208,12 +208,6 @@ class Mask(ABC):
     def __bool__(self) -> NoReturn:
         rule = "not be taken for true or false, as `and`, `or`, `not` and `if` do"
         raise OptionError.of("mask", rule, str(self), "combine masks by &, | and ~")
-
-
-def _operand(other: object) -> Mask:
-    from cqs.masks.per_head import as_mask
-
-    return as_mask("mask", other)
 
 
 def merged(parts: list[range]) -> tuple[range, ...]:

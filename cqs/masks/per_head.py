@@ -205,9 +205,9 @@ def as_mask(name: str, value: Any) -> Mask:
     """Return a mask as it is, and a boolean array as `Dense`; refuse what is neither, with an `OptionError`."""
     if isinstance(value, Mask):
         return value
-    if isinstance(value, type):
+    if isinstance(value, type) and issubclass(value, Mask):
         got, remedy = f"the class {value.__name__}", f"call it, as in `{_EXAMPLES.get(value.__name__, 'Causal()')}`"
-    elif hasattr(value, "dtype") and hasattr(value, "shape"):
+    elif hasattr(value, "dtype") and hasattr(value, "shape") and not isinstance(value, type):
         return Dense(value)  # which checks it
     elif callable(value):
         got, remedy = repr(value), "wrap a function of (b, h, q_idx, k_idx) as `cqs.masks.Predicate(f)`"

@@ -28,7 +28,10 @@ def default_workers(n_tokens: int, n_cpus: int | None = None) -> int:
     >>> default_workers(100_000, n_cpus=2), default_workers(100_000, n_cpus=16), default_workers(128, n_cpus=16)
     (3, 21, 1)
     """
-    n_cpus = available_cpus() if n_cpus is None else n_cpus
+    n_tokens = whole_number("n_tokens", n_tokens, 0, "it is the number of queries")
+    n_cpus = (
+        available_cpus() if n_cpus is None else whole_number("n_cpus", n_cpus, 1, "leave it out for this machine's")
+    )
     wanted = next(W for W in (1, 3, *singer_moduli(4 * n_cpus + 7)) if n_cpus <= W)
     return choose_workers(1, max(min(wanted, n_tokens // _LEAST_GROUP), 1))
 
@@ -86,6 +89,9 @@ class Scheduler:
         BudgetError
             If there is no way to hold as little as `memory`; it names the least that works.
         """
+        if not isinstance(problem, AttentionProblem):
+            remedy = "make one by `AttentionProblem.of(q, k, v)`, or call `cqs.plan`"
+            raise OptionError.of("problem", "be an `AttentionProblem`", type(problem).__name__, remedy)
         strategies = self._strategies(problem)
         workers = self.workers
         if workers is not None and workers > MOST_MODULUS and "cqs" in strategies:
