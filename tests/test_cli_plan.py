@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def test_plan_of_very_many_tasks_counts_some(cli: Run) -> None:
     code, out, _ = cli("plan --tokens 1e9 --heads 1 --dim 64 --workers 100000000 --strategy tiles")
     assert code == 0
     assert "counted in 16 tasks of 100,000,000" in out
-    assert "cqs cannot: `workers` must be at most 10000000" in out
+    assert "cqs cannot: `--workers` must be at most 10000000" in out
 
 
 @pytest.mark.parametrize(
@@ -213,12 +214,16 @@ def test_plan_takes_what_changes_the_plan_of_a_run(cli: Run, qkv: Any, tmp_path:
     for name, array in (("mask", mask), ("bias", bias.astype("f4")), ("logits", logits.astype("f4"))):
         np.save(tmp_path / f"{name}.npy", array)
     files = "q.npy k.npy v.npy"
-    line = "--workers 7 --mask mask.npy --bias bias.npy --sink-logits logits.npy --scale 0.5 --kernel blockwise"
+    line = "--workers 7 --window 9 --bias bias.npy --sink-logits logits.npy --scale 0.5 --kernel blockwise"
     found = cqs.Plan.from_json(cli(f"plan {files} {line} --lse --json")[1])
     ran = json.loads(cli(f"run {files} {line} --lse lse.npy -o out.npy --json")[1])["plan"]
     assert found == cqs.Plan.from_json(json.dumps(ran))
     assert (found.setting.kernel, found.setting.has_scores, found.setting.keeps_lse) == ("blockwise", True, True)
-    assert found.problem.n_pairs == mask.sum()
+    masked = json.loads(cli(f"plan {files} --workers 7 --mask mask.npy --causal --json")[1])
+    assert "bool array of shape (300, 300)" in masked["problem"]["mask"]
+    assert masked["loads"]["most_pairs"] < np.tril(mask).sum() < 7 * masked["loads"]["most_pairs"]
+    code, out, _ = cli(f"run {files} --workers 7 --mask mask.npy --causal --json -o masked.npy")
+    assert (code, json.loads(out)["plan"]["loads"]) == (0, masked["loads"])
     assert_refused(cli(f"plan {files} --bias mask.npy"), "`--bias`")
     assert_refused(cli(f"plan {files} --sink-logits bias.npy"), "`--sink-logits`")
     assert_refused(cli(f"plan {files} --mask nope.npy"), "`--mask` must be a file that exists")
