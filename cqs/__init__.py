@@ -9,25 +9,19 @@ Data flows one way: `AttentionProblem` -> `Scheduler` -> `Plan` -> `Task` -> `Wo
 """
 
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING
 
-from cqs import engines, errors, events, kernels, masks, quorum, scores
-from cqs.api import attention, plan
-from cqs.errors import CQSError
-from cqs.partial import Partial, merge
-from cqs.problem import AttentionProblem
-from cqs.quorum import CyclicQuorumSet, DifferenceCover, difference_cover
-from cqs.schedule import Plan, Scheduler, Strip, Task, Tile, default_workers, divide
-from cqs.sources import ArraySource
-from cqs.tiler import Tiler
-from cqs.worker import TaskResult, Worker
-
 if TYPE_CHECKING:
-    from cqs import plot as plot
-    from cqs import testing as testing
-    from cqs import trace as trace
-    from cqs import verify as verify
+    from cqs import engines, errors, events, kernels, masks, plot, quorum, scores, testing, trace, verify
+    from cqs.api import attention, plan
+    from cqs.errors import CQSError
+    from cqs.partial import Partial, merge
+    from cqs.problem import AttentionProblem
+    from cqs.quorum import CyclicQuorumSet, DifferenceCover, difference_cover
+    from cqs.schedule import Plan, Scheduler, Strip, Task, Tile, default_workers, divide
+    from cqs.sources import ArraySource
+    from cqs.tiler import Tiler
+    from cqs.worker import TaskResult, Worker
 
 __version__ = "0.1.0"
 
@@ -57,20 +51,40 @@ __all__ = [
     "masks",
     "merge",
     "plan",
+    "plot",
     "quorum",
     "scores",
+    "testing",
+    "trace",
+    "verify",
 ]
 
-# public modules that a call of `attention` does without: imported when they are first asked for
-_LATER = ("plot", "testing", "trace", "verify")
+# Everything is imported when it is first asked for, so that `import cqs` alone costs next to nothing: the modules of
+# the same names as public ones, and these names from others.
+_MODULES = ("engines", "errors", "events", "kernels", "masks", "plot", "quorum", "scores", "testing", "trace", "verify")
+_FROM = {
+    "api": ("attention", "plan"),
+    "errors": ("CQSError",),
+    "partial": ("Partial", "merge"),
+    "problem": ("AttentionProblem",),
+    "quorum": ("CyclicQuorumSet", "DifferenceCover", "difference_cover"),
+    "schedule": ("Plan", "Scheduler", "Strip", "Task", "Tile", "default_workers", "divide"),
+    "sources": ("ArraySource",),
+    "tiler": ("Tiler",),
+    "worker": ("TaskResult", "Worker"),
+}
+_WHERE = {name: module for module, names in _FROM.items() for name in names}
 
 if not TYPE_CHECKING:  # or every name would seem to be there
 
-    def __getattr__(name: str) -> ModuleType:
-        if name in _LATER:
+    def __getattr__(name: str) -> object:
+        if name in _MODULES:
             return import_module(f"cqs.{name}")
-        raise AttributeError(f"module 'cqs' has no attribute {name!r}", name=name, obj=import_module("cqs"))
+        if name not in _WHERE:
+            raise AttributeError(f"module 'cqs' has no attribute {name!r}", name=name, obj=import_module("cqs"))
+        found = globals()[name] = getattr(import_module(f"cqs.{_WHERE[name]}"), name)
+        return found
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_LATER, "__version__"])
+    return sorted([*__all__, "__version__"])

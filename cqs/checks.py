@@ -2,14 +2,15 @@
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from cqs.errors import CQSError, OptionError
 
-__all__ = ["check_listener", "takes", "true_or_false", "whole_number"]
+__all__ = ["check_listener", "described", "of_arrays", "takes", "true_or_false", "whole_number"]
 
 
 def whole_number(name: str, value: object, least: int, remedy: str, error: type[CQSError] = OptionError) -> int:
@@ -43,8 +44,37 @@ def true_or_false(name: str, value: object, remedy: str) -> bool:
 def check_listener(name: str, value: object) -> None:
     """Refuse what is to be told of events, if it is neither None nor a function."""
     if value is not None and not callable(value):
-        remedy = "as in `on_event=events.append`, or leave it out"
+        remedy = f"as in `{name}=events.append`, or leave it out"
         raise OptionError.of(name, "be a function of one `cqs.events.Event`", repr(value), remedy)
+
+
+def described(function: Callable[..., Any]) -> str:
+    """Return a function's name and parameters, for a message.
+
+    >>> described(lambda q_idx, k_idx: True)
+    '<lambda>(q_idx, k_idx)'
+    """
+    return f"{getattr(function, '__name__', repr(function))}{inspect.signature(function)}"
+
+
+@contextmanager
+def of_arrays(name: str, rule: str) -> Iterator[None]:
+    """Say what a caller's function is given, if it fails as one does that takes its arguments for numbers.
+
+    Raises
+    ------
+    OptionError
+        In place of a `TypeError` or `ValueError`, or of a `RuntimeError` about the truth of an array, as of torch.
+    """
+    try:
+        yield
+    except CQSError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "oolean value" not in str(error):
+            raise  # memory that is used up, say, which is answered elsewhere
+        remedy = "its arguments are arrays: use &, |, ~ and `where`, in place of `and`, `or`, `not` and `if`"
+        raise OptionError.of(name, rule, f"{type(error).__name__}: {error}", remedy) from error
 
 
 def takes(function: Callable[..., Any], n: int) -> bool:

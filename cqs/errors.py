@@ -79,14 +79,14 @@ class TileError(CQSError, RuntimeError):
 
 # What other libraries call the same thing, or what has no meaning here
 _ELSEWHERE = {
-    "attn_mask": "`mask`",
-    "causal": "`is_causal`",
-    "dropout": "nothing: attention here is exact",
-    "dropout_p": "nothing: attention here is exact",
-    "enable_gqa": "nothing: grouped heads follow from the shapes",
-    "num_workers": "`workers`",
-    "sm_scale": "`scale`",
-    "softmax_scale": "`scale`",
+    "attn_mask": "it is called `mask` here",
+    "causal": "it is called `is_causal` here",
+    "dropout": "leave it out, as attention here is exact",
+    "dropout_p": "leave it out, as attention here is exact",
+    "enable_gqa": "leave it out, as grouped heads follow from the shapes",
+    "num_workers": "it is called `workers` here",
+    "sm_scale": "it is called `scale` here",
+    "softmax_scale": "it is called `scale` here",
 }
 
 
@@ -96,9 +96,11 @@ def refuse_unknown(function: Callable[..., Any], unknown: Mapping[str, object]) 
 
     for name in unknown:
         known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        value = unknown[name]
         near = difflib.get_close_matches(name, known, n=1)
-        meant = _ELSEWHERE.get(name) or (f"`{near[0]}`" if near else "")
-        raise OptionError(
-            f"`{name}` must be an option of `{function.__name__}`, which has {', '.join(known)}; "
-            f"got {name}={reprlib.repr(unknown[name])}{f', perhaps for {meant}' if meant else ''}"
-        )
+        meant = _ELSEWHERE.get(name) or (f"is `{near[0]}` meant?" if near else "")
+        if name == "attn_mask" and "float" in str(getattr(value, "dtype", "")):
+            meant = "numbers that are added to scores are called `bias` here"
+        remedy = f"{meant}{' ' if meant.endswith('?') else '. '}" if meant else ""
+        rule, got = f"be an option of `{function.__name__}`", reprlib.repr(value)
+        raise OptionError.of(name, rule, got, f"{remedy}Options are {', '.join(known)}")

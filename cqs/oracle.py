@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cqs.backend import single_threaded_blas
+from cqs.backend import dtype_of, is_cupy, namespace_of, on_host, refuse_gradients, single_threaded_blas
+from cqs.errors import BackendError
 from cqs.masks import Mask
 from cqs.problem import DTYPES, dtype_name
 
-__all__ = ["EVALUATIONS", "ULPS", "Floats", "Judgement", "Rows", "judge"]
+__all__ = ["EVALUATIONS", "ULPS", "Floats", "Judgement", "Rows", "as_numpy", "judge"]
 
 # What the rule grants beyond twice the error of the plain formula. A merge weighs its sides by exponentials of
 # log-sum-exps, whose own rounding is a few units; where the plain formula is right to the last place, that shows.
@@ -24,6 +25,28 @@ EVALUATIONS = 9  # of the plain formula; on a handful of numbers a single one ma
 _AREA = 2 << 20  # elements of a block of scores, keys or values: 16 MiB in float64
 
 Floats = npt.NDArray[np.floating[Any]]
+
+
+def as_numpy(name: str, array: Any) -> npt.NDArray[Any]:
+    """View an array of any library as NumPy's; bfloat16 is copied, and what is in a GPU's memory only if CuPy's.
+
+    Raises
+    ------
+    BackendError
+        If it is no array, or one that NumPy cannot read.
+    """
+    if isinstance(array, np.ndarray):
+        return array
+    xp = namespace_of(**{name: array})
+    refuse_gradients(**{name: array})
+    is_bfloat16 = dtype_name(array) == "bfloat16" and not is_cupy(xp)
+    try:
+        if is_bfloat16:  # which DLPack does not bring to NumPy: each is a float32, too
+            return on_host(xp.astype(array, xp.float32)).astype(dtype_of(np, "bfloat16"))
+        return on_host(array)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        rule, got = "be an array that NumPy can read", f"{type(array).__name__}, {error}"
+        raise BackendError.of(name, rule, got, "move it to the machine's memory, as in `x.cpu()`") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from math import prod
 from typing import Self
 
 from cqs.backend import is_cupy, namespace_of
+from cqs.errors import OptionError, ShapeError
 from cqs.schedule import merge_block
 from cqs.types import Array, DType, Namespace
 
@@ -55,6 +56,11 @@ def merge(a: Partial, b: Partial) -> Partial:
     Partial
         New arrays; `a` and `b` are left as they are. O(T E) a head.
 
+    Raises
+    ------
+    OptionError, ShapeError, BackendError
+        If they are no partial results, or their arrays have other shapes, or are of other libraries.
+
     Notes
     -----
     *Law.* `attend(q, keys + more) == merge(attend(q, keys), attend(q, more))`: attention maps the joining of key
@@ -65,6 +71,14 @@ def merge(a: Partial, b: Partial) -> Partial:
     ----------
     Shyam et al., *Tree Attention*, arXiv 2408.04093.
     """
+    for name, partial in (("a", a), ("b", b)):
+        if not isinstance(partial, Partial):
+            remedy = "as in `Partial(out, lse)`, or one of `TaskResult.partials`"
+            raise OptionError.of(name, "be a `Partial`", type(partial).__name__, remedy)
+    shapes = [(tuple(x.out.shape), tuple(x.lse.shape)) for x in (a, b)]
+    if shapes[0] != shapes[1]:
+        rule, got = "have the shapes of `a`, {} and {}".format(*shapes[0]), "shapes {} and {}".format(*shapes[1])
+        raise ShapeError.of("b", rule, got, "merge results of the same queries and heads")
     weight_a, weight_b, lse = _weights(namespace_of(a=a.lse, b=b.lse), a.lse, b.lse)
     return Partial(a.out * weight_a[..., None] + b.out * weight_b[..., None], lse)
 

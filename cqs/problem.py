@@ -1,14 +1,15 @@
 """What is to be computed: shapes, data type, scale and mask, checked before anything is allocated."""
 
 import math
+import operator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Self
 
-import numpy as np
-
-from cqs.errors import DTypeError, OptionError, ShapeError
-from cqs.masks import Causal, Dense, Mask, NoMask, mask_from_dict
+from cqs.checks import true_or_false
+from cqs.errors import BackendError, DTypeError, OptionError, ShapeError
+from cqs.masks import Causal, Mask, NoMask, mask_from_dict
+from cqs.masks.per_head import as_mask
 from cqs.types import Array, DType
 
 __all__ = ["DTYPES", "AttentionProblem", "bytes_of", "dtype_name"]
@@ -88,20 +89,21 @@ class AttentionProblem:
             Saying which argument broke which rule.
         """
         arrays = {"q": q, "k": k, "v": v}
-        _check_shapes({name: tuple(array.shape) for name, array in arrays.items()})
+        shapes = {name: _checked_shape(name, array) for name, array in arrays.items()}
+        _check_shapes(shapes)
         _check_dtypes({name: dtype_name(array) for name, array in arrays.items()})
-        *batch, H, T, D = q.shape
+        (*batch, H, T, D), (*_, G, S, _), (*_, E) = shapes.values()
         return cls(
             batch=tuple(batch),
             n_heads=H,
-            n_kv_heads=k.shape[-3],
+            n_kv_heads=G,
             n_queries=T,
-            n_keys=k.shape[-2],
+            n_keys=S,
             width=D,
-            value_width=v.shape[-1],
+            value_width=E,
             dtype=dtype_name(q),
             scale=_checked_scale(scale, D),
-            mask=_checked_mask(mask, is_causal).bind(tuple(batch), H, T, k.shape[-2]),
+            mask=_checked_mask(mask, is_causal).bind(tuple(batch), H, T, S),
         )
 
     @property
@@ -155,6 +157,20 @@ class AttentionProblem:
         return cls(**(values | {"batch": tuple(values["batch"]), "mask": mask_from_dict(values["mask"])}))
 
 
+def _checked_shape(name: str, array: Array) -> tuple[int, ...]:
+    if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+        remedy = "give an array, or another object that has both"
+        raise BackendError.of(name, "have a shape and a dtype", type(array).__name__, remedy)
+    try:
+        shape = tuple(operator.index(n) for n in array.shape)
+    except TypeError:
+        shape = (-1,)
+    if min(shape, default=0) < 0:
+        rule, got = "have axes whose lengths are whole numbers of at least 0", f"shape {tuple(array.shape)}"
+        raise ShapeError.of(name, rule, got, "as in (8, 1000, 64): heads, tokens, width")
+    return shape
+
+
 def _check_shapes(shapes: dict[str, tuple[int, ...]]) -> None:
     for name, shape in shapes.items():
         if len(shape) < 3:
@@ -205,18 +221,10 @@ def _checked_scale(scale: float | None, D: int) -> float:
 
 
 def _checked_mask(mask: Mask | None, is_causal: bool) -> Mask:
-    if not isinstance(is_causal, (bool, np.bool_)):
-        raise OptionError.of(
-            "is_causal", "be True or False", repr(is_causal), "for an offset use `mask=Causal(offset)`"
-        )
+    is_causal = true_or_false("is_causal", is_causal, "for an offset use `mask=Causal(offset)`")
     if mask is None:
         return Causal() if is_causal else NoMask()
     if is_causal:
         remedy = "give `mask=Causal()` or `is_causal=True`, not both"
         raise OptionError.of("mask", "be left out when `is_causal=True`", repr(mask), remedy)
-    if not isinstance(mask, Mask):
-        if hasattr(mask, "dtype"):
-            return Dense(mask)
-        remedy = "as in `Causal(offset)` or `SlidingWindow(left)`, or give an array of bool"
-        raise OptionError.of("mask", "be a mask from `cqs.masks`", type(mask).__name__, remedy)
-    return mask
+    return as_mask("mask", mask)

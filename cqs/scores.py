@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from cqs.backend import dtype_of, namespace_of
+from cqs.checks import described, of_arrays, takes, whole_number
 from cqs.errors import DTypeError, OptionError, ShapeError
 from cqs.problem import DTYPES, AttentionProblem, dtype_name
 from cqs.types import Array, Namespace
@@ -60,6 +61,7 @@ class ALiBi:
         >>> ALiBi.standard(4).slopes
         (0.25, 0.0625, 0.015625, 0.00390625)
         """
+        n_heads = whole_number("n_heads", n_heads, 1, "it is the number of query heads")
         lower = 2 ** int(math.log2(n_heads))
         slopes = [2 ** (-8 * (i + 1) / lower) for i in range(lower)]
         between = [2 ** (-4 * (i + 1) / lower) for i in range(0, 2 * lower, 2)]
@@ -112,6 +114,9 @@ class Scores:
         if score_mod is not None and not callable(score_mod):
             rule = "be a function of (score, b, h, q_idx, k_idx)"
             raise OptionError.of("score_mod", rule, repr(score_mod), "for an array use `bias`")
+        if score_mod is not None and not takes(score_mod, 5):
+            remedy = "as in `lambda score, b, h, q_idx, k_idx: score * 2`"
+            raise OptionError.of("score_mod", "take (score, b, h, q_idx, k_idx)", described(score_mod), remedy)
         return cls(softcap, bias, score_mod, (*problem.batch, problem.n_heads))
 
     @property
@@ -160,7 +165,8 @@ class Scores:
 
 
 def _of_head(score_mod: ScoreMod, b: int, h: int, scores: Array, q_idx: Array, k_idx: Array) -> Array:
-    new = score_mod(scores, b, h, q_idx, k_idx)
+    with of_arrays("score_mod", "be a function of (score, b, h, q_idx, k_idx)"):
+        new = score_mod(scores, b, h, q_idx, k_idx)
     if tuple(getattr(new, "shape", ())) != tuple(scores.shape):
         rule, got = f"return scores of the shape it is given, {tuple(scores.shape)}", getattr(new, "shape", type(new))
         raise ShapeError.of("score_mod", rule, got, "index by `q_idx` and `k_idx` alone")

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from cqs.masks import Mask
-from cqs.oracle import ULPS, Floats, Rows, judge
+from cqs.oracle import ULPS, Floats, Rows, as_numpy, judge
 from cqs.problem import AttentionProblem
 from cqs.scores import ALiBi
 
@@ -17,7 +17,8 @@ __all__ = ["ULPS", "assert_exact", "reference_attention"]
 def reference_attention(
     q: Floats, k: Floats, v: Floats, *, scale: float, mask: Mask | None = None
 ) -> tuple[Floats, Floats]:
-    """Return output and log-sum-exp by the plain formula in float64, whatever the type of the inputs."""
+    """Return output and log-sum-exp by the plain formula in float64, whatever the type and library of the inputs."""
+    q, k, v = (as_numpy(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
     problem = AttentionProblem.of(q, k, v, mask=mask, scale=scale)
     out, lse, _ = _rows(q, k, v, problem).exact()
     return out.reshape(problem.out_shape).astype(np.float64), lse.reshape(problem.lse_shape).astype(np.float64)
@@ -48,11 +49,12 @@ def assert_exact(
     Parameters
     ----------
     out : array, `(*B, H, T, E)`
-        What is to be checked: NumPy, float16, bfloat16, float32 or float64.
+        What is to be checked: float16, bfloat16, float32 or float64, of NumPy, torch, CuPy or another array library.
+        What is not NumPy's is read by NumPy, so tensors are to be on the CPU.
     q, k, v : array
         What it was computed from.
     scale, mask, is_causal, softcap, bias, score_mod, sink_logits
-        As for `cqs.attention`.
+        As for `cqs.attention`; `score_mod` is called with NumPy arrays.
     lse : array, `(*B, H, T)`, optional
         The log-sum-exp, if that is to be checked as well.
 
@@ -60,6 +62,8 @@ def assert_exact(
     ------
     AssertionError
         With the error, the bound, and the place of the error.
+    ShapeError, DTypeError, OptionError, BackendError
+        If the arguments do not fit each other, or are no arrays that NumPy can read.
 
     Notes
     -----
@@ -69,12 +73,16 @@ def assert_exact(
     they are and of queries a unit in the last place away. The output must be finite wherever the plain formula is, and
     infinite or NaN wherever float64 is. For float64 outputs, float64 here means long double, where a machine has it.
     """
+    out, q, k, v = (as_numpy(name, x) for name, x in (("out", out), ("q", q), ("k", k), ("v", v)))
+    lse = None if lse is None else as_numpy("lse", lse)
+    sink_logits = None if sink_logits is None else as_numpy("sink_logits", sink_logits)
+    bias = bias if bias is None or isinstance(bias, ALiBi) else as_numpy("bias", bias)
     problem = AttentionProblem.of(q, k, v, mask=mask, is_causal=is_causal, scale=scale)
     change = partial(_changed, problem, softcap, bias, score_mod)
     rows = replace(
         _rows(q, k, v, problem),
         change=None if softcap is None and bias is None and score_mod is None else change,
-        sink_logits=None if sink_logits is None else _by_group(np.asarray(sink_logits), problem)[..., None, None],
+        sink_logits=None if sink_logits is None else _by_group(sink_logits, problem)[..., None, None],
     )
     exact_out, exact_lse, least = rows.exact()
     plain = rows.plain()

@@ -8,7 +8,8 @@ from time import perf_counter
 import numpy as np
 
 from cqs.backend import dtype_of, is_numpy, namespace_of, on_host, quiet_floats
-from cqs.errors import DTypeError, TileError
+from cqs.checks import check_listener
+from cqs.errors import DTypeError, OptionError, TileError
 from cqs.events import BytesWritten, Emit, ResultMerged
 from cqs.partial import Partial
 from cqs.problem import DTYPES, bytes_of, dtype_name
@@ -46,6 +47,9 @@ class Tiler:
     """
 
     def __init__(self, plan: Plan, out: Array | Sink, sink_logits: Array | None = None, emit: Emit = None) -> None:
+        if not isinstance(plan, Plan):
+            raise OptionError.of("plan", "be a `Plan`", type(plan).__name__, "make one by `cqs.plan` or `Scheduler`")
+        check_listener("emit", emit)
         problem = plan.problem
         self._sink: Sink = out if isinstance(out, (ArraySink, Sink)) else ArraySink(out)
         if isinstance(self._sink, ArraySink):
@@ -74,13 +78,16 @@ class Tiler:
         Raises
         ------
         TileError
-            If the task is not of this plan, has tiles that the plan does not give it or lacks some, came before, or
-            has a result of the wrong shape.
+            If it is no result of a task, or the task is not of this plan, has tiles that the plan does not give it or
+            lacks some, came before, or has a result of the wrong shape.
         DTypeError
             If a partial result is of another type than the accumulator, in which it would be rounded unnoticed.
         SinkError
             If rows cannot be written.
         """
+        if not isinstance(result, TaskResult):
+            remedy = "give what `Worker.run` returns for a task of the plan"
+            raise TileError.of("result", "be a `TaskResult`", type(result).__name__, remedy)
         self._check(result)
         self._waiting[result.task.index] = result
         while self._next in self._waiting:

@@ -8,11 +8,13 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+from array_api_compat import is_array_api_obj
 
 from cqs.adversarial import border_rows, edge_rows
+from cqs.checks import whole_number
 from cqs.errors import DTypeError, OptionError, ShapeError
 from cqs.masks import Mask
-from cqs.oracle import EVALUATIONS, ULPS, Floats, Judgement, Rows, judge
+from cqs.oracle import EVALUATIONS, ULPS, Floats, Judgement, Rows, as_numpy, judge
 from cqs.problem import AttentionProblem, dtype_name
 from cqs.schedule import Plan
 from cqs.scores import ALiBi, Scores, checked_sink_logits
@@ -72,9 +74,10 @@ def verify_rows(
     out : array or path, `(*B, H, T, E)`
         What is to be checked, of the inputs' type or that of their accumulators.
     q, k, v : array or path
-        What it was computed from: as for `cqs.attention`, of NumPy. What is on disk is read block by block.
+        What it was computed from: as for `cqs.attention`. What is on disk is read block by block; arrays of other
+        libraries than NumPy are read by NumPy, so tensors are to be on the CPU.
     scale, mask, is_causal, softcap, bias, score_mod, sink_logits
-        As for `cqs.attention`.
+        As for `cqs.attention`; `score_mod` is called with NumPy arrays.
     n_rows : int or None
         Rows of each head: the first, the last, and others by the random `seed`, different in each head. None: all.
     seed : int
@@ -95,8 +98,8 @@ def verify_rows(
 
     Raises
     ------
-    ShapeError, DTypeError, OptionError
-        If the arrays do not fit each other, or `n_rows` is less than 1.
+    ShapeError, DTypeError, OptionError, BackendError
+        If the arrays do not fit each other, `n_rows` is less than 1, or an array is none that NumPy can read.
     SourceError
         If a file is damaged or not complete.
 
@@ -106,8 +109,13 @@ def verify_rows(
     of such places. Errors of a tile scheme are there and at the borders of groups: a tile missing, doubled, or cut one
     token off.
     """
-    if n_rows is not None and n_rows < 1:
-        raise OptionError.of("n_rows", "be at least 1", n_rows, "64 rows find what is wrong throughout")
+    if n_rows is not None:
+        n_rows = whole_number("n_rows", n_rows, 1, "64 rows find what is wrong throughout")
+    if not callable(report):
+        raise OptionError.of("report", "be a function of (heads done, heads in all)", repr(report), "leave it out")
+    out, q, k, v = (_readable(name, x) for name, x in (("out", out), ("q", q), ("k", k), ("v", v)))
+    bias = bias if bias is None or isinstance(bias, ALiBi) else _readable("bias", bias)
+    sink_logits = None if sink_logits is None else _readable("sink_logits", sink_logits)
     with closing(open_inputs(q, k, v)) as source, closing(open_inputs(out, out, out)) as results:
         problem = AttentionProblem.of(source.q, source.k, source.v, mask=mask, is_causal=is_causal, scale=scale)
         _check(results.q, problem)
@@ -127,6 +135,12 @@ def verify_rows(
                 n_found += len(rows)
             report(n + 1, len(heads))
     return _together(n_found, found)
+
+
+def _readable(name: str, x: Any) -> Any:
+    """Return an array as NumPy's, and what is on disk as it is; refuse plain numbers and lists of them."""
+    is_plain = x is None or isinstance(x, bool | int | float | list | tuple)
+    return as_numpy(name, x) if is_plain or is_array_api_obj(x) else x
 
 
 def _check(out: Input, problem: AttentionProblem) -> None:

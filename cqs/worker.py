@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from cqs.backend import quiet_floats
+from cqs.checks import check_listener
 from cqs.computing import Computation, joined
+from cqs.errors import OptionError
 from cqs.events import Emit, Event, TaskDone, TaskStarted
 from cqs.kernels import Attend
 from cqs.partial import Partial
@@ -67,6 +69,18 @@ class Worker:
     emit: Emit = None
     records: bool = False
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.problem, AttentionProblem):
+            remedy = "as in `Worker(plan.problem, source, attend)`"
+            raise OptionError.of("problem", "be an `AttentionProblem`", type(self.problem).__name__, remedy)
+        if not (hasattr(self.source, "queries") and hasattr(self.source, "keys")):
+            rule, remedy = "have methods `queries` and `keys`", "for arrays give `cqs.ArraySource(q, k, v)`"
+            raise OptionError.of("source", rule, type(self.source).__name__, remedy)
+        if not callable(self.attend):
+            remedy = "give the function of a kernel, as in `KERNELS['reference'].attend`"
+            raise OptionError.of("attend", "be a function", type(self.attend).__name__, remedy)
+        check_listener("emit", self.emit)
+
     def run(self, task: Task, threads: int = 1, feed: Feed | None = None) -> TaskResult:
         """Compute the tiles that the task owns, bundle by bundle.
 
@@ -94,6 +108,8 @@ class Worker:
         MemoryError
             If there is not even room for one query and one key.
         """
+        if not isinstance(task, Task):
+            raise OptionError.of("task", "be a `Task`", type(task).__name__, "take one of a plan, as in `plan.task(0)`")
         events: list[Event] = []
         emit = events.append if self.records else self.emit
         start = perf_counter()

@@ -420,6 +420,8 @@ assert np.isclose(plan.problem.flops(plan.load(task)) / plan.held_bytes(task), 2
 # The same reasoning holds one level down, between a GPU's memory and the small fast memory on its chip. There it is
 # called FlashAttention.
 #
+# How to use a GPU, and what to do if something is missing, says the page [GPUs](../docs/how-to/gpu.md).
+#
 # So the answer to the question: by three queues, two slots, and events between them. It buys up to a factor of two,
 # and none at all if tasks are too short. Beyond the break-even, inputs that lie in the memory of the machine cost
 # little more than inputs that lie on the GPU.

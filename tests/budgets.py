@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
+from problems import cut
 
 import cqs
 from cqs.engines import ExecutorEngine, LocalEngine
@@ -105,7 +106,7 @@ def documents_of(lengths: list[int], T: int) -> Mask:
     repeated: list[int] = []
     while sum(repeated) < T:
         repeated += lengths
-    return Documents(repeated)
+    return Documents(cut(tuple(repeated), T))
 
 
 @st.composite

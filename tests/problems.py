@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from cqs.kernels import KERNELS
+from cqs.masks import And, Documents, Mask, Not, Or
 
 ON_NUMPY = sorted(name for name, kernel in KERNELS.items() if kernel.takes(np))  # kernels that take NumPy arrays
 DTYPES = {
@@ -36,6 +37,25 @@ class Problem:
     @property
     def options(self) -> dict[str, Any]:
         return {"scale": self.scale, "is_causal": self.is_causal}
+
+
+def fitted(mask: Mask, T: int, S: int) -> Mask:
+    """The mask with its documents cut short where they have more tokens than there are."""
+    match mask:
+        case And(left, right) | Or(left, right):
+            return type(mask)(fitted(left, T, S), fitted(right, T, S))
+        case Not(negated):
+            return Not(fitted(negated, T, S))
+        case Documents(lengths, None):
+            return Documents(cut(lengths, min(T, S)))
+        case Documents(lengths, key_lengths):
+            return Documents(cut(lengths, T), cut(key_lengths, S))
+    return mask
+
+
+def cut(lengths: tuple[int, ...], n: int) -> list[int]:
+    ends = np.minimum(np.cumsum([0, *lengths]), n)
+    return np.diff(ends).tolist()
 
 
 @st.composite

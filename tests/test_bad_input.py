@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cqs
-from cqs.errors import BackendError, CQSError, DTypeError, OptionError, ShapeError
+from cqs.errors import BackendError, CQSError, DTypeError, OptionError, QuorumError, ShapeError, TileError
 
 N = 64
 
@@ -62,6 +62,12 @@ def test_types_that_attention_is_not_defined_for(dtype: str) -> None:
     refused(DTypeError, "`q`", "float32", "convert", args=arrays(dtype=dtype))
 
 
+@pytest.mark.parametrize("axis", [500.0, -3, None, "500"])
+def test_shapes_that_are_none(axis: Any) -> None:
+    with pytest.raises(ShapeError, match=r"`q` must have axes whose lengths are whole numbers .*, got shape \(8, "):
+        cqs.plan((8, axis, 64), (8, 500, 64), (8, 500, 64))
+
+
 def test_mixed_types() -> None:
     q, k, v = arrays()
     refused(DTypeError, "`v`", "float32", "float64", args=(q, k, v.astype("float64")))
@@ -71,7 +77,7 @@ def test_mixed_libraries_and_non_arrays() -> None:
     q, k, v = arrays()
     refused(BackendError, "`k`", "library", "array_api_strict", args=(q, array_api_strict.asarray(k), v))
     refused(BackendError, "`q`", "list", args=([[1.0]], k, v))
-    refused(BackendError, "`v`", "NoneType", args=(q, k, None))
+    refused(BackendError, "`v`", "None", "array", args=(q, k, None))
 
 
 def test_mixed_devices() -> None:
@@ -102,14 +108,104 @@ def test_worker_counts_that_are_none(workers: Any) -> None:
         ({"mask": cqs.masks.Causal(), "is_causal": True}, ("`mask`", "is_causal", "not both")),
         ({"engine": "dask"}, ("`engine`", "Executor", "dask")),
         ({"progress": "yes"}, ("`progress`", "True", "yes")),
-        ({"causal": True}, ("`causal`", "`is_causal`")),
-        ({"is_casual": True}, ("`is_casual`", "`is_causal`")),
-        ({"dropout_p": 0.1}, ("`dropout_p`", "exact")),
-        ({"frobnicate": 1}, ("`frobnicate`", "workers", "kernel")),
+        ({"causal": True}, ("`causal`", "got True; it is called `is_causal` here. Options are workers, memory, ")),
+        ({"is_casual": True}, ("`is_casual`", "got True; is `is_causal` meant? Options are")),
+        ({"dropout_p": 0.1}, ("`dropout_p`", "got 0.1; leave it out, as attention here is exact. Options are")),
+        ({"attn_mask": np.ones((N, N), bool)}, ("`attn_mask`", "; it is called `mask` here. ")),
+        ({"attn_mask": np.ones((N, N))}, ("`attn_mask`", "; numbers that are added to scores are called `bias` here.")),
+        ({"frobnicate": 1}, ("`frobnicate`", "got 1; Options are workers", "kernel")),
+        ({"return_lse": "yes"}, ("`return_lse`", "True or False", "'yes'")),
+        ({"on_event": 3}, ("`on_event`", "function", "3", "events.append")),
     ],
 )
 def test_options_that_do_not_exist_or_fit(options: dict[str, Any], words: tuple[str, ...]) -> None:
     refused(OptionError, *words, **options)
+
+
+def test_more_workers_than_there_are_covers_for() -> None:
+    for more in ({}, {"memory": "1 GiB"}):
+        with pytest.raises(
+            QuorumError, match=r"`workers` must be at most 10000000 .* got 1000000000; take at most 10000000"
+        ):
+            cqs.plan(*[(2, N, 8)] * 3, workers=10**9, **more)
+
+
+def test_a_scheduler_refuses_its_options_when_it_is_made() -> None:
+    for options, name in (
+        ({"workers": 0}, "workers"),
+        ({"memory": "x"}, "memory"),
+        ({"strategy": "rings"}, "strategy"),
+    ):
+        with pytest.raises(OptionError, match=f"`{name}` must be .*, got .*; "):
+            cqs.Scheduler(**options)
+
+
+def test_tensors_without_numbers_can_be_planned_but_not_computed() -> None:
+    torch = pytest.importorskip("torch")
+    x = torch.empty(2, N, 8, device="meta")
+    refused(BackendError, "`q`", "meta", "cqs.plan", args=(x, x, x))
+    assert cqs.plan(x, x, x, workers=7).problem == cqs.plan(*[(2, N, 8)] * 3, workers=7).problem
+
+
+def test_steps_taken_one_by_one_refuse_what_does_not_belong_there() -> None:
+    q, k, v = arrays()
+    plan, source, kernel = cqs.plan(q, k, v, workers=3), cqs.ArraySource(q, k, v), cqs.kernels.KERNELS["reference"]
+    worker, tiler = cqs.Worker(plan.problem, source, kernel.attend), cqs.Tiler(plan, np.empty_like(q))
+    partial = worker.run(plan.task(0)).partials[0]
+    shorter = cqs.Partial(partial.out[:, :-1], partial.lse[:, :-1])
+    for take, error, message in (
+        (
+            lambda: cqs.Worker(plan.problem, source, kernel),
+            OptionError,
+            "`attend` must be a function, got Kernel; .*attend`",
+        ),
+        (
+            lambda: cqs.Worker(plan.problem, q, kernel.attend),
+            OptionError,
+            "`source` must have .*, got ndarray; .*ArraySource",
+        ),
+        (lambda: cqs.Worker(plan, source, kernel.attend), OptionError, "`problem` must be .*, got Plan; as in"),
+        (lambda: cqs.Worker(plan.problem, source, kernel.attend, emit=3), OptionError, "`emit` must be a function"),
+        (lambda: worker.run(0), OptionError, r"`task` must be a `Task`, got int; .* `plan.task\(0\)`"),
+        (
+            lambda: cqs.Scheduler().plan(q),
+            OptionError,
+            r"`problem` must be an `AttentionProblem`, got ndarray; make one",
+        ),
+        (lambda: cqs.ArraySource(q, [1.0], v), BackendError, "`k` must be an array .*, got list;"),
+        (lambda: cqs.masks.And(cqs.masks.Causal, q), OptionError, r"`mask` must be .*, got the class Causal; call it"),
+        (lambda: cqs.masks.Not(3), OptionError, "`mask` must be a mask from .*, got int;"),
+        (lambda: cqs.scores.ALiBi.standard(0), OptionError, "`n_heads` must be a whole number of at least 1, got 0;"),
+        (
+            lambda: cqs.default_workers("many"),
+            OptionError,
+            "`n_tokens` must be a whole number of at least 0, got 'many'",
+        ),
+        (lambda: cqs.kernels.KERNELS["foo"], OptionError, "`kernel` must be auto or one of numpy, .*, got 'foo';"),
+        (
+            lambda: cqs.Tiler(plan.problem, np.empty_like(q)),
+            OptionError,
+            "`plan` must be a `Plan`, got AttentionProblem;",
+        ),
+        (
+            lambda: tiler.add(None),
+            TileError,
+            "`result` must be a `TaskResult`, got NoneType; give what `Worker.run` returns",
+        ),
+        (lambda: tiler.add(partial), TileError, "`result` must be a `TaskResult`, got Partial;"),
+        (lambda: cqs.merge(1, 2), OptionError, "`a` must be a `Partial`, got int;"),
+        (lambda: cqs.merge(partial, shorter), ShapeError, "`b` must have the shapes of `a`, .* got shapes .*; merge"),
+    ):
+        with pytest.raises(error, match=message):
+            take()
+    assert "foo" not in cqs.kernels.KERNELS
+    assert cqs.kernels.KERNELS.get("foo") is None
+
+
+def test_a_problem_is_made_of_arrays() -> None:
+    q, k, _ = arrays()
+    with pytest.raises(BackendError, match="`v` must have a shape and a dtype, got NoneType; give an array"):
+        cqs.AttentionProblem.of(q, k, None)
 
 
 def test_quorums_for_cross_attention() -> None:

@@ -14,6 +14,7 @@ from command_line import Run, assert_refused
 import cqs
 from cqs.cli import main
 from cqs.cli.options import rate, whole
+from cqs.cli.wording import in_options
 
 # the program as a whole
 
@@ -33,9 +34,42 @@ def test_without_a_command_it_shows_help(cli: Run) -> None:
         assert command in out
 
 
-@pytest.mark.parametrize("line", ["frobnicate", "run", "quorum", "quorum 7 --frobnicate", "quorum seven", "run -o"])
+@pytest.mark.parametrize("line", ["run", "quorum", "quorum 7 --frobnicate", "quorum seven", "run -o"])
 def test_usage_errors_are_one_line(cli: Run, line: str) -> None:
     assert_refused(cli(line), "--help")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("rn q.npy", "`rn` is no command; did you mean run?\n"),
+        ("frobnicate", "`frobnicate` is no command; there are demo, run, plan, verify, quorum, doctor\n"),
+        ("--frobnicate", "`--frobnicate` is not for `cqs`; see `cqs --help`\n"),
+        (
+            "run a b c -o d --workerz=3",
+            "`--workerz=3` is not for `cqs run`; did you mean --workers? see `cqs run --help`\n",
+        ),
+        ("quorum 7 8", "`8` is not for `cqs quorum`; see `cqs quorum --help`\n"),
+        ("quorum seven", "`W` must be a whole number such as 4096 or 1e6, got 'seven'; see `cqs quorum --help`\n"),
+    ],
+)
+def test_what_is_mistyped_is_told_by_name(cli: Run, line: str, said: str) -> None:
+    assert cli(line) == (2, "", f"cqs: error: {said}")
+
+
+@pytest.mark.parametrize(
+    ("message", "command", "said"),
+    [
+        ("`sink_logits` must broadcast", "run", "`--sink-logits` must broadcast"),
+        ("give `out=` a file, or use strategy='tiles'", "run", "give `-o` a file, or use --strategy tiles"),
+        ("`out` must have the shape", "verify", "`OUT` must have the shape"),
+        ("`W` must be at most", "quorum", "`W` must be at most"),
+        ("`W` must be at most", "plan", "`--workers` must be at most"),
+        ("`q` and `nvidia-smi`, or devices=", "run", "`q` and `nvidia-smi`, or --devices"),
+    ],
+)
+def test_messages_name_options_and_not_arguments_of_python(message: str, command: str, said: str) -> None:
+    assert in_options(message, command) == said
 
 
 def test_as_a_module_in_a_process_of_its_own() -> None:
@@ -171,6 +205,24 @@ def test_quorum_of_many_workers_is_abridged(cli: Run) -> None:
     assert "up to W = 31" in out
     assert len(out.splitlines()) < 20
     assert json.loads(cli("quorum 133 --json")[1])["owners"] is None
+
+
+def test_a_long_base_is_shortened_but_in_json(cli: Run) -> None:
+    code, out, _ = cli("quorum 10000")
+    base = cqs.difference_cover(10_000).base
+    assert code == 0
+    assert max(map(len, out.splitlines())) < 200
+    for line in (out, cli("quorum 10000 --prove")[1]):
+        assert f"{base[5]} ... 107 more ... {base[-6]}" in line
+    assert tuple(json.loads(cli("quorum 10000 --json")[1])["base"]) == base
+
+
+@pytest.mark.parametrize("W", [1, 2, 7, 8, 12, 133])
+def test_under_a_causal_mask_every_worker_has_half_of_its_tiles(cli: Run, W: int) -> None:
+    quorums = cqs.CyclicQuorumSet(W)
+    loads = {sum((g > h) + (g == h) / 2 for g, h in quorums.tiles(i)) for i in range(W)}
+    causal = json.loads(cli(f"quorum {W} --json")[1])["causal_tiles"]
+    assert loads == {causal["least"]} == {causal["most"]}
 
 
 @pytest.mark.parametrize("W", ["0", "1e9"])

@@ -102,7 +102,8 @@ def test_a_run_ends_at_once_and_its_output_is_marked_unfinished(
         time.sleep(0.05)
     out, err, seconds = interrupted(process, number)
     left = "out.npy.unfinished and lse.npy.unfinished"
-    expected = f"cqs: interrupted; what there is of the output is kept as {left}\n".encode()
+    end = "it cannot be resumed, and may be deleted"
+    expected = f"cqs: interrupted; what there is of the output is kept as {left}: {end}\n".encode()
     assert (process.returncode, out, err) == (128 + number, b"", expected)
     assert seconds < MOST_SECONDS
     after = files(long)

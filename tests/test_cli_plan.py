@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from command_line import Run, assert_refused
 
 import cqs
+from cqs.cli.comparison import comparison_table
 from cqs.cli.measure import measured_rates
 from cqs.cli.summary import plan_rows, summarize
 from cqs.schedule import Rates
@@ -56,7 +58,7 @@ def test_plan_of_very_many_tasks_counts_some(cli: Run) -> None:
     code, out, _ = cli("plan --tokens 1e9 --heads 1 --dim 64 --workers 100000000 --strategy tiles")
     assert code == 0
     assert "counted in 16 tasks of 100,000,000" in out
-    assert "cqs cannot: `W` must be at most 10000000" in out
+    assert "cqs cannot: `--workers` must be at most 10000000" in out
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ def test_plan_compares_what_the_scheduler_plans(cli: Run) -> None:
 
 def test_plan_says_why_a_strategy_cannot(cli: Run) -> None:
     out = cli("plan --tokens 2e5 --heads 1 --dim 64 --memory 4MiB --threads 1")[1]
-    assert "cqs cannot: `memory` must be at least" in out
+    assert "cqs cannot: `--memory` must be at least" in out
     values = json.loads(cli("plan --tokens 2e5 --heads 1 --dim 64 --memory 4MiB --threads 1 --json")[1])
     assert "must be at least" in values["comparison"]["strategies"]["cqs"]["error"]
     assert values["comparison"]["picked"] == "tiles"
@@ -148,9 +150,9 @@ def test_measured_rates(cli: Run, qkv: Any) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("plan --tokens 1e6 --heads 8 --dim 64 --memory 1MB", ["`memory` must be at least"]),
-        ("plan --tokens 1e6 --heads 8 --dim 64 --memory lots", ["`memory`", "'lots'"]),
-        ("plan --tokens 1e6 --heads 8 --dim 64 --memory 1GB --strategy ring", ["`strategy`", "'ring'"]),
+        ("plan --tokens 1e6 --heads 8 --dim 64 --memory 1MB", ["`--memory` must be at least"]),
+        ("plan --tokens 1e6 --heads 8 --dim 64 --memory lots", ["`--memory`", "'lots'"]),
+        ("plan --tokens 1e6 --heads 8 --dim 64 --memory 1GB --strategy ring", ["`--strategy`", "'ring'"]),
         ("plan --tokens 1e6 --heads 8 --dim 64 --rate fast", ["--rate", "'fast'"]),
         ("plan --tokens 1e6 --heads 8 --dim 64 --bandwidth 0", ["`--bandwidth`", "more than 0"]),
         ("plan --tokens 1e6 --heads 8 --dim 64 --sinks 4", ["`--sinks`", "--window"]),
@@ -201,3 +203,47 @@ def test_a_plan_for_a_billion_tokens_takes_2_seconds_and_200_mib(options: str) -
     assert code == 0
     assert cpu_seconds < 2
     assert peak_kib < 200 << 10
+
+
+# what changes a plan
+
+
+def test_plan_takes_what_changes_the_plan_of_a_run(cli: Run, qkv: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    mask, bias, logits = rng.random((300, 300)) < 0.1, rng.standard_normal((4, 1, 300)), rng.standard_normal(4)
+    for name, array in (("mask", mask), ("bias", bias.astype("f4")), ("logits", logits.astype("f4"))):
+        np.save(tmp_path / f"{name}.npy", array)
+    files = "q.npy k.npy v.npy"
+    line = "--workers 7 --window 9 --bias bias.npy --sink-logits logits.npy --scale 0.5 --kernel blockwise"
+    found = cqs.Plan.from_json(cli(f"plan {files} {line} --lse --json")[1])
+    ran = json.loads(cli(f"run {files} {line} --lse lse.npy -o out.npy --json")[1])["plan"]
+    assert found == cqs.Plan.from_json(json.dumps(ran))
+    assert (found.setting.kernel, found.setting.has_scores, found.setting.keeps_lse) == ("blockwise", True, True)
+    masked = json.loads(cli(f"plan {files} --workers 7 --mask mask.npy --causal --json")[1])
+    assert "bool array of shape (300, 300)" in masked["problem"]["mask"]
+    assert masked["loads"]["most_pairs"] < np.tril(mask).sum() < 7 * masked["loads"]["most_pairs"]
+    code, out, _ = cli(f"run {files} --workers 7 --mask mask.npy --causal --json -o masked.npy")
+    assert (code, json.loads(out)["plan"]["loads"]) == (0, masked["loads"])
+    assert_refused(cli(f"plan {files} --bias mask.npy"), "`--bias`")
+    assert_refused(cli(f"plan {files} --sink-logits bias.npy"), "`--sink-logits`")
+    assert_refused(cli(f"plan {files} --mask nope.npy"), "`--mask` must be a file that exists")
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ("--workers 31", "(auto takes cqs where --workers is given"),
+        ("", "(auto compares the two under --memory only)"),
+        ("--workers 31 --strategy cqs", "ask for it with --strategy tiles.\n"),
+    ],
+)
+def test_plan_says_why_the_faster_one_was_not_picked(cli: Run, options: str, why: str) -> None:
+    _, out, _ = cli(f"plan --tokens 4096 --heads 8 --dim 64 --threads 4 --bandwidth 1MB {options}")
+    assert "At these rates tiles would be faster" in out
+    assert why in out
+
+
+def test_plan_compares_in_words() -> None:
+    plan = cqs.plan(*[(1, 1000, 8)] * 3, workers=1)
+    _, (remark,) = comparison_table({"cqs": plan, "other": plan}, plan, Rates(1e9, 1e9))
+    assert remark == "other would move as many bytes, and take as long."

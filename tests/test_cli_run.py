@@ -67,7 +67,7 @@ def test_run_replaces_only_with_force(cli: Run, qkv: Any, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("run q.npy k.npy nope.npy -o out.npy", ["nope.npy", "No such file"]),
+        ("run q.npy k.npy nope.npy -o out.npy", ["`V` must be a file that exists, got nope.npy"]),
         ("run q.npy k.npy -o out.npy", ["2 files"]),
         ("run q.npy -o out.npy", ["`q.npy`", "another kind of file"]),
         ("run inputs.npz k.npy v.npy -o out.npy", ["inputs.npz", "be a .npy file"]),
@@ -83,18 +83,25 @@ def test_run_replaces_only_with_force(cli: Run, qkv: Any, tmp_path: Path) -> Non
         ("run k.npy q.npy q.npy -o out.npy", ["multiple", "heads"]),
         ("run flat.npy k.npy v.npy -o out.npy", ["`q`", "heads axis"]),
         ("run whole.npy k.npy v.npy -o out.npy", ["`q`", "int64"]),
-        ("run inputs.npz -o out.npy --workers 0", ["`workers`", "at least 1"]),
-        ("run inputs.npz -o out.npy --kernel fast", ["`kernel`", "'fast'", "blockwise"]),
-        ("run inputs.npz -o out.npy --strategy rings", ["`strategy`", "'rings'"]),
-        ("run inputs.npz -o out.npy --threads 0", ["`threads`"]),
-        ("run inputs.npz -o out.npy --scale nan", ["`scale`", "finite"]),
+        ("run inputs.npz -o out.npy --workers 0", ["`--workers`", "at least 1"]),
+        ("run inputs.npz -o out.npy --kernel fast", ["`--kernel`", "'fast'", "blockwise"]),
+        ("run inputs.npz -o out.npy --strategy rings", ["`--strategy`", "'rings'"]),
+        ("run inputs.npz -o out.npy --threads 0", ["`--threads`"]),
+        ("run inputs.npz -o out.npy --scale nan", ["`--scale`", "finite"]),
         ("run inputs.npz -o nowhere/out.npy", ["`-o`", "directory that exists"]),
         ("run inputs.npz -o inputs.npz", ["`-o`", ".npy"]),
         ("run q.npy k.npy v.npy -o ./q.npy --force", ["`-o`", "not be one of the inputs"]),
         ("run q.npy k.npy v.npy -o link.npy --force", ["`-o`", "not be one of the inputs"]),
         ("run q.npy k.npy v.npy -o out.npy --lse v.npy --force", ["`--lse`", "not be one of the inputs"]),
         ("run inputs.npz -o out.npy --lse ./out.npy", ["`--lse`", "another file"]),
-        ("run inputs.npz -o folder.npy --force", ["`-o`", "regular file"]),
+        ("run inputs.npz -o folder.npy --force", ["`-o`", "regular file", "is a directory"]),
+        ("run nope.npz -o inputs.npz --force", ["`INPUTS.npz` must be a file that exists"]),
+        ("run inputs.npz -o out.npy --mask nope.npy", ["`--mask` must be a file that exists, got nope.npy"]),
+        ("run inputs.npz -o out.npy --workers x", ["`--workers` must be a whole number", "'x'"]),
+        ("run inputs.npz -o out.npy --workers -1", ["`--workers` must be a whole number", "'-1'"]),
+        ("run inputs.npz -o out.npy --workers 1e9", ["`--workers` must be at most"]),
+        ("run inputs.npz -o out.npy --scale abc", ["`--scale` must be a number", "'abc'"]),
+        ("run inputs.npz -o out.npy --kernel cudnn", ["use --kernel auto"]),
     ],
 )
 def test_run_refuses_bad_input_and_leaves_nothing(
@@ -188,7 +195,7 @@ def test_run_reads_files_within_a_budget(cli: Run, qkv: Any, tmp_path: Path) -> 
     assert plan.projected_bytes <= 2 << 20
     moved = {name: values["counters"][name] for name in ("read", "spilled", "written")}
     assert moved == {name: getattr(plan.traffic, name) for name in moved}
-    assert_refused(cli("run q.npy k.npy v.npy -o new.npy --memory 10kB"), "`memory` must be at least", "9.8 KiB")
+    assert_refused(cli("run q.npy k.npy v.npy -o new.npy --memory 10kB"), "`--memory` must be at least", "9.8 KiB")
 
 
 @pytest.mark.parametrize("strategy", ["cqs", "tiles", "ring", "tree"])
@@ -220,7 +227,7 @@ def test_run_with_masks_and_scores(cli: Run, qkv: Any, tmp_path: Path) -> None:
     assert cli("verify q.npy k.npy v.npy out.npy")[0] == 1
     assert_refused(cli("run q.npy k.npy v.npy -o x.npy --alibi --bias bias.npy"), "`--bias`", "--alibi")
     assert_refused(cli("run q.npy k.npy v.npy -o x.npy --mask nope.npy"), "nope.npy")
-    assert_refused(cli("run q.npy k.npy v.npy -o x.npy --softcap -1"), "`softcap`")
+    assert_refused(cli("run q.npy k.npy v.npy -o x.npy --softcap -1"), "`--softcap`")
 
 
 def test_run_between_zarr_arrays(cli: Run, qkv: Any, tmp_path: Path) -> None:
@@ -245,3 +252,11 @@ def test_run_writes_a_trace(cli: Run, qkv: Any, tmp_path: Path) -> None:
     assert_refused(cli(f"{line} trace.json"), "`--trace` must not exist yet")
     assert_refused(cli(f"{line} trace.txt"), "`--trace` must be a .json file")
     assert_refused(cli(f"{line} nowhere/trace.json"), "`--trace`", "directory")
+
+
+def test_run_finds_what_is_at_home(cli: Run, qkv: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path.parent)
+    assert cli("run ~/q.npy ~/k.npy ~/v.npy --out=~/out.npy -q --workers 1e1") == (0, "", "")
+    assert_exact(np.load(tmp_path / "out.npy"), *qkv)
+    assert cli("verify ~/inputs.npz ~/out.npy --workers 10")[0] == 0

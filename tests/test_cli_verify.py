@@ -98,14 +98,22 @@ def test_verify_refuses_what_is_not_complete_by_name(cli: Run, qkv: Any, tmp_pat
     [
         ("verify inputs.npz", ["1 files"]),
         ("verify q.npy k.npy v.npy", ["3 files"]),
-        ("verify inputs.npz nope.npy", ["nope.npy", "No such file"]),
+        ("verify inputs.npz nope.npy", ["`OUT` must be a file that exists, got nope.npy"]),
         ("verify inputs.npz inputs.npz", ["be a .npy file"]),
-        ("verify inputs.npz k.npy", ["`out`", "(4, 300, 24)"]),
-        ("verify inputs.npz double.npy", ["`out`", "float64"]),
-        ("verify inputs.npz out.npy --rows 0", ["`n_rows`", "at least 1"]),
+        ("verify inputs.npz k.npy", ["`OUT`", "(4, 300, 24)"]),
+        ("verify inputs.npz double.npy", ["`OUT`", "float64"]),
+        ("verify inputs.npz out.npy --rows 0", ["`--rows`", "at least 1"]),
+        ("verify inputs.npz out.npy --rows most", ["`--rows` must be all, or a whole number", "'most'"]),
+        ("verify q.npy k.npy v.npy ./q.npy", ["`OUT` must be another file than the inputs"]),
+        ("verify q.npy nope.npy v.npy out.npy", ["`K` must be a file that exists"]),
     ],
 )
 def test_verify_refuses(cli: Run, qkv: Any, line: str, words: list[str], tmp_path: Path) -> None:
     np.save(tmp_path / "double.npy", np.zeros((4, 300, 24)))
     np.save(tmp_path / "out.npy", np.zeros((4, 300, 24), np.float32))
     assert_refused(cli(line), *words)
+
+
+def test_verify_can_check_every_row(cli: Run, qkv: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "out.npy", cqs.attention(*qkv))
+    assert "1,200 of 1,200 rows" in cli("verify inputs.npz out.npy --rows all")[1]

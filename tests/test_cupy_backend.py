@@ -161,6 +161,23 @@ def test_arrays_on_a_device_are_computed_in_the_thread_that_has_it(machine: Mach
                 cqs.attention(*on_device, workers=7, engine=engine)
 
 
+def test_an_output_over_an_input_is_refused(machine: Machine) -> None:
+    import cupy
+
+    both = np.random.default_rng(0).standard_normal((3, 2, 300, 16), dtype=np.float32)
+    fused = cupy.asarray(both)
+    q, k, v = fused[0], fused[1], fused[2]
+    flat = fused.reshape(-1)
+    for out in (k, v[::-1], flat[q.size - 8 : 2 * q.size - 8].reshape(q.shape)):
+        with pytest.raises(OptionError, match=r"`out` must share no memory with `[qkv]`, which is still read"):
+            cqs.attention(q, k, v, out=out, workers=7)
+    with pytest.raises(OptionError, match="`out` must have each element in a place of its own"):
+        cqs.attention(q, k, v, out=cupy.broadcast_to(cupy.zeros((1, 300, 16), np.float32), (2, 300, 16)))
+    wide = cupy.asarray(np.concatenate([both[1], both[1]], axis=-1))
+    beside = cqs.attention(q, wide[..., :16], v, out=wide[..., 16:], workers=7)  # rows of both in turn, none in both
+    assert_exact(beside.get(), *both)
+
+
 def test_a_plan_says_which_kernel_and_why(machine: Machine, qkv: list[np.ndarray]) -> None:
     plan = cqs.plan(*qkv, backend="cupy")
     assert "kernel    gemm on cuda:0 Fake GPU; not cudnn: takes float16 and bfloat16, not float32" in str(plan)

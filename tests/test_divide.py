@@ -253,14 +253,3 @@ def test_inputs_for_which_there_is_no_memory_are_read_in_parts(strategy: str, wh
     worker = Worker(plan.problem, Full(*case.arrays), KERNELS["numpy"].attend, grain=plan.grain)
     cqs.engines.LocalEngine(2).run(plan, worker, tiler.add)
     assert_exact(tiler.result().out, *case.arrays, is_causal=True)
-
-
-def test_the_error_of_a_device_counts_as_being_out_of_memory() -> None:
-    class OutOfMemoryError(RuntimeError):
-        """As CuPy and torch call theirs."""
-
-    from cqs.backend import is_out_of_memory
-
-    assert is_out_of_memory(OutOfMemoryError())
-    assert is_out_of_memory(MemoryError())
-    assert not is_out_of_memory(RuntimeError())

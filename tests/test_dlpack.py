@@ -12,7 +12,7 @@ from problems import DTYPES
 
 import cqs
 from cqs.backend import borrowed, import_cupy
-from cqs.errors import BackendError, DTypeError, ShapeError
+from cqs.errors import BackendError, DTypeError, OptionError, ShapeError
 from cqs.testing import assert_exact
 
 torch = pytest.importorskip("torch")
@@ -99,6 +99,19 @@ def test_out_is_given_back_as_it_is_beside_a_new_lse(cupy: ModuleType, taken: li
     assert out is into
     assert lse.is_cuda
     assert_exact(on_host(out), *given, lse=lse.owner.get())
+
+
+@pytest.mark.parametrize("backend", ["cupy", None])
+def test_an_output_over_an_input_is_refused(
+    cupy: ModuleType,  # noqa: F811
+    taken: list[Any],
+    backend: Any,
+) -> None:
+    both = on_device(cupy, np.random.default_rng(0).standard_normal((3, 2, 90, 8), dtype=np.float32))
+    q, k, v = both[0], both[1], both[2]
+    for out in (k, v, both.view(-1)[q.numel() - 8 : 2 * q.numel() - 8].view(2, 90, 8)):
+        with pytest.raises(OptionError, match=r"`out` must share no memory with `[qkv]`, which is still read"):
+            cqs.attention(q, k, v, out=out, backend=backend)
 
 
 def test_a_budget_is_of_the_tensors_device(cupy: ModuleType, fake_gpu: Machine, taken: list[Any]) -> None:  # noqa: F811

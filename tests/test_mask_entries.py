@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from problems import fitted
 from test_masks import masks, runs, seen
 
 import cqs
@@ -68,7 +69,7 @@ def any_masks(draw: st.DrawFn, batch: tuple[int, ...] = BATCH, H: int = 2, T: in
 
     def leaf() -> Mask:
         return [
-            lambda: draw(masks),
+            lambda: fitted(draw(masks), T, S),
             lambda: of_entries(Causal, -S, S),
             lambda: of_entries(lambda offset: SlidingWindow(int(rng.integers(0, S)), 2, offset), -S, S),
             lambda: of_entries(KeyLengths, 0, S),

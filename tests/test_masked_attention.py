@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import ON_NUMPY, Problem, problems
+from problems import ON_NUMPY, Problem, fitted, problems
 from test_masks import masks
 
 import cqs
@@ -55,6 +55,7 @@ def example(seed: int = 0, shape: tuple[int, ...] = (2, 150, 16), dtype: Any = n
 @given(problem=problems(), mask=masks, kernel=st.sampled_from(ON_NUMPY))
 def test_any_mask_is_exact_in_every_kernel(problem: Problem, mask: Mask, kernel: str) -> None:
     q, k, v = problem.q, problem.k, problem.v
+    mask = fitted(mask, q.shape[-2], k.shape[-2])
     workers, scale = problem.workers, problem.scale
     out, lse = cqs.attention(q, k, v, mask=mask, scale=scale, workers=workers, kernel=kernel, return_lse=True)
     assert_exact(out, q, k, v, mask=mask, scale=scale, lse=lse)
@@ -174,14 +175,51 @@ def test_padding_agrees_with_attention_over_what_is_not_padded() -> None:
         (Predicate(lambda b, h, q, k: q + k), OptionError, "`mask` must return booleans, got int64 from"),
         (Predicate(lambda b, h, q, k: np.ones((3, 4), bool)), ShapeError, r"`mask` must return what broadcasts to \("),
         (ON_A_DEVICE, BackendError, "`mask` must be an array that NumPy can read, got Array, .*; move it"),
+        (
+            lambda b, h, q, k: k <= q,
+            OptionError,
+            r"`mask` must be a mask .*, got <function .*; wrap a function of .* `cqs.masks.Predicate\(f\)`",
+        ),
+        (Causal, OptionError, r"`mask` must be a mask .*, got the class Causal; call it, as in `Causal\(\)`"),
+        (SlidingWindow, OptionError, r"got the class SlidingWindow; call it, as in `SlidingWindow\(1024\)`"),
+        (
+            Predicate(lambda b, h, q, k: k <= q and q - k < 9),
+            OptionError,
+            r"`mask` must be a function of \(b, h, q_idx, k_idx\), got ValueError: .*; its arguments are arrays: use &",
+        ),
+        (Documents([100, 60]), ShapeError, "`lengths` must come to at most 150 queries, .* got 160 in 2 documents;"),
+        (
+            Documents([100, 50], [100, 60]) & Causal(),
+            ShapeError,
+            "`key_lengths` must come to at most 150 keys, .* got 160 in 2 documents;",
+        ),
+        (np.float32, OptionError, "`mask` must be a mask .*, got <class 'numpy.float32'>; wrap a function"),
+        (~KeyLengths(151), ShapeError, "`lengths` must be at most 150, the number of keys, got 151;"),
+        (KeyLengths(3, 200), ShapeError, "`query_lengths` must be at most 150, the number of queries, got 200;"),
         ("causal", OptionError, "`mask` must be a mask from `cqs.masks`, got str"),
         (7, OptionError, "`mask` must be a mask from `cqs.masks`, got int"),
     ],
-    ids=range(12),
+    ids=range(21),
 )
 def test_what_cannot_be_a_mask_is_refused(mask: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         cqs.attention(*example(), mask=mask, workers=3)
+
+
+def test_tokens_after_the_last_document_are_padding() -> None:
+    q, k, v = example()
+    out, lse = cqs.attention(q, k, v, mask=Documents([100, 30]), workers=3, return_lse=True)
+    assert (out[:, 130:] == 0).all()
+    assert (lse[:, 130:] == -np.inf).all()
+    assert (lse[:, :130] > -np.inf).all()
+
+
+def test_predicates_of_other_arguments_are_refused_when_made() -> None:
+    message = (
+        r"`function` must take \(b, h, q_idx, k_idx\), got <lambda>\(q_idx, k_idx\); as in `Predicate\(lambda b, h"
+    )
+    with pytest.raises(OptionError, match=message):
+        Predicate(lambda q_idx, k_idx: k_idx <= q_idx)  # type: ignore[misc, arg-type]
 
 
 @pytest.mark.parametrize("mask", [Dense(np.ones((5, 5), bool)), Predicate(lambda b, h, q, k: k <= q)], ids=["d", "p"])

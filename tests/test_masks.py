@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cqs.errors import CQSError
+from cqs.errors import CQSError, DTypeError, OptionError
 from cqs.masks import (
     And,
     Causal,
@@ -191,8 +191,34 @@ def test_an_unknown_kind_of_mask_is_refused_with_the_kinds_there_are(values) -> 
 def test_masks_are_written_with_operators() -> None:
     window, sinks = SlidingWindow(4), Sinks(2)
     assert (window & sinks, window | sinks, ~sinks) == (And(window, sinks), Or(window, sinks), Not(sinks))
-    with pytest.raises(TypeError):
+    with pytest.raises(OptionError, match=r"`mask` must be a mask from `cqs.masks`, got list;"):
         window & np.ones((3, 3), dtype=bool).tolist()
+
+
+def test_boolean_arrays_are_masks_on_either_side_of_an_operator() -> None:
+    seen = np.arange(12).reshape(3, 4) % 3 == 0
+    rows, cols = np.arange(3)[:, None], np.arange(4)
+    causal = Causal().visible(rows, cols)
+    for mask, expected in [
+        (Causal() & seen, causal & seen),
+        (seen & Causal(), causal & seen),
+        (Causal() | seen, causal | seen),
+        (seen | Causal(), causal | seen),
+    ]:
+        assert (mask.visible(rows, cols) == expected).all()
+    with pytest.raises(DTypeError, match="`mask` must be of type bool, got int64;"):
+        Causal() & seen.astype(np.int64)
+
+
+def test_and_or_and_if_are_refused() -> None:
+    for combine in (
+        lambda: Causal() and Sinks(3),
+        lambda: Causal() or Sinks(3),
+        lambda: not Causal(),
+        lambda: 1 if Causal() & Sinks(3) else 0,
+    ):
+        with pytest.raises(OptionError, match=r"`mask` must not be taken for true or false, .*; combine masks by"):
+            combine()
 
 
 @given(mask=masks)

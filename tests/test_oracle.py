@@ -2,14 +2,17 @@
 
 import math
 
+import array_api_strict
 import numpy as np
 import pytest
 from problems import DTYPES
 
-from cqs.errors import OptionError, ShapeError
+import cqs
+from cqs.errors import BackendError, OptionError, ShapeError
 from cqs.masks import Causal, Mask, NoMask
 from cqs.oracle import EVALUATIONS, Rows
 from cqs.testing import assert_exact, reference_attention
+from cqs.verify import verify_rows
 
 
 def by_hand(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, mask: Mask) -> tuple[np.ndarray, np.ndarray]:
@@ -97,6 +100,39 @@ def test_infinities_and_nan_are_expected_where_float64_has_them_and_nowhere_else
     out[1, 3, 2] = 1e300
     with pytest.raises(AssertionError, match=r"out must be \[inf inf inf\]"):
         assert_exact(out, q, k, v, scale=0.4, is_causal=is_causal)
+
+
+@pytest.mark.parametrize("library", ["array_api_strict", "torch"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_arrays_of_any_library_are_judged(library: str, dtype: str) -> None:
+    xp = array_api_strict if library == "array_api_strict" else pytest.importorskip("torch")
+    if not hasattr(xp, dtype):
+        pytest.skip(f"{library} has no {dtype}")
+    rng = np.random.default_rng(3)
+    q, k, v, bias, logits = (
+        xp.asarray(rng.standard_normal(shape)).to(getattr(xp, dtype))
+        if library == "torch"
+        else xp.asarray(rng.standard_normal(shape), dtype=getattr(xp, dtype))
+        for shape in ((2, 40, 8), (2, 40, 8), (2, 40, 8), (40, 40), (2,))
+    )
+    chosen = {"bias": bias, "sink_logits": logits, "is_causal": True}
+    out, lse = cqs.attention(q, k, v, workers=3, return_lse=True, **chosen)
+    assert_exact(out, q, k, v, lse=lse, **chosen)
+    assert verify_rows(out, q, k, v, **chosen).passed
+    with pytest.raises(AssertionError, match="out is off by"):
+        assert_exact(out + 0.5, q, k, v, **chosen)
+    assert not verify_rows(out + 0.5, q, k, v, **chosen).passed
+
+
+def test_what_numpy_cannot_read_is_refused() -> None:
+    torch = pytest.importorskip("torch")
+    x = np.zeros((1, 4, 2), np.float32)
+    nowhere = torch.empty(1, 4, 2, device="meta")
+    for check in (assert_exact, verify_rows):
+        with pytest.raises(BackendError, match=r"`v` must be an array that NumPy can read, .*; move it .* `x.cpu\(\)`"):
+            check(x, x, x, nowhere)
+        with pytest.raises(BackendError, match=r"`out` must be an array of a library .*, got list; convert it"):
+            check(x.tolist(), x, x, x)
 
 
 def test_shapes_and_options_are_checked() -> None:

@@ -30,7 +30,7 @@ PERFECT = (1, 3, 7, 13, 21, 31, 57, 73, 91, 133, 183, 273, 307, 381, 553)
 
 
 def problem_of(T: int, S: int, mask=None) -> AttentionProblem:
-    return AttentionProblem((2,), 4, 2, T, S, 8, 5, "float32", 0.5, mask or NoMask())
+    return AttentionProblem((2,), 4, 2, T, S, 8, 5, "float32", 0.5, NoMask() if mask is None else mask)
 
 
 @st.composite

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import ON_NUMPY, Problem, problems
+from problems import ON_NUMPY, Problem, fitted, problems
 from test_masks import masks
 
 import cqs
@@ -56,7 +56,7 @@ def test_every_option_is_exact_in_every_kernel_under_every_mask(
     problem: Problem, mask: Any, kernel: str, data: st.DataObject
 ) -> None:
     q, k, v = problem.q, problem.k, problem.v
-    chosen = data.draw(options(problem)) | {"mask": mask, "scale": problem.scale}
+    chosen = data.draw(options(problem)) | {"mask": fitted(mask, q.shape[-2], k.shape[-2]), "scale": problem.scale}
     workers = min(problem.workers, 9)
     out, lse = cqs.attention(q, k, v, workers=workers, kernel=kernel, return_lse=True, **chosen)
     assert_exact(out, q, k, v, lse=lse, **chosen)
@@ -143,11 +143,21 @@ def test_the_standard_slopes_are_those_of_the_paper() -> None:
         ({"bias": ALiBi((1.0, 2.0))}, ShapeError, "`bias` must have a slope for each of the 4 heads, got 2;"),
         ({"score_mod": 3}, OptionError, "`score_mod` must be a function of .*, got 3;"),
         ({"score_mod": lambda s, b, h, i, j: i}, ShapeError, "`score_mod` must return scores of the shape"),
+        (
+            {"score_mod": lambda s, q_idx, k_idx: s},
+            OptionError,
+            r"`score_mod` must take \(score, b, h, q_idx, k_idx\), got <lambda>\(s, q_idx, k_idx\); as in",
+        ),
+        (
+            {"score_mod": lambda s, b, h, i, j: s if i > j else 2 * s},
+            OptionError,
+            r"`score_mod` must be a function of \(score, b, h, q_idx, k_idx\), got ValueError: .*; .* use &, |, ~ and",
+        ),
         ({"sink_logits": 1.0}, OptionError, "`sink_logits` must be an array"),
         ({"sink_logits": np.ones(3)}, ShapeError, r"`sink_logits` must broadcast to .* = \(4,\), got shape \(3,\)"),
         ({"sink_logits": np.ones(4, int)}, DTypeError, "`sink_logits` must have one of the types"),
     ],
-    ids=range(15),
+    ids=range(17),
 )
 def test_options_that_make_no_sense_are_refused(chosen: dict[str, Any], error: type[CQSError], message: str) -> None:
     with pytest.raises(error, match=message):

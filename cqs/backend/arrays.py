@@ -1,6 +1,9 @@
 """Questions about arrays whose answers differ from library to library."""
 
+import sys
 from contextlib import AbstractContextManager
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +34,19 @@ __all__ = [
     "quiet_floats",
     "refuse_gradients",
 ]
+
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",  # torch, on Linux and macOS
+    "DefaultCPUAllocator: not enough memory",  # on Windows
+    "CUDA error: out of memory",  # torch, of what does not come from its allocator
+    "CUDA out of memory",  # torch before 2.5, whose error had another place
+    "cudaErrorMemoryAllocation",  # CUDA's runtime: pinned memory, events, streams
+    "CUDA_ERROR_OUT_OF_MEMORY",  # its driver: modules
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+)
 
 
 def namespace_of(**arrays: Array) -> Namespace:
@@ -93,13 +109,6 @@ def on_host(array: Array) -> npt.NDArray[np.generic]:
     return array.get() if is_cupy_array(array) else np.from_dlpack(array)
 
 
-def _to_numpy(array: Array) -> npt.NDArray[np.generic]:
-    """View an array of any CPU library as NumPy without a copy, where its library allows that."""
-    if is_torch_array(array):
-        return array.detach().view(_torch_bits(array)).numpy()
-    return array if is_numpy_array(array) else np.from_dlpack(array)
-
-
 def quiet_floats() -> AbstractContextManager[None]:
     """Silence NumPy's floating-point warnings in this thread: overflow and NaN are answered by the result itself."""
     return np.errstate(all="ignore")
@@ -125,17 +134,24 @@ def refuse_gradients(**arrays: Array) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of the machine or of a device, is used up."""
-    return isinstance(error, MemoryError) or any(t.__name__ == "OutOfMemoryError" for t in type(error).__mro__)
+    """Whether an error says that memory, of the machine or of a device, is used up.
+
+    NumPy and CuPy's pools raise a `MemoryError`, torch's allocator for devices an error of its own. All else is a
+    `RuntimeError` with the status in its text: torch and cuDNN's frontend tell no more than that, and CuPy no less.
+    """
+    of_torch = getattr(sys.modules.get("torch"), "OutOfMemoryError", ())
+    if isinstance(error, (MemoryError, of_torch)):
+        return True
+    return isinstance(error, RuntimeError) and any(status in str(error) for status in _OUT_OF_MEMORY)
 
 
 def overlaps_itself(array: Array) -> bool:
-    """Whether two elements of an array may lie in one place, as its strides tell where it has any."""
-    strides = getattr(array, "strides", None)
-    if strides is None or 0 in array.shape:
+    """Whether two elements of an array may share memory, as its strides tell; False for a library that has none."""
+    where = _where(array)
+    if where is None or where.size == 0:
         return False
-    reach = 0
-    for stride, n in sorted((abs(stride), n) for stride, n in zip(strides, array.shape, strict=True) if n > 1):
+    reach = where.itemsize - 1
+    for stride, n in sorted((abs(stride), n) for stride, n in zip(where.strides, where.shape, strict=True) if n > 1):
         if stride <= reach:
             return True
         reach += stride * (n - 1)
@@ -143,20 +159,38 @@ def overlaps_itself(array: Array) -> bool:
 
 
 def may_overlap(a: Array, b: Array) -> bool:
-    """Whether two arrays may share memory; True when in doubt. Libraries without a view of theirs: identity."""
+    """Whether two arrays may share memory; True when in doubt. Libraries that say nothing of places: identity."""
+    places = _where(a), _where(b)
+    if places[0] is None or places[1] is None:
+        return a is b
     try:
-        return bool(np.shares_memory(_to_numpy(a), _to_numpy(b), max_work=10_000))  # type: ignore[arg-type]
+        return bool(np.shares_memory(*places, max_work=10_000))  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
+
+
+def _where(array: Array) -> npt.NDArray[Any] | None:
+    """Return an array of NumPy at the addresses of an array, on a device too; only they are looked at, never read.
+
+    None if its library does not tell them.
+    """
+    if is_numpy_array(array):
+        return array
+    try:
+        if is_torch_array(array):
+            size = array.element_size()
+            return _at(array.data_ptr(), tuple(array.shape), tuple(n * size for n in array.stride()), size)
+        if is_cupy_array(array):
+            return _at(array.data.ptr, array.shape, array.strides, array.itemsize)
+        return np.from_dlpack(array)
     except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
-        return a is b
+        return None
 
 
-def _torch_bits(array: Array) -> DType:
-    """Return an integer type of the same width: NumPy cannot view torch's bfloat16 as it is."""
-    import torch
-
-    return {2: torch.int16, 4: torch.int32, 8: torch.int64}[array.element_size()]
+def _at(address: int, shape: tuple[int, ...], strides: tuple[int, ...], size: int) -> npt.NDArray[Any]:
+    """Return an array of NumPy, of elements of some bytes, at an address."""
+    described = {"data": (address, False), "shape": shape, "strides": strides, "typestr": f"|V{size}", "version": 3}
+    return np.asarray(SimpleNamespace(__array_interface__=described))
 
 
 def _library(array: Array) -> str:

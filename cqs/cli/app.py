@@ -3,12 +3,15 @@
 import argparse
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Never
 
 import cqs
 from cqs.cli import demo, doctor, plan, quorum, run, verify
+from cqs.cli.options import Arguments
+from cqs.cli.wording import in_options, near
 from cqs.errors import CQSError, OptionError
 
 __all__ = ["main"]
@@ -41,12 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when done, 1 when a check failed, 2 for wrong input, 130 after Ctrl-C, 141 when the reader of a
         pipe has gone, as a shell reports it.
     """
+    name = ""
     try:
-        parser = _parser()
-        args = parser.parse_args(argv)
-        if not hasattr(args, "command"):
+        parser, parsers = _parser()
+        args = _parsed(parser, parsers, sys.argv[1:] if argv is None else argv)
+        if args.name is None:
             parser.print_help()
             return 0
+        name = args.name
         code: int = args.command(args)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -54,7 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except (CQSError, OSError, MemoryError) as error:
+    except CQSError as error:
+        message = _one_line(error)
+        return _fail(f"error: {in_options(message, name) if name else message}", 2)
+    except (OSError, MemoryError) as error:
         return _fail(f"error: {_one_line(error)}", 2)
     return code
 
@@ -63,10 +71,26 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, like all others."""
 
     def error(self, message: str) -> Never:
+        message = re.sub(r"^argument (\S+): ", r"`\1` ", message)
         raise OptionError(f"{message}; see `{self.prog} --help`")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parsed(parser: _Parser, parsers: dict[str, _Parser], argv: Sequence[str]) -> Arguments:
+    """Read a command line; what it has that is unknown is refused by name, with what was probably meant."""
+    if argv and not argv[0].startswith("-") and argv[0] not in parsers:
+        meant = near(argv[0], parsers) or f"; there are {', '.join(parsers)}"
+        raise OptionError(f"`{argv[0]}` is no command{meant}")
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        command = parsers.get(args.name or "", parser)
+        options = re.findall(r"--[a-z][\w-]*", command.format_help())
+        meant = near(unknown[0].partition("=")[0], options)
+        raise OptionError(f"`{unknown[0]}` is not for `{command.prog}`{meant or ';'} see `{command.prog} --help`")
+    return args
+
+
+def _parser() -> tuple[_Parser, dict[str, _Parser]]:
+    """Return the parser of the whole, and that of each command."""
     parser = _Parser(
         prog="cqs",
         description="Exact softmax attention over long sequences, in equal and independent tasks.",
@@ -74,10 +98,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"cqs {cqs.__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="name")
     for command in _COMMANDS:
         command.add_parser(commands)
-    return parser
+    return parser, commands.choices
 
 
 def _fail(message: str, code: int) -> int:

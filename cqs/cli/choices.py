@@ -6,28 +6,29 @@ from typing import Any
 import numpy as np
 
 from cqs.cli.files import read_array
-from cqs.cli.options import Arguments, add_common, whole
+from cqs.cli.options import Arguments, add_common, path, real, whole
 from cqs.errors import OptionError
 from cqs.masks import Causal, Dense, Mask, Sinks, SlidingWindow
 from cqs.scores import ALiBi
 
-__all__ = ["add_choices", "has_scores", "mask_of", "scores_of"]
+__all__ = ["add_choices", "mask_of", "scores_of"]
 
 
-def add_choices(parser: argparse.ArgumentParser, has_data: bool = True) -> None:
-    """Add options for masks and scores, and with `has_data` those that are files."""
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    """Add options for masks and scores."""
     group = parser.add_argument_group("masks and scores")
     add_common(group, "causal")
     group.add_argument("--window", type=whole, metavar="N", help="query i sees keys i - N to i + N; with --causal to i")
     group.add_argument("--sinks", type=whole, metavar="N", help="with --window: every query also sees the first N keys")
-    if has_data:
-        group.add_argument("--mask", metavar="M.npy", help="bool, broadcasts to (..., heads, T, S): True where seen")
-        add_common(group, "scale")
-    group.add_argument("--softcap", type=float, metavar="C", help="scores become C tanh(score / C)")
-    group.add_argument("--alibi", action="store_true", help="linear biases, with the slopes of the paper")
-    if has_data:
-        group.add_argument("--bias", metavar="B.npy", help="added to scores; broadcasts to (..., heads, T, S)")
-        group.add_argument("--sink-logits", metavar="L.npy", help="attention-sink logits; broadcasts to (..., heads)")
+    seen = "bool, broadcasts to (..., heads, T, S): True where seen"
+    group.add_argument("--mask", type=path, metavar="M.npy", help=seen)
+    add_common(group, "scale")
+    group.add_argument("--softcap", type=real, metavar="C", help="scores become C tanh(score / C)")
+    group.add_argument("--alibi", action="store_true", help="linear biases, with the slopes of the ALiBi paper")
+    added = "added to scores; broadcasts to (..., heads, T, S)"
+    group.add_argument("--bias", type=path, metavar="B.npy", help=added)
+    logits = "attention-sink logits; broadcasts to (..., heads)"
+    group.add_argument("--sink-logits", type=path, metavar="L.npy", help=logits)
 
 
 def mask_of(args: Arguments) -> Mask | None:
@@ -48,15 +49,10 @@ def mask_of(args: Arguments) -> Mask | None:
         mask = band if args.sinks is None else band | Sinks(args.sinks)
         if args.causal and args.sinks is not None:
             mask &= Causal()
-    if getattr(args, "mask", None) is not None:
-        given = Dense(read_array(args.mask))
+    if args.mask is not None:
+        given = Dense(read_array("--mask", args.mask))
         mask = given if mask is None else mask & given
     return mask
-
-
-def has_scores(args: Arguments) -> bool:
-    """Whether the options change scores before the mask."""
-    return args.softcap is not None or args.alibi or getattr(args, "bias", None) is not None
 
 
 def scores_of(args: Arguments, n_heads: int) -> dict[str, Any]:
@@ -69,9 +65,11 @@ def scores_of(args: Arguments, n_heads: int) -> dict[str, Any]:
     """
     if args.alibi and args.bias is not None:
         raise OptionError.of("--bias", "be left out with --alibi", args.bias, "give one of them")
+    bias = None if args.bias is None else read_array("--bias", args.bias)
+    logits = None if args.sink_logits is None else np.array(read_array("--sink-logits", args.sink_logits))
     return {
         "scale": args.scale,
         "softcap": args.softcap,
-        "bias": ALiBi.standard(n_heads) if args.alibi else None if args.bias is None else read_array(args.bias),
-        "sink_logits": None if args.sink_logits is None else np.array(read_array(args.sink_logits)),
+        "bias": ALiBi.standard(n_heads) if args.alibi else bias,
+        "sink_logits": logits,
     }

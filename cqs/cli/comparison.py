@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+from cqs.cli.wording import in_options
 from cqs.errors import CQSError
 from cqs.schedule import Plan, Rates, Scheduler
 from cqs.units import format_bytes, format_count
@@ -26,7 +27,7 @@ def alternatives(scheduler: Scheduler, picked: Plan) -> dict[str, Plan | CQSErro
 
 
 def comparison_table(
-    found: Mapping[str, Plan | CQSError], picked: Plan, rates: Rates
+    found: Mapping[str, Plan | CQSError], picked: Plan, rates: Rates, why: str = ""
 ) -> tuple[list[list[str]], list[str]]:
     """Return rows of a table with a column for each strategy, the first row its head; and remarks.
 
@@ -38,13 +39,17 @@ def comparison_table(
         The one that a run would take.
     rates : Rates
         Of the machine, for the predicted times.
+    why : str
+        Why the picked one was taken, for the case that another would be faster.
     """
     plans = {name: plan for name, plan in found.items() if isinstance(plan, Plan)}
     rows = [["", *(f"{name} (picked)" if name == picked.strategy else name for name in plans)]]
     cells = [_cells(plan, rates) for plan in plans.values()]
     rows += [[name, *(cell[name] for cell in cells)] for name in cells[0]]
-    remarks = [f"{name} cannot: {error}" for name, error in found.items() if isinstance(error, CQSError)]
-    return rows, remarks + _reason(plans, picked, rates)
+    remarks = [
+        f"{name} cannot: {in_options(str(error))}" for name, error in found.items() if isinstance(error, CQSError)
+    ]
+    return rows, remarks + _reason(plans, picked, rates, why)
 
 
 def _cells(plan: Plan, rates: Rates) -> dict[str, str]:
@@ -63,17 +68,22 @@ def _cells(plan: Plan, rates: Rates) -> dict[str, str]:
     }
 
 
-def _reason(plans: Mapping[str, Plan], picked: Plan, rates: Rates) -> list[str]:
+def _reason(plans: Mapping[str, Plan], picked: Plan, rates: Rates, why: str) -> list[str]:
     """Say how much the other strategy would cost, and whether it would be the better one at these rates."""
     remarks = []
     for name, other in plans.items():
         if name != picked.strategy:
             times, ours = other.traffic.moved / max(picked.traffic.moved, 1), picked.seconds(rates)
             ratio = other.seconds(rates) / max(ours, 1e-12)
-            remarks.append(f"{name} would move {times:.3g} times the bytes, and take {ratio:.3g} times as long.")
+            remarks.append(f"{name} would move {_times(times, 'many bytes')}, and take {_times(ratio, 'long')}.")
             if ratio < 0.99:
-                remarks.append(f"At these rates {name} would be faster: ask for it with --strategy {name}.")
+                faster = f"At these rates {name} would be faster: ask for it with --strategy {name}"
+                remarks.append(f"{faster} ({why})." if why else f"{faster}.")
     return remarks
+
+
+def _times(ratio: float, what: str) -> str:
+    return f"as {what}" if f"{ratio:.3g}" == "1" else f"{ratio:.3g} times as {what}"
 
 
 def comparison_json(found: Mapping[str, Plan | CQSError], picked: Plan, rates: Rates) -> dict[str, Any]:
@@ -81,7 +91,7 @@ def comparison_json(found: Mapping[str, Plan | CQSError], picked: Plan, rates: R
     strategies: dict[str, Any] = {}
     for name, plan in found.items():
         if isinstance(plan, CQSError):
-            strategies[name] = {"error": str(plan)}
+            strategies[name] = {"error": in_options(str(plan))}
             continue
         p = plan.problem
         strategies[name] = {

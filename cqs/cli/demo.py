@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 import cqs
 from cqs.cli.interrupts import ending_at_once
-from cqs.cli.options import Arguments, Parsers, add_command, add_common
+from cqs.cli.options import Arguments, Parsers, add_command, add_common, whole
 from cqs.cli.summary import plan_json, plan_rows, summarize
 from cqs.cli.terminal import print_json, print_table, print_verdict
 from cqs.cli.verify import error_rows, verdict, verification_json
@@ -34,7 +34,7 @@ examples:
 def add_parser(parsers: Parsers) -> None:
     """Add the command to the parser."""
     parser = add_command(parsers, "demo", "[options]", "run attention over real data, and check the result", _EPILOG)
-    parser.add_argument("--workers", type=int, default=31, metavar="W", help="number of tasks (default 31)")
+    parser.add_argument("--workers", type=whole, default=31, metavar="W", help="number of tasks (default 31)")
     add_common(parser, "causal", "threads", "json")
     parser.set_defaults(command=command)
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from cqs.errors import OptionError
 
-__all__ = ["FileInput", "check_output", "input_of", "inputs_of", "read_array", "refuse_unfinished"]
+__all__ = ["FileInput", "check_output", "input_of", "inputs_of", "read_array", "refuse_missing", "refuse_unfinished"]
 
 FileInput: TypeAlias = str | npt.NDArray[Any]  # a path, which is read slice by slice, or an array
 
@@ -66,8 +66,9 @@ def input_of(path: str) -> FileInput:
     return path if array.flags.c_contiguous else array.view(np.ndarray)
 
 
-def read_array(path: str) -> npt.NDArray[Any]:
-    """Map a .npy file into memory, for reading."""
+def read_array(option: str, path: str) -> npt.NDArray[Any]:
+    """Map the .npy file of an option into memory, for reading."""
+    _refuse_missing(option, path)
     if _is_archive(path):
         raise _archive(path)
     try:
@@ -75,6 +76,21 @@ def read_array(path: str) -> npt.NDArray[Any]:
     except _UNREADABLE as error:
         raise _unreadable(path, "a complete .npy file of numbers", error) from None
     return array.view(np.ndarray)
+
+
+def refuse_missing(paths: Sequence[str], output: str | None = None) -> None:
+    """Refuse inputs, and an output that is to be read, that do not exist, by what the usage calls them."""
+    names = ("Q", "K", "V") if len(paths) == 3 else ("INPUTS.npz",) * len(paths)
+    for name, path in zip(names, paths, strict=False):
+        _refuse_missing(name, path)
+    if output is not None:
+        _refuse_missing("OUT", output)
+
+
+def _refuse_missing(name: str, path: str) -> None:
+    if not os.path.lexists(path):
+        remedy = "check its name" if os.path.isabs(path) else f"there is none of that name in {os.getcwd()}"
+        raise OptionError.of(name, "be a file that exists", path, remedy)
 
 
 def refuse_unfinished(path: str) -> None:
@@ -117,7 +133,8 @@ def check_output(option: str, path: str, inputs: Sequence[str], force: bool, kin
         if any(target.samefile(other) for other in inputs):
             raise OptionError.of(option, "not be one of the inputs", path, "write to another file")
         if not target.is_file() and target.suffix != ".zarr":
-            raise OptionError.of(option, "be a regular file", path, "write to another file")
+            kind = "a directory" if target.is_dir() else "neither a file nor a directory"
+            raise OptionError.of(option, "be a regular file", f"{path}, which is {kind}", "write to another file")
         if not force:
             raise OptionError.of(option, "not exist yet", path, "give --force to replace it")
     return target

@@ -11,6 +11,7 @@ from types import FrameType
 __all__ = ["ending_at_once"]
 
 _STDERR = 2
+_END = "it cannot be resumed, and may be deleted"
 _END_BAR = "\r\x1b[2K\x1b[?25h"  # clear the line that a progress bar is in, and show the cursor that it hid
 
 
@@ -33,7 +34,7 @@ def ending_at_once(outputs: Sequence[Path] = ()) -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         names = [f"{path.name}.unfinished" for path in outputs]
         left = [name for path, name in zip(outputs, names, strict=True) if path.with_name(name).exists()]
-        kept = f"; what there is of the output is kept as {' and '.join(left)}" if left else ""
+        kept = f"; what there is of the output is kept as {' and '.join(left)}: {_END}" if left else ""
         os.write(_STDERR, f"{_END_BAR if os.isatty(_STDERR) else ''}cqs: interrupted{kept}\n".encode())
         os._exit(128 + number)
 

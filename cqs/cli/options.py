@@ -1,13 +1,14 @@
 """What several commands have in common: types of arguments, options, and the parser of one command."""
 
 import argparse
+import os.path
 import re
 from typing import Any
 
 from cqs.engines import LocalEngine
 from cqs.errors import OptionError
 
-__all__ = ["Arguments", "Parsers", "add_command", "add_common", "engine_of", "numbers", "rate", "whole"]
+__all__ = ["Arguments", "Parsers", "add_command", "add_common", "engine_of", "numbers", "path", "rate", "real", "whole"]
 
 Arguments = argparse.Namespace
 Parsers = Any  # what `add_subparsers` returns has no public name
@@ -53,26 +54,6 @@ def numbers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"must be numbers such as 0,1, got {text!r}") from None
 
 
-_COMMON: dict[str, dict[str, Any]] = {
-    "workers": {"type": int, "metavar": "W", "help": "number of tasks; by default what suits this machine"},
-    "causal": {"action": "store_true", "help": "query i sees keys j <= i only"},
-    "scale": {"type": float, "metavar": "X", "help": "what scores are multiplied by; by default 1/sqrt(width)"},
-    "strategy": {
-        "default": "auto",
-        "metavar": "NAME",
-        "help": "how scores are cut: auto (default), cqs, tiles, ring, tree",
-    },
-    "memory": {
-        "metavar": "BYTES",
-        "help": "the most to hold beyond inputs in memory, such as 256MiB; by default no limit",
-    },
-    "backend": {"metavar": "NAME", "help": "numpy (default), or cupy, which computes on a GPU"},
-    "devices": {"type": numbers, "metavar": "N,N...", "help": "which GPUs, such as 0,1; by default the first"},
-    "threads": {"type": int, "metavar": "N", "help": "threads to compute on; by default one a CPU"},
-    "json": {"action": "store_true", "help": "print one JSON object in place of the table"},
-}
-
-
 def whole(text: str) -> int:
     """Read a whole number, which may be written like 1e6.
 
@@ -86,6 +67,43 @@ def whole(text: str) -> int:
     if number < 0 or number != number // 1:
         raise argparse.ArgumentTypeError(f"must be a whole number such as 4096 or 1e6, got {text!r}")
     return int(number)
+
+
+def real(text: str) -> float:
+    """Read a number.
+
+    >>> real("0.125")
+    0.125
+    """
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number such as 0.125, got {text!r}") from None
+
+
+def path(text: str) -> str:
+    """Read a path; `~` is a home directory also where a shell has left it, as in `--mask=~/m.npy`."""
+    return os.path.expanduser(text)
+
+
+_COMMON: dict[str, dict[str, Any]] = {
+    "workers": {"type": whole, "metavar": "W", "help": "number of tasks; by default what suits this machine"},
+    "causal": {"action": "store_true", "help": "query i sees keys j <= i only"},
+    "scale": {"type": real, "metavar": "X", "help": "what scores are multiplied by; by default 1/sqrt(width)"},
+    "strategy": {
+        "default": "auto",
+        "metavar": "NAME",
+        "help": "how scores are cut: auto (default), cqs, tiles, ring, tree",
+    },
+    "memory": {
+        "metavar": "BYTES",
+        "help": "the most to hold beyond inputs in memory, such as 256MiB; by default no limit",
+    },
+    "backend": {"metavar": "NAME", "help": "numpy (default), or cupy, which computes on a GPU"},
+    "devices": {"type": numbers, "metavar": "N,N...", "help": "which GPUs, such as 0,1; by default the first"},
+    "threads": {"type": whole, "metavar": "N", "help": "threads to compute on; by default one a CPU"},
+    "json": {"action": "store_true", "help": "print one JSON object in place of the table"},
+}
 
 
 def rate(text: str) -> float:

@@ -4,17 +4,21 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Literal
 
-from cqs.cli.choices import add_choices, has_scores, mask_of
+import numpy as np
+
+from cqs.cli.choices import add_choices, mask_of, scores_of
 from cqs.cli.comparison import alternatives, comparison_json, comparison_table
-from cqs.cli.files import inputs_of
+from cqs.cli.files import inputs_of, refuse_missing
 from cqs.cli.measure import measured_rates
-from cqs.cli.options import Arguments, Parsers, add_command, add_common, engine_of, rate, whole
+from cqs.cli.options import Arguments, Parsers, add_command, add_common, engine_of, path, rate, whole
 from cqs.cli.summary import plan_json, plan_rows, summarize
 from cqs.cli.terminal import print_columns, print_json, print_table, print_text
 from cqs.errors import OptionError
+from cqs.kernels import KERNELS
 from cqs.placing import placed
 from cqs.problem import AttentionProblem
-from cqs.schedule import Rates, Scheduler, Setting
+from cqs.schedule import Plan, Rates, Scheduler, Setting
+from cqs.scores import Scores, checked_sink_logits
 from cqs.sources import ShapeInput, open_inputs
 from cqs.units import format_bytes, format_count, parse_bytes
 
@@ -24,7 +28,8 @@ _USAGE = "[options] (Q K V | INPUTS.npz | --tokens T --heads H --dim D)"
 _EPILOG = """\
 Both strategies are shown side by side: what each would hold, move and compute,
 and how long it would take at rates that are stated, measured or typical. Bare
-shapes stand for arrays in memory, or with --memory for files.
+shapes stand for arrays in memory, or with --memory for files. The output
+is taken to be a .npy file. Other options of `cqs run` do not change the plan.
 
 examples:
   cqs plan --tokens 4096 --heads 8 --dim 64 --workers 31
@@ -38,7 +43,7 @@ _SHAPE = ("tokens", "heads", "dim", "kv_heads", "value_dim", "key_tokens", "batc
 def add_parser(parsers: Parsers) -> None:
     """Add the command to the parser."""
     parser = add_command(parsers, "plan", _USAGE, "show what a run would do, without running it", _EPILOG)
-    parser.add_argument("files", nargs="*", metavar="FILE", help="q, k and v, or one .npz that holds them")
+    parser.add_argument("files", nargs="*", type=path, metavar="FILE", help="q, k and v, or one .npz that holds them")
     shape = parser.add_argument_group("shapes, in place of files")
     shape.add_argument("--tokens", type=whole, metavar="T", help="queries, and keys unless --key-tokens is given")
     shape.add_argument("--heads", type=whole, metavar="H", help="query heads")
@@ -48,14 +53,17 @@ def add_parser(parsers: Parsers) -> None:
     shape.add_argument("--key-tokens", type=whole, metavar="S", help="keys and values; by default T")
     shape.add_argument("--batch", type=whole, nargs="+", metavar="B", help="batch dimensions; by default none")
     shape.add_argument("--dtype", metavar="NAME", help="float16, bfloat16, float32 (default) or float64")
-    add_common(parser, "memory", "workers", "strategy", "threads", "backend", "devices")
+    add_common(parser, "memory", "workers", "strategy")
+    parser.add_argument("--kernel", default="auto", metavar="NAME", help=f"auto (default), {', '.join(KERNELS)}")
+    add_common(parser, "threads", "backend", "devices")
+    parser.add_argument("--lse", action="store_true", help="as if the log-sum-exp were written, which is held then")
     speed = parser.add_argument_group("rates, for predicted times")
     speed.add_argument(
         "--rate", type=rate, metavar="FLOP/S", help="of matrix products on all threads, such as 150G or 2.5T"
     )
     speed.add_argument("--bandwidth", metavar="BYTES/S", help="of reading and writing, such as 2GB")
     speed.add_argument("--measure", action="store_true", help="measure both here, in a second")
-    add_choices(parser, has_data=False)
+    add_choices(parser)
     add_common(parser, "json")
     parser.set_defaults(command=command)
 
@@ -70,7 +78,7 @@ def command(args: Arguments) -> int:
         print_json(plan_json(plan, summary) | {"comparison": comparison_json(found, plan, rates)})
         return 0
     print_table("cqs plan", plan_rows(plan, summary))
-    rows, remarks = comparison_table(found, plan, rates)
+    rows, remarks = comparison_table(found, plan, rates, _why_not_tiles(args, plan))
     print_text("")
     print_columns(rows)
     print_text("", *remarks, f"Times: {_describe(args, rates)}.")
@@ -88,17 +96,27 @@ def _problem(args: Arguments) -> tuple[AttentionProblem, int | None, Setting]:
         raise OptionError(f"give files, or --tokens, --heads and --dim; missing: {', '.join(missing)}")
     dtype = "float32" if args.dtype is None else args.dtype
     is_run = bool(args.files) or args.memory is not None  # as `cqs run` does it, from files to a file
+    refuse_missing(args.files)
     inputs = inputs_of(args.files) if args.files else [ShapeInput(x, dtype, is_run) for x in _shapes(args)]
     engine = engine_of(args)
     with closing(open_inputs(*inputs)) as source:
-        problem = AttentionProblem.of(source.q, source.k, source.v, mask=mask_of(args))
+        mask = mask_of(args)
+        problem = AttentionProblem.of(source.q, source.k, source.v, mask=mask, scale=args.scale)
         place = placed(
-            problem, source, backend=args.backend, devices=args.devices, kernel="auto", engine=engine,
-            memory=args.memory, has_scores=has_scores(args),
+            problem, source, backend=args.backend, devices=args.devices, kernel=args.kernel, engine=engine,
+            memory=args.memory, has_scores=_has_scores(args, problem),
         )  # fmt: skip
     written = problem.accumulator_dtype if is_run and problem.dtype == "bfloat16" else problem.dtype
     output: Literal["sink", "new"] = "sink" if is_run else "new"
-    return problem, place.memory, replace(place.setting, output=output, output_dtype=written, keeps_lse=False)
+    return problem, place.memory, replace(place.setting, output=output, output_dtype=written, keeps_lse=args.lse)
+
+
+def _has_scores(args: Arguments, problem: AttentionProblem) -> bool:
+    """Whether the options change scores before the mask; what is wrong with them is refused."""
+    choice, like = scores_of(args, problem.n_heads), np.empty(0)
+    if choice["sink_logits"] is not None:
+        checked_sink_logits(choice["sink_logits"], problem, like)
+    return Scores.of(problem, like, choice["softcap"], choice["bias"], None) is not None
 
 
 def _rates(args: Arguments, setting: Setting) -> Rates:
@@ -113,6 +131,15 @@ def _rates(args: Arguments, setting: Setting) -> Rates:
     if rates.bytes <= 0:
         raise OptionError.of("--bandwidth", "be more than 0", args.bandwidth, "leave it out for a typical one")
     return rates
+
+
+def _why_not_tiles(args: Arguments, plan: Plan) -> str:
+    """Say why `auto` has taken quorums, which it may have done without looking at the predicted time."""
+    if args.strategy != "auto" or plan.strategy != "cqs":
+        return ""
+    if args.workers is not None:
+        return "auto takes cqs where --workers is given, since so many tasks can go elsewhere"
+    return "auto goes by typical rates" if args.memory is not None else "auto compares the two under --memory only"
 
 
 def _describe(args: Arguments, rates: Rates) -> str:

@@ -2,6 +2,7 @@
 
 import colorsys
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from cqs.cli.options import Arguments, Parsers, add_command, add_common, whole
@@ -12,10 +13,13 @@ __all__ = ["add_parser", "command"]
 
 _MOST_SHOWN = 31  # workers whose quorums and tiles are all shown
 _FEW = 5
+_MOST_ELEMENTS = 40  # of a base or a quorum that are written
+_ENDS = 6  # of a longer one, at each end
 _EPILOG = """\
 W workers hold groups of tokens, such that any two groups meet at some worker:
 one of those owns their tile of the score matrix. Up to W = 31 all quorums are
 shown, and who owns which tile (rows are query groups, columns key groups).
+Bases of more than 40 elements are shortened; --json has all of them.
 
 examples:
   cqs quorum 7
@@ -60,22 +64,20 @@ def command(args: Arguments) -> int:
 
 def _rows(quorums: CyclicQuorumSet) -> list[tuple[str, str]]:
     cover, W = quorums.cover, quorums.modulus
-    least, most = _loads(quorums)
-    causal = f"{least:g}" if least == most else f"{least:g} to {most:g}"
     return [
-        ("base", " ".join(map(str, cover.base))),
+        ("base", _listed(cover.base)),
         ("from", str(cover.construction)),
-        ("size", f"{cover.size}; no cover has less than {cover.lower_bound}"),
+        ("size", f"{cover.size:,}; no cover has less than {cover.lower_bound:,}"),
         ("minimal", cover.minimality.label),
         ("perfect", "yes: every difference occurs exactly once" if cover.is_perfect else "no"),
-        ("a worker holds", f"{cover.size} of {W} groups, {cover.size / W:.0%}"),
-        ("a worker owns", f"{W} of {W * W:,} tiles; causal: {causal} tiles' worth"),
+        ("a worker holds", f"{cover.size:,} of {W:,} groups, {100 * cover.size / W:.3g}%"),
+        ("a worker owns", f"{W:,} of {W * W:,} tiles; causal: {_causal_load(W):g} tiles' worth"),
     ]
 
 
 def _proof_lines(cover: DifferenceCover) -> list[str]:
     """Return the proof for a person to read; it was checked before."""
-    lines = [f"{cover.size} elements cover Z_{cover.modulus}: {' '.join(map(str, cover.base))}", ""]
+    lines = [f"{cover.size} elements cover Z_{cover.modulus}: {_listed(cover.base)}", ""]
     lines += [f"Proof, each step checked ({cover.construction}):"]
     lines += [f"  {number}. {step}" for number, step in enumerate(cover.certificate.steps(), start=1)]
     lines += ["", str(cover.minimality)]
@@ -87,20 +89,28 @@ def _json_proof(cover: DifferenceCover) -> dict[str, Any]:
     return {"certificate": certificate, "minimality": cover.minimality.to_dict()}
 
 
-def _loads(quorums: CyclicQuorumSet) -> tuple[float, float]:
-    """Return the least and the most tiles of a worker under a causal mask, where a diagonal tile is half a tile."""
-    W = quorums.modulus
-    workers = range(W) if W <= 500 else (0, 1, W // 2, W - 1)
-    loads = [sum((g > h) + (g == h) / 2 for g, h in quorums.tiles(i)) for i in workers]
-    return min(loads), max(loads)
+def _causal_load(W: int) -> float:
+    """Return the tiles of every worker under a causal mask, where a diagonal tile is half a tile.
+
+    Of its W tiles, some are pairs (g, h) and (h, g), of which one is visible, and the others are on the diagonal.
+    """
+    return W / 2
+
+
+def _listed(numbers: Sequence[int], width: int = 0) -> str:
+    """Write numbers one after the other; of very many, those at the ends."""
+    written = [f"{number:>{width}}" for number in numbers]
+    if len(written) > _MOST_ELEMENTS:
+        written[_ENDS:-_ENDS] = [f"... {len(written) - 2 * _ENDS:,} more ..."]
+    return " ".join(written)
 
 
 def _json(quorums: CyclicQuorumSet) -> dict[str, Any]:
     cover, W = quorums.cover, quorums.modulus
-    least, most = _loads(quorums)
+    causal = _causal_load(W)
     values: dict[str, Any] = {"workers": W, "base": cover.base, "size": cover.size, "lower_bound": cover.lower_bound}
     values |= {"construction": str(cover.construction), "minimality": cover.minimality.label}
-    values |= {"is_perfect": cover.is_perfect, "tiles": W, "causal_tiles": {"least": least, "most": most}}
+    values |= {"is_perfect": cover.is_perfect, "tiles": W, "causal_tiles": {"least": causal, "most": causal}}
     shown = W <= _MOST_SHOWN
     values["quorums"] = [quorums.quorum(i) for i in range(W)] if shown else None
     return values | {"owners": quorums.ownership().tolist() if shown else None}
@@ -108,12 +118,9 @@ def _json(quorums: CyclicQuorumSet) -> dict[str, Any]:
 
 def _quorum_lines(quorums: CyclicQuorumSet, n: int) -> list[str]:
     width = len(str(quorums.modulus - 1))
-    lines = [
-        f"  worker {i:>{width}}  holds groups  " + " ".join(f"{g:>{width}}" for g in quorums.quorum(i))
-        for i in range(n)
-    ]
+    lines = [f"  worker {i:>{width}}  holds groups  {_listed(quorums.quorum(i), width)}" for i in range(n)]
     n_more = quorums.modulus - n
-    return [*lines, f"  ... and {n_more} more, each one further on"] if n_more else lines
+    return [*lines, f"  ... and {n_more:,} more, each one further on"] if n_more else lines
 
 
 def _matrix(quorums: CyclicQuorumSet) -> list[Any]:

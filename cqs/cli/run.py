@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 import cqs
 from cqs.cli.choices import add_choices, mask_of, scores_of
-from cqs.cli.files import FileInput, check_output, inputs_of
+from cqs.cli.files import FileInput, check_output, inputs_of, refuse_missing
 from cqs.cli.interrupts import ending_at_once
-from cqs.cli.options import Arguments, Parsers, add_command, add_common, engine_of
+from cqs.cli.options import Arguments, Parsers, add_command, add_common, engine_of, path
 from cqs.cli.summary import moved, plan_json, plan_rows, summarize
 from cqs.cli.terminal import print_json, print_table
 from cqs.errors import OptionError
@@ -34,7 +34,7 @@ Arrays are (..., heads, tokens, width), of float16, float32 or float64; keys may
 have fewer heads than queries. Inputs are .npy files or Zarr arrays, of which
 only what a task needs is read, or one .npz, which is loaded. The output, .npy
 or .zarr, appears under its name only when it is complete: until then, and
-after Ctrl-C, it is OUT.unfinished.
+after Ctrl-C, it is OUT.unfinished, which is of no use and may be deleted.
 
 examples:
   cqs run q.npy k.npy v.npy -o out.npy --causal --memory 256MiB
@@ -46,14 +46,16 @@ examples:
 def add_parser(parsers: Parsers) -> None:
     """Add the command to the parser."""
     parser = add_command(parsers, "run", _USAGE, "compute attention over arrays in files", _EPILOG)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="q, k and v, or one .npz that holds them")
-    parser.add_argument("-o", "--out", required=True, metavar="OUT", help="where the output is written: .npy or .zarr")
-    parser.add_argument("--lse", metavar="LSE.npy", help="where the log-sum-exp of each query is written")
+    parser.add_argument("files", nargs="+", type=path, metavar="FILE", help="q, k and v, or one .npz that holds them")
+    parser.add_argument(
+        "-o", "--out", required=True, type=path, metavar="OUT", help="where the output goes: .npy or .zarr"
+    )
+    parser.add_argument("--lse", type=path, metavar="LSE.npy", help="where the log-sum-exp of each query is written")
     add_common(parser, "memory", "workers", "strategy")
     parser.add_argument("--kernel", default="auto", metavar="NAME", help=f"auto (default), {', '.join(KERNELS)}")
     add_common(parser, "threads", "backend", "devices")
     parser.add_argument(
-        "--trace", metavar="TRACE.json", help="write what happens when; https://ui.perfetto.dev opens it"
+        "--trace", type=path, metavar="TRACE.json", help="write what happens when; https://ui.perfetto.dev opens it"
     )
     parser.add_argument("--force", action="store_true", help="replace outputs that exist")
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
@@ -64,6 +66,7 @@ def add_parser(parsers: Parsers) -> None:
 
 def command(args: Arguments) -> int:
     """Run the command."""
+    refuse_missing(args.files)
     targets = _targets(args)
     inputs = inputs_of(args.files)
     options = _options(args, inputs)
@@ -101,11 +104,11 @@ def _targets(args: Arguments) -> dict[str, Path]:
     kinds = {"out": (".npy", ".zarr"), "lse": (".npy",), "trace": (".json",)}
     targets: dict[str, Path] = {}
     for name, allowed in kinds.items():
-        path, option = getattr(args, name), "-o" if name == "out" else f"--{name}"
-        if path is not None:
-            target = check_output(option, path, args.files, args.force, allowed)
+        given, option = getattr(args, name), "-o" if name == "out" else f"--{name}"
+        if given is not None:
+            target = check_output(option, given, args.files, args.force, allowed)
             if target in targets.values():
-                raise OptionError.of(option, "be another file than -o", path, "write to another file")
+                raise OptionError.of(option, "be another file than -o", given, "write to another file")
             targets[name] = target
     return targets
 

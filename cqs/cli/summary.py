@@ -1,9 +1,11 @@
 """A plan in a few numbers, for people and as JSON."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from cqs.errors import OptionError
+from cqs.masks import NoMask
 from cqs.schedule import Plan, Traffic
 from cqs.trace import Counters
 from cqs.units import format_bytes, format_count
@@ -60,8 +62,17 @@ def summarize(plan: Plan) -> LoadSummary:
 
 
 def plan_json(plan: Plan, summary: LoadSummary) -> dict[str, Any]:
-    """Return the plan as `Plan.to_json` writes it, and its summary as "loads"."""
-    return {**json.loads(plan.to_json()), "loads": asdict(summary)}
+    """Return the plan as `Plan.to_json` writes it, and its summary as "loads".
+
+    A mask that is an array, which `to_json` refuses, is described in words; of that no plan can be made again.
+    """
+    try:
+        values = json.loads(plan.to_json())
+    except OptionError:
+        bare = replace(plan, problem=replace(plan.problem, mask=NoMask()))
+        values = json.loads(bare.to_json())
+        values["problem"]["mask"] = str(plan.problem.mask)
+    return {**values, "loads": asdict(summary)}
 
 
 def plan_rows(plan: Plan, summary: LoadSummary) -> list[tuple[str, str]]:

@@ -1,5 +1,7 @@
 """`cqs verify`: whether an output is the attention of its inputs."""
 
+import argparse
+import os
 import sys
 from math import prod
 from time import perf_counter
@@ -7,8 +9,8 @@ from typing import Any
 
 import cqs
 from cqs.cli.choices import add_choices, mask_of, scores_of
-from cqs.cli.files import input_of, inputs_of, refuse_unfinished
-from cqs.cli.options import Arguments, Parsers, add_command, add_common, whole
+from cqs.cli.files import input_of, inputs_of, refuse_missing, refuse_unfinished
+from cqs.cli.options import Arguments, Parsers, add_command, add_common, path, whole
 from cqs.cli.terminal import print_json, print_table, print_verdict
 from cqs.errors import OptionError
 from cqs.progress import progress_bar
@@ -37,8 +39,12 @@ examples:
 def add_parser(parsers: Parsers) -> None:
     """Add the command to the parser."""
     parser = add_command(parsers, "verify", _USAGE, "check an output against float64", _EPILOG)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="q, k and v, or one .npz, and then the output")
-    parser.add_argument("--rows", type=whole, default=64, metavar="N", help="random rows of each head (default 64)")
+    parser.add_argument(
+        "files", nargs="+", type=path, metavar="FILE", help="q, k and v, or one .npz, and then the output"
+    )
+    parser.add_argument(
+        "--rows", type=_rows, default=64, metavar="N", help="random rows of each head (default 64), or all"
+    )
     parser.add_argument("--seed", type=whole, default=0, metavar="N", help="which rows are drawn (default 0)")
     add_common(parser, "memory", "workers", "strategy", "json")
     add_choices(parser)
@@ -52,7 +58,10 @@ def command(args: Arguments) -> int:
         rule = "be q.npy k.npy v.npy out.npy, or inputs.npz out.npy"
         raise OptionError.of("FILE", rule, f"{len(args.files)} files", "give 2 or 4")
     refuse_unfinished(output)
+    refuse_missing(paths, output)
     (q, k, v), out = inputs_of(paths), input_of(output)
+    if any(os.path.samefile(output, path) for path in paths):
+        raise OptionError.of("OUT", "be another file than the inputs", output, "give what `cqs run` wrote, last")
     plan, choice = _plan(args, (q, k, v), output)
     p = plan.problem
     with progress_bar("checking heads", p.n_batch_heads) as report:
@@ -70,6 +79,16 @@ def command(args: Arguments) -> int:
         print_table(f"cqs verify {output}", [("checked", rows), *error_rows(found)])
         print_verdict(verdict(found), found.passed)
     return 0 if found.passed else 1
+
+
+def _rows(text: str) -> int | None:
+    """Read how many rows; None is all."""
+    if text == "all":
+        return None
+    try:
+        return whole(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(str(error).replace("must be", "must be all, or", 1)) from None
 
 
 def _plan(args: Arguments, inputs: Any, output: str) -> tuple[Plan, dict[str, Any]]:

@@ -54,7 +54,7 @@ class Region:
     @classmethod
     def whole(cls, n_queries: int, n_keys: int, mask: Mask | None = None) -> Self:
         """Return the region of a plain call: all queries against all keys, numbered from 0."""
-        return cls((range(n_queries),), (range(n_keys),), mask or NoMask())
+        return cls((range(n_queries),), (range(n_keys),), NoMask() if mask is None else mask)
 
     @property
     def n_columns(self) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NoReturn
 
 from cqs.backend import is_cupy, is_numpy
 from cqs.errors import OptionError
@@ -49,7 +50,21 @@ _TABLE = (
     Kernel("blockwise", blockwise.attend),  # never a T x S array
     Kernel("reference", reference.attend),  # the formula, for reading
 )
-KERNELS = {kernel.name: kernel for kernel in _TABLE}
+
+
+class _Kernels(dict[str, Kernel]):
+    """The table by name."""
+
+    def __missing__(self, name: object) -> NoReturn:
+        raise _unknown(name)
+
+
+def _unknown(name: object) -> OptionError:
+    rule = f"be auto or one of {', '.join(kernel.name for kernel in _TABLE)}"
+    return OptionError.of("kernel", rule, repr(name), "'auto' picks the fastest")
+
+
+KERNELS = _Kernels({kernel.name: kernel for kernel in _TABLE})
 
 
 def choose_kernel(name: str, request: Request) -> tuple[Kernel, tuple[tuple[str, str], ...]]:
@@ -76,9 +91,7 @@ def choose_kernel(name: str, request: Request) -> tuple[Kernel, tuple[tuple[str,
                 return kernel, tuple(passed_over)
             passed_over.append((kernel.name, refusal))
     if not isinstance(name, str) or name not in KERNELS:
-        raise OptionError.of(
-            "kernel", f"be auto or one of {', '.join(KERNELS)}", repr(name), "'auto' picks the fastest"
-        )
+        raise _unknown(name)
     kernel = KERNELS[name]
     if not kernel.takes(request.xp):
         library = request.xp.__name__.removeprefix("array_api_compat.")

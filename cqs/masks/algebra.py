@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cqs.masks.mask import Booleans, Coverage, Integers, Mask, merged
+from cqs.masks.per_head import as_mask
 
 __all__ = ["And", "Not", "Or"]
 
@@ -16,6 +17,10 @@ class _Pair(Mask):
 
     left: Mask
     right: Mask
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "left", as_mask("mask", self.left))
+        object.__setattr__(self, "right", as_mask("mask", self.right))
 
     @property
     def lead(self) -> tuple[int, ...]:
@@ -122,6 +127,9 @@ class Not(Mask):
     """A query sees what it does not see by the mask; written `~a`."""
 
     mask: Mask
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mask", as_mask("mask", self.mask))
 
     @property
     def lead(self) -> tuple[int, ...]:

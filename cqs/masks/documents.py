@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 
 from cqs.checks import whole_number
-from cqs.errors import OptionError
+from cqs.errors import OptionError, ShapeError
 from cqs.masks.mask import Booleans, Integers, Mask
 
 __all__ = ["Documents"]
@@ -23,11 +23,15 @@ class Documents(Mask):
     Parameters
     ----------
     lengths : sequence of int
-        Tokens of each document, one after the other, as queries.
+        Tokens of each document, one after the other, as queries: T in all, or fewer where padding follows.
     key_lengths : sequence of int, optional
-        The same as keys, as many documents; by default the same lengths.
+        The same as keys, as many documents; by default the same lengths. S in all, or fewer.
 
-    Tokens after the last document belong to none: they see nothing and are seen by no one.
+    Notes
+    -----
+    Tokens after the last document are padding, and belong to none: they see nothing and are seen by no one, so their
+    output is 0 and their log-sum-exp -inf. Lengths that come to *more* tokens than there are cannot be meant: the
+    problem is refused, with a `ShapeError`.
 
     Examples
     --------
@@ -63,6 +67,18 @@ class Documents(Mask):
             rule, got = "keep the tokens of a document together", f"{len(starts)} runs of {len(np.unique(numbers))}"
             raise OptionError.of("ids", rule, got, "sort the tokens by document")
         return cls(tuple(np.diff(starts, append=len(numbers)).tolist()))
+
+    def bind(self, batch: tuple[int, ...], n_heads: int, n_queries: int, n_keys: int) -> Mask:
+        """Refuse documents that have more tokens than there are."""
+        keys = ("lengths", self.lengths) if self.key_lengths is None else ("key_lengths", self.key_lengths)
+        for (name, lengths), what, n in ((("lengths", self.lengths), "queries", n_queries), (keys, "keys", n_keys)):
+            if sum(lengths) > n:
+                rule = f"come to at most {n} {what}, as there are no more"
+                remedy = "count the tokens of each document that are there"
+                if what == "keys" and self.key_lengths is None:
+                    remedy = "give `key_lengths` as well, where documents have other keys than queries"
+                raise ShapeError.of(name, rule, f"{sum(lengths)} in {len(lengths)} documents", remedy)
+        return self
 
     @property
     def _ends(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from cqs.errors import ShapeError
 from cqs.masks.mask import Mask
 
-__all__ = ["Aligned", "Entries", "check_broadcast", "entries", "entry", "shape_of"]
+__all__ = ["Aligned", "Entries", "check_broadcast", "entries", "entry", "most", "shape_of"]
 
 Entries: TypeAlias = int | tuple[Any, ...]  # tuples of tuples of int, as deep as there are axes
 
@@ -49,6 +49,15 @@ def entry(values: Entries, index: tuple[int, ...]) -> int:
         values = values[i if len(values) > 1 else 0]
     assert isinstance(values, int)
     return values
+
+
+def most(values: Entries) -> int:
+    """Return the largest of the numbers; 0 if there are none.
+
+    >>> most(((1, 2), (5, 3))), most(7), most(())
+    (5, 7, 0)
+    """
+    return values if isinstance(values, int) else max(map(most, values), default=0)
 
 
 def check_broadcast(name: str, values: Entries, batch: tuple[int, ...]) -> None:

@@ -5,10 +5,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
+
+from cqs.errors import OptionError
 
 if TYPE_CHECKING:
     from cqs.masks.algebra import And, Not, Or
@@ -36,13 +38,16 @@ class Mask(ABC):
     """A rule that says which keys each query sees; positions are token numbers, counted from 0.
 
     `visible` is the definition, and `edges` says where along the keys it may change; what is asked of rectangles
-    follows from these two, in O(rows), or in closed form where a mask has one. Masks are combined by `&`, `|` and `~`.
+    follows from these two, in O(rows), or in closed form where a mask has one. Masks are combined by `&`, `|` and `~`,
+    also with boolean arrays, which become `Dense`; `and`, `or` and `not` are refused.
     They are evaluated by NumPy, whatever the library of the inputs: only rectangles that are visible in part ever are.
 
     The methods agree: `classify` says EMPTY or FULL exactly where the rectangle is, `reach` may be too long, and
     `count` is the exact number of True in `visible`. Where `hides_nothing` is True, so is `visible` everywhere.
     Of a mask without edges, `classify` may say PARTIAL of any rectangle with more than 2^22 pairs, heads counted.
     """
+
+    __array_ufunc__ = None  # so that `array & mask` asks the mask
 
     @property
     def hides_nothing(self) -> bool:
@@ -175,20 +180,34 @@ class Mask(ABC):
             values[field.name] = value.to_dict() if isinstance(value, Mask) else value
         return values
 
-    def __and__(self, other: "Mask") -> "And":
+    def __and__(self, other: Any) -> "And":
         from cqs.masks.algebra import And
 
-        return And(self, other) if isinstance(other, Mask) else NotImplemented
+        return And(self, other)
 
-    def __or__(self, other: "Mask") -> "Or":
+    def __rand__(self, other: Any) -> "And":
+        from cqs.masks.algebra import And
+
+        return And(other, self)
+
+    def __or__(self, other: Any) -> "Or":
         from cqs.masks.algebra import Or
 
-        return Or(self, other) if isinstance(other, Mask) else NotImplemented
+        return Or(self, other)
+
+    def __ror__(self, other: Any) -> "Or":
+        from cqs.masks.algebra import Or
+
+        return Or(other, self)
 
     def __invert__(self) -> "Not":
         from cqs.masks.algebra import Not
 
         return Not(self)
+
+    def __bool__(self) -> NoReturn:
+        rule = "not be taken for true or false, as `and`, `or`, `not` and `if` do"
+        raise OptionError.of("mask", rule, str(self), "combine masks by &, | and ~")
 
 
 def merged(parts: list[range]) -> tuple[range, ...]:

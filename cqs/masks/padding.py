@@ -7,7 +7,7 @@ import numpy as np
 from cqs.checks import whole_number
 from cqs.errors import ShapeError
 from cqs.masks.bands import Sinks
-from cqs.masks.entries import Entries, check_broadcast, entries, entry, shape_of
+from cqs.masks.entries import Entries, check_broadcast, entries, entry, most, shape_of
 from cqs.masks.mask import Booleans, Integers, Mask
 
 __all__ = ["KeyLengths"]
@@ -20,9 +20,9 @@ class KeyLengths(Mask):
     Parameters
     ----------
     lengths : int, or nested sequence or array of int
-        Keys of each batch entry, of a shape that broadcasts to the batch dimensions `*B`.
+        Keys of each batch entry, at most S, of a shape that broadcasts to the batch dimensions `*B`.
     query_lengths : likewise, optional
-        Queries of each entry; those after them see nothing. By default all see.
+        Queries of each entry, at most T; those after them see nothing. By default all see.
 
     Examples
     --------
@@ -64,10 +64,15 @@ class KeyLengths(Mask):
         return keys if self.query_lengths is None else keys & _FirstQueries(entry(self.query_lengths, index[:-1]))
 
     def bind(self, batch: tuple[int, ...], n_heads: int, n_queries: int, n_keys: int) -> Mask:
-        """Refuse lengths that do not broadcast to the batch dimensions."""
-        check_broadcast("lengths", self.lengths, batch)
-        if self.query_lengths is not None:
-            check_broadcast("query_lengths", self.query_lengths, batch)
+        """Refuse lengths that do not broadcast to the batch dimensions, or of more tokens than there are."""
+        of_both = ("lengths", self.lengths, n_keys, "keys"), ("query_lengths", self.query_lengths, n_queries, "queries")
+        for name, lengths, n, what in of_both:
+            if lengths is None:
+                continue
+            check_broadcast(name, lengths, batch)
+            if (longest := most(lengths)) > n:
+                rule, remedy = f"be at most {n}, the number of {what}", "lengths count the tokens without padding"
+                raise ShapeError.of(name, rule, longest, remedy)
         return self
 
     def visible(self, q_idx: Integers, k_idx: Integers) -> Booleans:

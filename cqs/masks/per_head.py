@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cqs.checks import described, of_arrays, takes
 from cqs.errors import BackendError, DTypeError, OptionError, ShapeError
 from cqs.masks.mask import Booleans, Coverage, Integers, Mask
 
-__all__ = ["Dense", "Predicate"]
+__all__ = ["Dense", "Predicate", "as_mask"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +101,7 @@ class Predicate(Mask):
     ----------
     function : function of (b, h, q_idx, k_idx)
         Of a batch entry, counted in C order, and a query head, both int, and token numbers, NumPy arrays `(n, 1)` and
-        `(m,)`; returns booleans that broadcast to `(n, m)`.
+        `(m,)`; returns booleans that broadcast to `(n, m)`. Arrays are joined by `&`, `|` and `~`, not `and` and `or`.
 
     Notes
     -----
@@ -119,9 +120,11 @@ class Predicate(Mask):
     _full: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        remedy = "as in `Predicate(lambda b, h, q_idx, k_idx: k_idx <= q_idx)`"
         if not callable(self.function):
-            remedy = "as in `Predicate(lambda b, h, q_idx, k_idx: k_idx <= q_idx)`"
             raise OptionError.of("function", "be a function of (b, h, q_idx, k_idx)", repr(self.function), remedy)
+        if not takes(self.function, 4):
+            raise OptionError.of("function", "take (b, h, q_idx, k_idx)", described(self.function), remedy)
 
     @property
     def lead(self) -> tuple[int, ...]:
@@ -181,7 +184,8 @@ class _Rule(Mask):
 
     def visible(self, q_idx: Integers, k_idx: Integers) -> Booleans:
         """Call the function."""
-        seen = np.asarray(self.function(self.b, self.h, q_idx, k_idx))
+        with of_arrays("mask", "be a function of (b, h, q_idx, k_idx)"):
+            seen = np.asarray(self.function(self.b, self.h, q_idx, k_idx))
         shape = np.broadcast_shapes(q_idx.shape, k_idx.shape)
         if seen.dtype != bool:
             rule, got = "return booleans", f"{seen.dtype} from {self.function!r}"
@@ -195,6 +199,32 @@ class _Rule(Mask):
     def edges(self, queries: Integers) -> Integers:
         """Raise; see `has_edges`."""
         raise AssertionError("it may change anywhere")
+
+
+def as_mask(name: str, value: Any) -> Mask:
+    """Return a mask as it is, and a boolean array as `Dense`; refuse what is neither, with an `OptionError`."""
+    if isinstance(value, Mask):
+        return value
+    if isinstance(value, type) and issubclass(value, Mask):
+        got, remedy = f"the class {value.__name__}", f"call it, as in `{_EXAMPLES.get(value.__name__, 'Causal()')}`"
+    elif hasattr(value, "dtype") and hasattr(value, "shape") and not isinstance(value, type):
+        return Dense(value)  # which checks it
+    elif callable(value):
+        got, remedy = repr(value), "wrap a function of (b, h, q_idx, k_idx) as `cqs.masks.Predicate(f)`"
+    else:
+        got, remedy = type(value).__name__, "as in `Causal(offset)` or `SlidingWindow(left)`, or give an array of bool"
+    raise OptionError.of(name, "be a mask from `cqs.masks`", got, remedy)
+
+
+_EXAMPLES = {
+    "Dense": "Dense(array)",
+    "Documents": "Documents([700, 300])",
+    "KeyLengths": "KeyLengths([400, 250])",
+    "Predicate": "Predicate(lambda b, h, q_idx, k_idx: k_idx <= q_idx)",
+    "PrefixLM": "PrefixLM(100)",
+    "Sinks": "Sinks(4)",
+    "SlidingWindow": "SlidingWindow(1024)",
+}
 
 
 def _read(array: Any) -> npt.NDArray[Any]:

@@ -23,9 +23,9 @@ from cqs.quorum.finite_field import prime_power
 from cqs.quorum.rulers import MOST_DROPPED, likely_size, rulers
 from cqs.quorum.tables import completed_lift, listed_cover
 
-__all__ = ["choose_workers", "difference_cover"]
+__all__ = ["MOST_MODULUS", "choose_workers", "difference_cover"]
 
-_MOST_MODULUS = 10_000_000
+MOST_MODULUS = 10_000_000
 _MOST_COMPARED = 256  # moduli whose covers `choose_workers` makes
 
 
@@ -59,9 +59,9 @@ def difference_cover(W: int) -> DifferenceCover:
     (119, 101)
     """
     W = whole_number("W", W, 1, "W is the number of workers", QuorumError)
-    if W > _MOST_MODULUS:
+    if W > MOST_MODULUS:
         remedy = "make one by `lift` or `product`, in O(W) memory"
-        raise QuorumError.of("W", f"be at most {_MOST_MODULUS}, beyond which nothing was tried", W, remedy)
+        raise QuorumError.of("W", f"be at most {MOST_MODULUS}, beyond which nothing was tried", W, remedy)
     listed, q = listed_cover(W), isqrt(W)
     if q * q + q + 1 == W and prime_power(q):
         perfect = singer(q)

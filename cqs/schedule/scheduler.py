@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field, replace
 
 from cqs.checks import whole_number
-from cqs.errors import BudgetError, OptionError
+from cqs.errors import BudgetError, OptionError, QuorumError
 from cqs.machine import available_cpus
 from cqs.problem import AttentionProblem
 from cqs.quorum import CyclicQuorumSet, choose_workers, singer_moduli
+from cqs.quorum.choice import MOST_MODULUS
 from cqs.schedule.budget import best_within
 from cqs.schedule.grain import DEVICE_BLOCK_BYTES, Grain, Setting
 from cqs.schedule.plan import Plan
@@ -27,7 +28,10 @@ def default_workers(n_tokens: int, n_cpus: int | None = None) -> int:
     >>> default_workers(100_000, n_cpus=2), default_workers(100_000, n_cpus=16), default_workers(128, n_cpus=16)
     (3, 21, 1)
     """
-    n_cpus = available_cpus() if n_cpus is None else n_cpus
+    n_tokens = whole_number("n_tokens", n_tokens, 0, "it is the number of queries")
+    n_cpus = (
+        available_cpus() if n_cpus is None else whole_number("n_cpus", n_cpus, 1, "leave it out for this machine's")
+    )
     wanted = next(W for W in (1, 3, *singer_moduli(4 * n_cpus + 7)) if n_cpus <= W)
     return choose_workers(1, max(min(wanted, n_tokens // _LEAST_GROUP), 1))
 
@@ -50,6 +54,11 @@ class Scheduler:
         The most bytes to hold beyond the caller's arrays, as in "256 MiB".
     setting : Setting, optional
         What the plan is to run on and with.
+
+    Raises
+    ------
+    OptionError
+        If `workers` is not a whole number of at least 1, `memory` no number of bytes, or the strategy unknown.
     """
 
     workers: int | None = None
@@ -57,20 +66,37 @@ class Scheduler:
     memory: int | str | None = None
     setting: Setting = field(default_factory=Setting)
 
+    def __post_init__(self) -> None:
+        if self.workers is not None:
+            remedy = "leave it out to let cqs choose"
+            object.__setattr__(self, "workers", whole_number("workers", self.workers, 1, remedy))
+        if self.memory is not None:
+            object.__setattr__(self, "memory", parse_bytes("memory", self.memory))
+        if self.strategy not in STRATEGIES:
+            raise OptionError.of(
+                "strategy", f"be one of {', '.join(STRATEGIES)}", repr(self.strategy), "leave it out for auto"
+            )
+
     def plan(self, problem: AttentionProblem) -> Plan:
         """Return the plan for a problem.
 
         Raises
         ------
         OptionError
-            If `workers` is not a whole number of at least 1, or the strategy is unknown or does not fit.
+            If the strategy does not fit the problem or the budget.
+        QuorumError
+            If there are more workers than a cover is known for, ten million.
         BudgetError
             If there is no way to hold as little as `memory`; it names the least that works.
         """
+        if not isinstance(problem, AttentionProblem):
+            remedy = "make one by `AttentionProblem.of(q, k, v)`, or call `cqs.plan`"
+            raise OptionError.of("problem", "be an `AttentionProblem`", type(problem).__name__, remedy)
         strategies = self._strategies(problem)
-        workers = (
-            None if self.workers is None else whole_number("workers", self.workers, 1, "leave it out to let cqs choose")
-        )
+        workers = self.workers
+        if workers is not None and workers > MOST_MODULUS and "cqs" in strategies:
+            rule = f"be at most {MOST_MODULUS} for the strategy 'cqs', which has no cover for more"
+            raise QuorumError.of("workers", rule, workers, f"take at most {MOST_MODULUS}")
         if self.memory is not None:
             memory = parse_bytes("memory", self.memory)
             found = best_within(problem, strategies, workers, self.setting, memory)
@@ -91,10 +117,6 @@ class Scheduler:
     def _strategies(self, problem: AttentionProblem) -> tuple[str, ...]:
         """Return the strategies that may be taken, the preferred one first."""
         T, S = problem.n_queries, problem.n_keys
-        if self.strategy not in STRATEGIES:
-            raise OptionError.of(
-                "strategy", f"be one of {', '.join(STRATEGIES)}", repr(self.strategy), "leave it out for auto"
-            )
         if self.strategy == "cqs" and T != S:
             remedy = "for cross-attention use strategy='tiles', which reads least there"
             raise OptionError.of("strategy", "not be 'cqs' when q and k differ in tokens", f"{T} and {S}", remedy)

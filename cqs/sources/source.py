@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from cqs.backend import namespace_of
 from cqs.kernels import KeyChunk
 from cqs.schedule import Group, HeadBlock
 from cqs.sources.arrays import ArrayInput
@@ -133,4 +134,5 @@ class ArraySource(InputSource):
     """Arrays in memory. Groups are views of them: nothing is copied."""
 
     def __init__(self, q: Array, k: Array, v: Array) -> None:
+        namespace_of(q=q, k=k, v=v)  # refuses what is no array, and arrays that do not belong together
         super().__init__(ArrayInput(q), ArrayInput(k), ArrayInput(v))

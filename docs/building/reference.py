@@ -98,7 +98,10 @@ CHAPTERS = (
             ),
             (
                 cqs.schedule,
-                tuple(f"cqs.schedule.{n}" for n in ("Group", "Grain", "Setting", "Footprint", "Traffic", "Rates")),
+                tuple(
+                    f"cqs.schedule.{n}"
+                    for n in ("Group", "Grain", "Setting", "Footprint", "SlotBytes", "Traffic", "Rates")
+                ),
             ),
         ),
     ),
@@ -118,7 +121,9 @@ CHAPTERS = (
         (
             (
                 cqs.backend.device,
-                tuple(f"cqs.backend.{n}" for n in ("Device", "Session", "Slot", "Download", "slot_bytes")),
+                tuple(
+                    f"cqs.backend.{n}" for n in ("Device", "Session", "TimedSession", "Slot", "Download", "slot_bytes")
+                ),
             ),
             (None, ("cqs.backend.HostDevice",)),
             (cqs.backend.cuda, ("cqs.backend.CudaDevice",)),
