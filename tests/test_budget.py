@@ -189,6 +189,18 @@ def test_a_machine_of_many_threads_is_planned_for_with_few_candidates(in_flight:
     assert any(family.at(1).setting.threads == 192 for family in families)
 
 
+@pytest.mark.parametrize("tokens", [10**6, 10**9])
+def test_more_heads_move_no_more_than_each_head_by_itself(tokens: int) -> None:
+    from cqs.schedule import Scheduler
+
+    setting = Setting(threads=2, in_flight=1, is_staged=True, output="sink", keeps_lse=False)
+    one, eight = (
+        Scheduler(strategy="tiles", memory="1 GiB", setting=setting).plan(cqs.plan(*[(h, tokens, 64)] * 3).problem)
+        for h in (1, 8)
+    )
+    assert eight.traffic.moved <= 8 * one.traffic.moved
+
+
 def test_ring_and_tree_are_not_planned_under_a_budget() -> None:
     x = np.zeros((1, 10, 4))
     with pytest.raises(OptionError, match=r"`strategy` must be 'cqs', 'tiles' or 'auto' under a budget, got 'ring'"):
@@ -205,4 +217,4 @@ def test_auto_takes_the_strategy_that_is_predicted_to_be_faster() -> None:
         plans = scheduler.alternatives(problem)
         assert set(plans) == {"cqs", "tiles"}
         chosen = scheduler.plan(problem)
-        assert chosen.seconds() == pytest.approx(min(plan.seconds() for plan in plans.values()))
+        assert chosen.seconds() <= 1.02 * min(plan.seconds() for plan in plans.values())

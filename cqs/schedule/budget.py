@@ -20,7 +20,7 @@ from cqs.schedule.cost import Rates, Run
 from cqs.schedule.grain import Grain, Setting, n_head_blocks
 from cqs.schedule.memory import footprint
 from cqs.schedule.sizes import bounded_sizes, rows_pending
-from cqs.schedule.traffic import estimated_reads, traffic
+from cqs.schedule.traffic import TaskReads, Traffic, estimated_reads, traffic
 from cqs.units import format_bytes, plural
 
 __all__ = ["Candidate", "best_within"]
@@ -46,6 +46,7 @@ _DEVICE_LEVELS = (
     (64 << 10, 128, 128, 0.01),
 )
 _MOST_WORKERS = 1_000_000
+_AS_FAST = 1.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +80,18 @@ class Candidate:
 
     def seconds(self, problem: AttentionProblem, flops: int) -> float:
         """Predict its time on a typical machine."""
-        reads = estimated_reads(problem, self.strategy, self.workers, self.size, self.grain)
-        blocks = n_head_blocks(problem, self.grain.kv_heads)
+        reads, blocks = self._reads(problem), n_head_blocks(problem, self.grain.kv_heads)
         moved = traffic(problem, reads, self.setting)
         rates = Rates.typical(self.setting)
         rates = replace(rates, flops=rates.flops * self.speed)
         return Run(flops, moved, self.workers, reads, blocks, self.setting).seconds(rates)
+
+    def traffic(self, problem: AttentionProblem) -> Traffic:
+        """Return about what it moves."""
+        return traffic(problem, self._reads(problem), self.setting)
+
+    def _reads(self, problem: AttentionProblem) -> TaskReads:
+        return estimated_reads(problem, self.strategy, self.workers, self.size, self.grain)
 
     def __str__(self) -> str:
         heads = "all heads" if self.grain.kv_heads is None else plural(self.grain.kv_heads, "key head")
@@ -96,6 +103,8 @@ def best_within(
     problem: AttentionProblem, strategies: Sequence[str], workers: int | None, setting: Setting, memory: int
 ) -> Candidate:
     """Return the candidate that is predicted to be fastest among those that hold at most `memory` bytes.
+
+    Of those that are as fast but for a hundredth, which no prediction tells apart, it is the one that moves least.
 
     Parameters
     ----------
@@ -123,7 +132,9 @@ def best_within(
         if W is not None and family.at(W).held_bytes(problem) <= memory:
             fitting.append(family.at(W))
     if fitting:
-        return min(fitting, key=lambda candidate: candidate.seconds(problem, flops))
+        seconds = [candidate.seconds(problem, flops) for candidate in fitting]
+        near = [x for x, own in zip(fitting, seconds, strict=True) if own <= _AS_FAST * min(seconds)]
+        return min(near, key=lambda candidate: candidate.traffic(problem).moved)
     raise _too_small(problem, strategies, workers, setting, memory)
 
 
