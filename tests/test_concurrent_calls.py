@@ -1,6 +1,7 @@
 """Calls at the same time, within each other and in forked processes: the same bits, and BLAS as it was."""
 
 import multiprocessing
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from engine_cases import (
     results_of,
 )
 
-from cqs.backend import compute_threads, single_threaded_blas
+from cqs.backend import Threads, compute_threads, raise_if_stopped, single_threaded_blas
 from cqs.engines import LocalEngine
 from cqs.schedule import Group
 from cqs.sources import ArraySource
@@ -108,6 +109,87 @@ def test_a_call_from_within_a_task_gives_the_same_bits(n_threads: int) -> None:
     results = results_of(LocalEngine(n_threads), source=NestedSource)
     assert len(results) == 31
     assert nested == {on_one_thread("a remainder on all threads")}
+
+
+NESTED = """
+import faulthandler
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import cqs
+
+faulthandler.dump_traceback_later(60, exit=True)
+rng = np.random.default_rng(0)
+x, other = (rng.standard_normal((1, 2048, 64), dtype=np.float32) for _ in range(2))
+local, n_calls = cqs.engines.LocalEngine(2), 0
+expected = cqs.attention(other, other, other, workers=1, engine=local)
+
+
+def call():
+    global n_calls
+    if n_calls >= 30:
+        return
+    found = cqs.attention(other, other, other, workers=1, engine=local)
+    assert found.tobytes() == expected.tobytes()
+    n_calls += 1
+
+
+def score_mod(scores, b, h, q_idx, k_idx):
+    {how}
+    return scores
+
+
+def visible(b, h, q_idx, k_idx):
+    {how}
+    return q_idx >= k_idx
+
+
+options = {options}
+cqs.attention(x, x, x, workers=1, memory="512 MiB", engine=local, **options)
+print("calls" if n_calls else "no calls")
+"""
+
+
+IN_A_THREAD = "with ThreadPoolExecutor(1) as pool: pool.submit(call).result()"
+
+
+@pytest.mark.parametrize(
+    ("options", "how"),
+    [
+        ("{'score_mod': score_mod}", "call()"),
+        ("{'score_mod': score_mod}", IN_A_THREAD),
+        ("{'mask': cqs.masks.Predicate(visible)}", "call()"),
+    ],
+    ids=["score", "score, in a thread", "mask"],
+)
+def test_a_call_from_within_a_score_or_a_mask_comes_back(options: str, how: str) -> None:
+    script = NESTED.format(options=options, how=how)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=False)
+    assert done.stdout == "calls\n", done.stderr
+
+
+def test_work_that_is_called_off_ends_what_it_has_shared_out_itself() -> None:
+    inside, ended = threading.Event(), threading.Event()
+
+    def inner(item: int, _: object) -> None:
+        inside.set()
+        while True:
+            raise_if_stopped()
+
+    def outer(item: int, _: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            inside.wait(60)
+            raise BrokenError
+        try:
+            threads.share(range(2), inner, 2)
+        finally:
+            ended.set()
+
+    threads = Threads()
+    with pytest.raises(BrokenError):
+        threads.share(range(2), outer, 2)
+    assert ended.wait(60)
+    threads.shutdown()
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="fork is not to be relied on here")

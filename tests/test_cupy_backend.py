@@ -15,7 +15,7 @@ from fake_cupy import Machine, install
 from problems import DTYPES
 
 import cqs
-from cqs.backend import import_cupy
+from cqs.backend import CudaDevice, import_cupy
 from cqs.errors import BackendError, OptionError
 from cqs.kernels import cudnn_missing
 from cqs.masks import Causal, Dense, Documents, SlidingWindow
@@ -196,6 +196,14 @@ def test_what_is_missing_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatc
 
     with pytest.raises(BackendError, match=r"`devices` must be numbers of CUDA devices, 0..1, got 2; `cqs doctor`"):
         cqs.attention(X, X, X, backend="cupy", devices=[2])
+    for twice in ([CudaDevice(0), CudaDevice(0)], [0, CudaDevice(0)], [CudaDevice(np.int64(1)), 0, 1]):
+        with pytest.raises(OptionError, match="`devices` must name each device once"):
+            cqs.attention(X, X, X, backend="cupy", devices=twice)
+    for number in (False, 1.0, -1):
+        with pytest.raises(OptionError, match="`devices` must be a whole number of at least 0"):
+            CudaDevice(number)
+    with pytest.raises(BackendError, match="`backend` must fit the devices, of which one is cuda:0 Fake GPU, got 'nu"):
+        cqs.attention(X, X, X, backend="numpy", devices=[CudaDevice(0)])
     x = cupy.asarray(X)
     with pytest.raises(OptionError, match="`devices` must be left out for arrays that are on a device"):
         cqs.attention(x, x, x, backend="cupy", devices=[0])

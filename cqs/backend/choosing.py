@@ -1,19 +1,19 @@
 """Which devices a call computes on: what `backend` and `devices` mean for inputs of some library."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from cqs.backend.arrays import is_cupy, is_numpy
-from cqs.backend.cuda import CudaDevice
+from cqs.backend.cuda import CudaDevice, cuda_number
 from cqs.backend.device import Device
-from cqs.checks import whole_number
 from cqs.errors import BackendError, OptionError
 from cqs.types import Namespace
 
 __all__ = ["BACKENDS", "chosen_devices", "numbered"]
 
-BACKENDS = ("numpy", "cupy")
+_FITS: dict[str, Callable[[Namespace], bool]] = {"numpy": is_numpy, "cupy": is_cupy}
+BACKENDS = tuple(_FITS)
 
 
 def chosen_devices(backend: str | None, devices: Sequence[int | Device] | None, xp: Namespace) -> tuple[Device, ...]:
@@ -69,12 +69,19 @@ def _devices(backend: str | None, devices: Any, xp: Namespace) -> tuple[Device, 
     if not isinstance(devices, Sequence) or isinstance(devices, str) or not devices:
         remedy = "as in devices=[0, 1]"
         raise OptionError.of("devices", "be a list of numbers of devices", repr(devices), remedy)
-    if len({device if isinstance(device, int) else id(device) for device in devices}) < len(devices):
-        raise OptionError.of("devices", "name each device once", repr(devices), "leave out what is doubled")
+    classes = [device for device in devices if isinstance(device, type)]
+    if classes:
+        remedy = f"as in devices=[{classes[0].__name__}()]"
+        raise OptionError.of("devices", "be numbers or devices, not classes of them", repr(devices), remedy)
     if backend != "cupy" and not all(isinstance(device, Device) for device in devices):
         raise OptionError.of("devices", "come with backend='cupy'", repr(devices), "add it, or leave `devices` out")
-    remedy = "devices count from 0"
-    return tuple(
-        device if isinstance(device, Device) else CudaDevice(whole_number("devices", device, 0, remedy))
-        for device in devices
-    )
+    named = [device if isinstance(device, Device) else cuda_number(device) for device in devices]
+    places = [device.index if isinstance(device, CudaDevice) else device for device in named]
+    if any(place in places[:i] for i, place in enumerate(places)):
+        raise OptionError.of("devices", "name each device once", repr(devices), "leave out what is doubled")
+    chosen = tuple(CudaDevice(device) if isinstance(device, int) else device for device in named)
+    for device in chosen:
+        if backend is not None and not _FITS[backend](device.xp):
+            remedy = "leave `backend` out: devices say by themselves what computes"
+            raise BackendError.of("backend", f"fit the devices, of which one is {device.name}", repr(backend), remedy)
+    return chosen

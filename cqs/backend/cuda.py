@@ -18,15 +18,21 @@ from array_api_compat import is_cupy_array
 from cqs.backend.cuda_libraries import cuda_devices, import_cupy, load_libraries
 from cqs.backend.cuda_times import CudaTimes
 from cqs.backend.device import ALIGNED_BYTES, row_parts
+from cqs.checks import whole_number
 from cqs.errors import BackendError
 from cqs.events import Event
 from cqs.types import Array, Namespace
 
-__all__ = ["CudaDevice", "arrays_device"]
+__all__ = ["CudaDevice", "arrays_device", "cuda_number"]
 
 HostArray = npt.NDArray[Any]
 
 _PINNED_BYTES, _PINNED = 8 << 20, 4  # bytes of a pinned buffer, and how many there are for each way
+
+
+def cuda_number(value: object) -> int:
+    """Return the number of a device as an int, if it is a whole number."""
+    return whole_number("devices", value, 0, "devices count from 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +48,16 @@ class CudaDevice:
     ------
     BackendError
         If CuPy, the driver or the device is missing; it says what to do.
+    OptionError
+        If the number is no whole number.
     """
 
     index: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "index", cuda_number(self.index))
         n_devices = cuda_devices()
-        if not 0 <= self.index < n_devices:
+        if self.index >= n_devices:
             there = "0" if n_devices == 1 else f"0..{n_devices - 1}"
             remedy = "`cqs doctor` lists them; CUDA_VISIBLE_DEVICES says which of them a process sees"
             raise BackendError.of("devices", f"be numbers of CUDA devices, {there}", self.index, remedy)

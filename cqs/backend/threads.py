@@ -70,18 +70,19 @@ class Threads:
     def share(self, items: Sequence[Item], work: Callable[[Item, Workspace], None], n_threads: int) -> None:
         """Call `work` on every item, on up to `n_threads` threads at once, each with a workspace of its own.
 
-        The first exception ends the sharing and is raised.
+        The first exception ends the sharing and is raised. This thread is one of them: where others are all taken, as
+        by work that itself shares some out, it does everything. It waits only for threads that have begun, so that
+        nobody waits for somebody who waits for him.
         """
         queue = _Queue(items)
-        n_loops = min(n_threads, len(items))
-        if n_loops <= 1:
-            self._loop(queue, work)
-            return
-        pool = self._pool(n_threads)
-        running = [pool.submit(self._loop, queue, work) for _ in range(n_loops)]
+        n_others = min(n_threads, len(items)) - 1
+        pool = self._pool(n_threads) if n_others > 0 else None
+        others = [pool.submit(self._loop, queue, work) for _ in range(n_others)] if pool is not None else []
         try:
-            for future in running:
-                future.result()
+            self._loop(queue, work)
+            for other in others:
+                if not other.cancel():
+                    other.result()
         except BaseException:  # interrupted, perhaps
             queue.call_off()
             raise
@@ -122,12 +123,14 @@ class _Queue(Iterator[Item], Generic[Item]):
         self._items = iter(items)
         self._lock = threading.Lock()
         self._stop: threading.Event | None = getattr(_own, "stop", None)
+        self._outer: _Queue[Any] | None = getattr(_own, "queue", None)  # of which this is part of an item
         self._is_off = False
 
     @property
     def is_off(self) -> bool:
         """Whether what is going on is to end soon, and not only nothing more to begin."""
-        return self._is_off or (self._stop is not None and self._stop.is_set())
+        is_stopped = self._stop is not None and self._stop.is_set()
+        return self._is_off or is_stopped or (self._outer is not None and self._outer.is_off)
 
     def __next__(self) -> Item:
         if self.is_off:

@@ -7,7 +7,7 @@ from typing import Any
 
 from cqs.cli.options import Arguments, Parsers, add_command, add_common, whole
 from cqs.cli.terminal import print_json, print_table, print_text, stdout_console
-from cqs.quorum import CyclicQuorumSet, DifferenceCover
+from cqs.quorum import CyclicQuorumSet, DifferenceCover, difference_cover
 
 __all__ = ["add_parser", "command"]
 
@@ -41,29 +41,30 @@ def add_parser(parsers: Parsers) -> None:
 
 def command(args: Arguments) -> int:
     """Run the command."""
-    quorums = CyclicQuorumSet(args.workers)
+    cover = difference_cover(args.workers)
+    W = cover.modulus
+    quorums = CyclicQuorumSet(W) if W <= _MOST_SHOWN else None  # of owners, which are W / 2 pairs for each worker
     if args.prove:
-        quorums.cover.certificate.verify()
-        quorums.cover.minimality.verify()
+        cover.certificate.verify()
+        cover.minimality.verify()
     if args.json:
-        proof = _json_proof(quorums.cover) if args.prove else {}
-        print_json(_json(quorums) | proof)
+        proof = _json_proof(cover) if args.prove else {}
+        print_json(_json(cover, quorums) | proof)
         return 0
     if args.prove:
-        print_text(*_proof_lines(quorums.cover))
+        print_text(*_proof_lines(cover))
         return 0
-    W, shown = quorums.modulus, quorums.modulus <= _MOST_SHOWN
-    print_table(f"cqs quorum {W}", _rows(quorums))
-    print_text("", *_quorum_lines(quorums, W if shown else _FEW))
-    if shown:
+    print_table(f"cqs quorum {W}", _rows(cover))
+    print_text("", *_quorum_lines(cover, _FEW if quorums is None else W))
+    if quorums is not None:
         print_text("", *_matrix(quorums))
     else:
         print_text("", f"The matrix of owners is shown up to W = {_MOST_SHOWN}.")
     return 0
 
 
-def _rows(quorums: CyclicQuorumSet) -> list[tuple[str, str]]:
-    cover, W = quorums.cover, quorums.modulus
+def _rows(cover: DifferenceCover) -> list[tuple[str, str]]:
+    W = cover.modulus
     return [
         ("base", _listed(cover.base)),
         ("from", str(cover.construction)),
@@ -105,21 +106,22 @@ def _listed(numbers: Sequence[int], width: int = 0) -> str:
     return " ".join(written)
 
 
-def _json(quorums: CyclicQuorumSet) -> dict[str, Any]:
-    cover, W = quorums.cover, quorums.modulus
+def _json(cover: DifferenceCover, quorums: CyclicQuorumSet | None) -> dict[str, Any]:
+    W = cover.modulus
     causal = _causal_load(W)
     values: dict[str, Any] = {"workers": W, "base": cover.base, "size": cover.size, "lower_bound": cover.lower_bound}
     values |= {"construction": str(cover.construction), "minimality": cover.minimality.label}
     values |= {"is_perfect": cover.is_perfect, "tiles": W, "causal_tiles": {"least": causal, "most": causal}}
-    shown = W <= _MOST_SHOWN
-    values["quorums"] = [quorums.quorum(i) for i in range(W)] if shown else None
-    return values | {"owners": quorums.ownership().tolist() if shown else None}
+    values["quorums"] = None if quorums is None else [quorums.quorum(i) for i in range(W)]
+    return values | {"owners": None if quorums is None else quorums.ownership().tolist()}
 
 
-def _quorum_lines(quorums: CyclicQuorumSet, n: int) -> list[str]:
-    width = len(str(quorums.modulus - 1))
-    lines = [f"  worker {i:>{width}}  holds groups  {_listed(quorums.quorum(i), width)}" for i in range(n)]
-    n_more = quorums.modulus - n
+def _quorum_lines(cover: DifferenceCover, n: int) -> list[str]:
+    W = cover.modulus
+    width = len(str(W - 1))
+    held = [sorted((a + i) % W for a in cover.base) for i in range(n)]
+    lines = [f"  worker {i:>{width}}  holds groups  {_listed(groups, width)}" for i, groups in enumerate(held)]
+    n_more = W - n
     return [*lines, f"  ... and {n_more:,} more, each one further on"] if n_more else lines
 
 
