@@ -119,6 +119,32 @@ def test_a_device_that_is_full_divides_the_task(monkeypatch: pytest.MonkeyPatch)
     assert_exact(out, q, k, v)
 
 
+@pytest.mark.parametrize("what", ["pinned memory", "copies"])
+def test_pinned_memory_is_there_again_after_failures(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    import cupy
+
+    runtime, x = cupy.cuda.runtime, np.arange(1 << 10, dtype=np.float32)
+    place, name = (cupy.cuda, "PinnedMemory") if what == "pinned memory" else (runtime, "memcpyAsync")
+
+    def fails(*_: Any) -> Any:
+        raise runtime.CUDARuntimeError(runtime.errorMemoryAllocation)
+
+    with CudaDevice(0).opened() as session:
+        slot, there = session.slot(x.nbytes), session.upload(x)
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, fails)
+            for _ in range(6):  # more often than there are buffers
+                with pytest.raises(runtime.CUDARuntimeError, match="cudaErrorMemoryAllocation"):
+                    slot.fill([x])
+                with pytest.raises(runtime.CUDARuntimeError, match="cudaErrorMemoryAllocation"):
+                    session.download(there)
+        [filled] = slot.fill([x])
+        slot.wait()
+        assert session.download(filled).result().tolist() == session.download(there).result().tolist() == x.tolist()
+
+
 def test_files_are_streamed_through_a_device(machine: Machine, qkv: list[np.ndarray], tmp_path: Path) -> None:
     for name, array in zip("qkv", qkv, strict=True):
         np.save(tmp_path / f"{name}.npy", array)

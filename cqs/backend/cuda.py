@@ -188,12 +188,13 @@ class CudaSession:
         for part in row_parts(array, _PINNED_BYTES):
             buffer = self._in.taken(may_wait=True)
             assert buffer is not None
-            buffer.viewed(part.nbytes).view(part.dtype).reshape(part.shape)[...] = part
-            kind = runtime.memcpyHostToDevice
-            with self.span(self.copying_in, "copy in", part.nbytes):
-                runtime.memcpyAsync(target, buffer.address, part.nbytes, kind, self.copying_in.ptr)
-            buffer.copied.record(self.copying_in)
-            self._in.give_back(buffer)
+            with ExitStack() as afterwards:  # if something fails here, too: the copy may have begun
+                afterwards.callback(self._in.give_back, buffer)
+                afterwards.callback(buffer.copied.record, self.copying_in)
+                buffer.viewed(part.nbytes).view(part.dtype).reshape(part.shape)[...] = part
+                kind = runtime.memcpyHostToDevice
+                with self.span(self.copying_in, "copy in", part.nbytes):
+                    runtime.memcpyAsync(target, buffer.address, part.nbytes, kind, self.copying_in.ptr)
             target += part.nbytes
 
     def next_out(self) -> "_Buffer | None":
@@ -271,9 +272,13 @@ class _Download:
                 return
             size = min(_PINNED_BYTES, self._bytes.size - self._next)
             source, kind = self._array.data.ptr + self._next, runtime.memcpyDeviceToHost
-            with session.span(session.copying_out, "copy out", size):
-                runtime.memcpyAsync(buffer.address, source, size, kind, session.copying_out.ptr)
-            buffer.copied.record(session.copying_out)
+            try:
+                with session.span(session.copying_out, "copy out", size):
+                    runtime.memcpyAsync(buffer.address, source, size, kind, session.copying_out.ptr)
+                buffer.copied.record(session.copying_out)
+            except BaseException:
+                session.copied_out(buffer)  # whatever is copied to it later comes after this
+                raise
             self._under_way.append((buffer, self._next, size))
             self._next += size
 
@@ -314,8 +319,9 @@ class _Ring:
     def taken(self, may_wait: bool = False) -> _Buffer | None:
         """Return a buffer whose last copy is complete; None if all are taken."""
         if self._n_made < _PINNED:
+            buffer = _Buffer(self._cupy)
             self._n_made += 1
-            return _Buffer(self._cupy)
+            return buffer
         if not self._spare:
             return None
         buffer = self._spare.popleft()
