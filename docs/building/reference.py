@@ -137,6 +137,7 @@ CHAPTERS = (
         "Checking, watching, drawing",
         (
             (cqs.testing, ("cqs.testing.assert_exact", "cqs.testing.reference_attention")),
+            (cqs.verify, ("cqs.verify.verify_rows", "cqs.verify.Verification")),
             (cqs.events, tuple(f"cqs.events.{name}" for name in cqs.events.__all__ if name not in ("Emit", "silent"))),
             (cqs.trace, tuple(f"cqs.trace.{name}" for name in cqs.trace.__all__)),
             (cqs.plot, tuple(f"cqs.plot.{name}" for name in cqs.plot.__all__)),

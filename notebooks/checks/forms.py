@@ -35,10 +35,10 @@ def whole_number(wants: str = "a whole number", least: int | None = None) -> For
     def read(answer: Any) -> int:
         value = _whole(answer)
         if least is not None and value < least:
-            raise WrongFormError(f"of at least {least}, and {value} is less")
+            raise WrongFormError(f"and {value} is less")
         return value
 
-    return Form(wants, read)
+    return Form(wants if least is None else f"{wants} of at least {least}", read)
 
 
 def number(wants: str = "a number") -> Form:

@@ -43,7 +43,8 @@ def check_window_pairs(n_pairs: int) -> str | None:
 def check_chat(mask: Mask) -> str | None:
     """Check a mask by which a query sees the first 4 keys and the last 32, its own among them, and no later key."""
     if not isinstance(mask, Mask):
-        return f"That is a {type(mask).__name__}. Make a mask of those in `cqs.masks`, such as `Sinks({_FIRST})`."
+        kind = type(mask).__name__
+        return f"That is of the type {kind}. Make a mask of those in `cqs.masks`, such as `Sinks({_FIRST})`."
     q, k = np.arange(_N)[:, None], np.arange(_N)
     due = (k <= q) & ((k < _FIRST) | (k > q - _LAST))
     wrong = np.argwhere(mask.visible(q, k) != due)

@@ -40,7 +40,7 @@ def check_cover(given: list[int]) -> str | None:
         return f"It is a cover, of {len(elements)} elements. Four are enough: some residues are reached more than once."
     if tuple(elements) in _SHOWN:
         moved = _SHOWN.index(tuple(elements))
-        which = f"That is {{0, 1, 3, 9}}, moved on by {moved}" if moved else "That one"
+        which = f"That is {{0, 1, 3, 9}}, moved on by {moved}" if moved else "That is {0, 1, 3, 9}"
         return f"{which}. It is a cover, and exercise 2 gives it away. There are 39 others: which do you find?"
     return None
 
