@@ -8,7 +8,7 @@ from cqs.schedule.traffic import TaskReads, Traffic
 
 __all__ = ["Rates", "Run"]
 
-_HOST_MERGING, _DEVICE_MERGING = 4e9, 1e12  # bytes of partial results a second
+_HOST_MERGING, _DEVICE_MERGING = 4e9, 1e12  # bytes of partial results a second; the latter also of inputs there
 _DEVICE_FLOPS = {"cudnn": 5e14, "gemm": 3e13}  # of recent data-centre GPUs, or that of other kernels:
 _OTHER_DEVICE_FLOPS, _DEVICE_BYTES = 5e12, 1e10
 _TASK_SECONDS, _CALL_SECONDS = 2e-4, 1e-4  # for each task and kernel call, whatever its size
@@ -38,12 +38,15 @@ class Rates:
     def typical(cls, setting: Setting) -> "Rates":
         """Return rates of a common machine: 50 GFLOP/s a thread, and 1.5 GB/s from a disk or 10 GB/s from memory.
 
-        Of a GPU, those of a recent one in a data centre: 500 TFLOP/s by cuDNN, 30 in float32, and 10 GB/s to it.
+        Of a GPU, those of a recent one in a data centre: 500 TFLOP/s by cuDNN, 30 in float32, and 10 GB/s to it, or
+        1 TB/s where arrays are on it.
         """
         if setting.devices:
             flops = _DEVICE_FLOPS.get(setting.kernel, _OTHER_DEVICE_FLOPS)
             merged = _DEVICE_MERGING if setting.sums_on_device else _HOST_MERGING
             return cls(flops * len(setting.devices), _DEVICE_BYTES, merged)
+        if setting.is_for_gpu:  # of arrays that are on it
+            return cls(_DEVICE_FLOPS[setting.kernel], _DEVICE_MERGING, _DEVICE_MERGING)
         return cls(50e9 * max(setting.threads, setting.in_flight), 1.5e9 if setting.is_staged else 10e9)
 
 
