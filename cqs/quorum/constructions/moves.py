@@ -82,6 +82,8 @@ def move(cover: DifferenceCover, factor: int = 1, shift: int = 0) -> DifferenceC
 def moved_onto(cover: DifferenceCover, base: tuple[int, ...]) -> DifferenceCover | None:
     """Return a perfect cover moved onto `base`, or None where no factor and shift do that. O(W m)."""
     W = cover.modulus
+    if set(cover.base) == set(base):
+        return cover
     first, second = DifferenceCover(W, base).witness(1)  # in a perfect cover the only such pair
     for factor in (t for t in range(1, W) if gcd(t, W) == 1):
         elements = {factor * a % W for a in cover.base}
