@@ -115,9 +115,10 @@ class Uploads:
     def skip(self, task: int) -> None:
         """Let go of what was copied for a task, and copy no more for it."""
         self._skipped.add(task)
-        for uploaded in [x for x in self._ready if x.task == task]:
-            self._ready.remove(uploaded)
-            self._let_go(uploaded)
+        for held in self._ready, self._taken:  # taken, and not passed on: waiting for its copy failed
+            for uploaded in [x for x in held if x.task == task]:
+                held.remove(uploaded)
+                self._let_go(uploaded)
         if self._fetched is not None and self._fetched[0] == task:
             groups, self._fetched = self._fetched[2], None
             self._feed.release([] if isinstance(groups, BaseException) else [groups])
