@@ -92,16 +92,18 @@ class Computation:
             total = self._nothing(queries)
             for part in (part for key in strip.keys for part in parts_of(key, most_keys)):
                 chunk = self._taken(task, part, feed)
-                for cut in even_cuts(len(group), most_rows):
-                    here = slice(cut.start, cut.stop)
-                    rows = Group(group.index, group.start + cut.start, group.start + cut.stop)
-                    found = self._step(task, Strip(rows, (part,)), queries[..., here, :], chunk)
-                    if found is not None:
-                        sums = Partial(total.out[..., here, :], total.lse[..., here])
-                        merge_into(namespace_of(q=queries), [sums], [found])
-                    del found
-                feed.release([] if chunk is None else [chunk])
-                del chunk
+                try:
+                    for cut in even_cuts(len(group), most_rows):
+                        here = slice(cut.start, cut.stop)
+                        rows = Group(group.index, group.start + cut.start, group.start + cut.stop)
+                        found = self._step(task, Strip(rows, (part,)), queries[..., here, :], chunk)
+                        if found is not None:
+                            sums = Partial(total.out[..., here, :], total.lse[..., here])
+                            merge_into(namespace_of(q=queries), [sums], [found])
+                        del found
+                finally:
+                    feed.release([] if chunk is None else [chunk])
+                    del chunk
             return total
         finally:
             feed.release([queries])

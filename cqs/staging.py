@@ -8,7 +8,7 @@ from time import perf_counter
 from cqs.backend import Session, Slot, is_out_of_memory, slot_bytes
 from cqs.events import BytesUploaded, Emit
 from cqs.kernels import KeyChunk
-from cqs.reading import Feed, Groups
+from cqs.reading import Feed, Groups, n_bytes_of
 from cqs.schedule import Group, HeadBlock, Read, SlotBytes
 from cqs.sources import Source
 from cqs.types import Array
@@ -115,9 +115,10 @@ class Uploads:
     def skip(self, task: int) -> None:
         """Let go of what was copied for a task, and copy no more for it."""
         self._skipped.add(task)
-        for uploaded in [x for x in self._ready if x.task == task]:
-            self._ready.remove(uploaded)
-            self._let_go(uploaded)
+        for held in self._ready, self._taken:  # taken, and not passed on: waiting for its copy failed
+            for uploaded in [x for x in held if x.task == task]:
+                held.remove(uploaded)
+                self._let_go(uploaded)
         if self._fetched is not None and self._fetched[0] == task:
             groups, self._fetched = self._fetched[2], None
             self._feed.release([] if isinstance(groups, BaseException) else [groups])
@@ -145,23 +146,36 @@ class Uploads:
                 return False
             self._fetched = None
             raise groups
+        try:
+            uploaded = self._uploaded(task, read, groups, must, only_new)
+        except BaseException:
+            if must:  # whoever waits goes on without these, to what comes after them
+                self._fetched = None
+                self._feed.release([groups])
+            raise
+        if uploaded is None:
+            return False
+        self._fetched = None
+        self._feed.release([groups])
+        self._ready.append(uploaded)
+        if self._emit is not None:
+            self._emit(BytesUploaded(task=task, start=start, n_bytes=n_bytes_of(groups)))
+        return True
+
+    def _uploaded(self, task: int, read: Read, groups: Groups, must: bool, only_new: bool) -> _Uploaded | None:
+        """Send groups off to a slot; None if there is none."""
         arrays = groups if isinstance(groups, KeyChunk) else (groups,)
         place = self._place_of(read.what, arrays, must, only_new)
         if place is None:
-            return False
+            return None
         try:
             filled = place.slot.fill(arrays)
         except Exception as error:
             self._spare[read.what].append(place)
             if must or not is_out_of_memory(error):
                 raise
-            return False
-        self._fetched = None
-        self._feed.release([groups])
-        self._ready.append(_Uploaded(task, read, KeyChunk(*filled) if read.what == "keys" else filled[0], place))
-        if self._emit is not None:
-            self._emit(BytesUploaded(task=task, start=start, n_bytes=sum(array.nbytes for array in arrays)))
-        return True
+            return None
+        return _Uploaded(task, read, KeyChunk(*filled) if read.what == "keys" else filled[0], place)
 
     def _fetch(self) -> tuple[int, Read, Groups | BaseException] | None:
         """Take what comes next from the feed."""

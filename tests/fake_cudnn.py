@@ -222,5 +222,5 @@ def install(monkeypatch: pytest.MonkeyPatch, version: str = "1.32.0", backend: i
     )
     monkeypatch.setitem(sys.modules, "cudnn", module)
     monkeypatch.setattr(cudnn_graphs, "_idle", {})
-    cudnn_graphs.missing.cache_clear()
+    cudnn_graphs.missing_libraries.cache_clear()
     return module

@@ -1,17 +1,21 @@
 """Cutting a region into the shapes of mask that cuDNN knows, and a rest: integers only."""
 
+import importlib
+import tracemalloc
 from types import ModuleType
 
 import fake_cudnn
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cqs.kernels import Region
 from cqs.kernels.by_coverage import Shape, cut_by_coverage, part_of
 from cqs.kernels.cudnn_graphs import Layout, Spec, _mask_options
-from cqs.masks import Causal, Coverage, Dense, Documents, NoMask, PrefixLM, Sinks, SlidingWindow
+from cqs.masks import Causal, Coverage, Dense, Documents, Mask, NoMask, PrefixLM, Sinks, SlidingWindow
 
+mask_module = importlib.import_module("cqs.masks.mask")
 numbers = st.integers(-12, 40)
 masks = st.recursive(
     st.one_of(
@@ -66,6 +70,35 @@ def test_every_visible_pair_is_in_one_part(case: tuple[Region, list[int]]) -> No
         index = np.concatenate([list(piece) for piece in pieces])
         times[np.ix_(range(rows.start, rows.stop), index)] += own.visible(range(len(rows)), [range(len(index))])
     assert (times == region.visible(range(n_rows), [range(n_columns)])).all()
+
+
+@given(regions(), st.integers(1, 20))
+def test_it_does_not_matter_how_many_rows_are_looked_at_together(case: tuple[Region, list[int]], n: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        expected = cut_by_coverage(*case)
+        patch.setattr(mask_module, "_SEGMENTS", n)
+        assert cut_by_coverage(*case) == expected
+
+
+MASKS = {
+    "causal": Causal(),
+    "window": SlidingWindow(1000),
+    "documents": Documents([1 << 10] * (1 << 10)) & Causal(),
+    "small documents": Documents([1 << 7] * (1 << 13)) & Causal(),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_a_million_rows_take_little_memory(mask: Mask) -> None:
+    n = 1 << 20
+    region = Region.whole(n, n, mask.bind((), 1, n, n))
+    tracemalloc.start()
+    try:
+        cut = cut_by_coverage(region, [n])
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+    assert cut.parts or cut.rest
 
 
 @given(st.sampled_from(Shape), st.integers(1, 9), st.integers(0, 9))

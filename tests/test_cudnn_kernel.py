@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from fake_cupy import Machine, cupy, fake_gpu  # noqa: F401
 
+from cqs.backend import CudaDevice
 from cqs.kernels import KeyChunk, Region, attend_per_head
 from cqs.kernels.contract import Request
 from cqs.kernels.cudnn import attend, refusal
@@ -318,6 +319,23 @@ def test_an_old_library_is_refused(
 def test_a_missing_library_is_refused(fake_gpu: Machine, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.setitem(sys.modules, "cudnn", None)
     assert "pip install" in (refusal(request()) or "")
+
+
+def test_each_device_is_asked_what_it_can_do(
+    fake_gpu: Machine,  # noqa: F811
+    cudnn: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import cupy  # noqa: F811
+
+    monkeypatch.setattr(cupy.cuda.Device, "compute_capability", property(lambda self: "75" if self.id == 0 else "90"))
+    old, new = CudaDevice(0), CudaDevice(1)
+    for devices, is_taken in (((), False), ((new,), True), ((old,), False), ((new, old), False), ((new,), True)):
+        reason = refusal(request()._replace(devices=devices))
+        assert (reason is None) is is_taken
+        assert is_taken or "capability 8.0 or higher, not 7.5" in str(reason)
+    with cupy.cuda.Device(1):
+        assert refusal(request()) is None
 
 
 def request(dtype: str = "float16", width: int = 64, scale: float = 0.125, has_scores: bool = False) -> Request:

@@ -19,6 +19,7 @@ import cqs
 from cqs.backend import import_cupy
 from cqs.errors import CQSError
 from cqs.kernels import KERNELS, cudnn_missing
+from cqs.kernels.cudnn_graphs import missing_libraries
 
 DOCS = Path(__file__).parent.parent / "docs"
 sys.path.insert(0, str(DOCS))  # where `building` is
@@ -150,7 +151,7 @@ def test_the_page_has_every_reason_and_no_other(monkeypatch: pytest.MonkeyPatch)
         return dict(cqs.plan(x, x, x, backend="cupy", **options).setting.passed_over)["cudnn"]
 
     def missing() -> str:
-        cudnn_missing.cache_clear()
+        missing_libraries.cache_clear()
         return str(cudnn_missing())
 
     cupy, _ = installed(monkeypatch)
@@ -168,7 +169,7 @@ def test_the_page_has_every_reason_and_no_other(monkeypatch: pytest.MonkeyPatch)
     found.add(missing())
     monkeypatch.setattr(cupy.cuda.nvrtc, "getVersion", raising(RuntimeError('Failure finding "libnvrtc.so.13"')))
     found.add(missing())
-    cudnn_missing.cache_clear()
+    missing_libraries.cache_clear()
     assert {row_of(text, REASONS) for text in found} == set(REASONS)
 
 

@@ -84,6 +84,24 @@ class _Segment(NamedTuple):
     tokens: range
 
 
+class _Knots(NamedTuple):
+    """Rows of a rectangle from which on its edges move otherwise than before; the first of its rows, and the last."""
+
+    rows: Integers  # (n,), counted from the first
+    edges: Integers  # (n, e), of these rows
+
+    def run_from(self, row: int) -> tuple[int, Integers, Integers]:
+        """Return how far the edges stand still or move on by one from a row on, and the edges here and there."""
+        i = int(np.searchsorted(self.rows, row, side="right")) - 1
+        here, start = self.edges[i], int(self.rows[i])
+        if i + 1 == len(self.rows):
+            return row, here, here
+        there, stop = self.edges[i + 1], int(self.rows[i + 1])
+        step = (there - here) // (stop - start)
+        here = here + step * (row - start)
+        return (stop, here, there) if ((step == 0) | (step == 1)).all() else (row, here, here)
+
+
 def cut_by_coverage(region: Region, sizes: Sequence[int]) -> Cut:
     """Cut a region into parts of the four shapes and a rest.
 
@@ -96,9 +114,10 @@ def cut_by_coverage(region: Region, sizes: Sequence[int]) -> Cut:
 
     Notes
     -----
-    O(rows) for each rectangle that is seen in part, O(1) for the others. Of a mask without edges, as arrays and
-    functions are, a rectangle that is seen in part is left to the other kernel as a whole. It depends on the region
-    alone, so that the same call always adds numbers in the same order.
+    O(rows) for each rectangle that is seen in part, O(1) for the others; the rows are looked at some at a time, and
+    kept where something changes. Of a mask without edges, as arrays and functions are, a rectangle that is seen in part
+    is left to the other kernel as a whole. It depends on the region alone, so that the same call always adds numbers in
+    the same order.
     """
     parts: list[Part] = []
     rest: defaultdict[tuple[int, int], list[range]] = defaultdict(list)
@@ -161,62 +180,67 @@ def _cut_rectangle(region: Region, queries: range, segment: _Segment, first: int
     elif coverage is Coverage.PARTIAL and not region.mask.has_edges:
         yield rows
     elif coverage is Coverage.PARTIAL:
-        edges = _edges(region.mask, queries, tokens)
-        if _is_ragged(edges):
+        knots = _knots(region.mask, queries, tokens)
+        if knots is None:
             yield rows
             return
         row, column = rows.start - queries.start, columns.start - tokens.start  # of a token, less the token
-        for group, is_worth_it in _worth_it(list(_groups(edges, queries))):
+        for group, is_worth_it in _worth_it(list(_groups(knots, queries))):
             if is_worth_it:
                 yield from (Part(_moved(part.rows, row), _moved(part.columns, column), part.shape) for part in group)
             else:
                 yield _moved(group[0].rows, row)
 
 
-def _is_ragged(edges: Integers) -> bool:
-    """Whether edges jump so often that what is between would not be worth a call, on average."""
-    steps = np.diff(edges, axis=0)
-    n_jumps = np.count_nonzero(((steps != 0) & (steps != 1)).any(axis=1))
-    n_pairs = np.where(edges < _NOTHING, edges, 0)[:, 1::2].sum() - np.where(edges < _NOTHING, edges, 0)[:, ::2].sum()
-    return bool(n_jumps > _MOST_CHANGES and n_pairs < n_jumps * _LEAST_PAIRS)
+def _knots(mask: Mask, queries: range, keys: range) -> _Knots | None:
+    """Return where the edges change how they move; None if they jump so often that, on average, no call is worth it."""
+    rows, edges, first, n_jumps, most_jumps = [], [], 0, 0, None
+    last = step = np.empty((0, 0), np.int64)
+    for block in _edges(mask, queries, keys):
+        if not len(last):
+            last, step = block[:0], np.full((1, block.shape[1]), 2 * _NOTHING)  # which no step is
+        block = np.concatenate([last, block])
+        steps = np.diff(block, axis=0)
+        n_jumps += int(np.count_nonzero(((steps != 0) & (steps != 1)).any(axis=1)))
+        if n_jumps > _MOST_CHANGES:
+            most_jumps = mask.count(queries, keys) // _LEAST_PAIRS if most_jumps is None else most_jumps
+            if n_jumps > most_jumps:
+                return None
+        step = np.concatenate([step, steps])
+        changes = np.flatnonzero((step[1:] != step[:-1]).any(axis=1))
+        rows.append(first + changes)
+        edges.append(block[changes])
+        first, last, step = first + len(steps), block[-1:], step[-1:]
+    return _Knots(np.array([*np.concatenate(rows), first]), np.concatenate([*edges, last]))
 
 
-def _groups(edges: Integers, queries: range) -> Iterator[list[Part]]:
+def _groups(knots: _Knots, queries: range) -> Iterator[list[Part]]:
     """Yield the parts, in tokens, of each group of rows between two changes of how the edges move."""
-    steps = np.diff(edges, axis=0)
-    is_even = ((steps == 0) | (steps == 1)).all(axis=1)
-    changes = np.flatnonzero((steps[1:] != steps[:-1]).any(axis=1)) + 1
     row, last = 0, len(queries) - 1
     while row <= last:
-        stop = row
-        if row < last and is_even[row]:
-            after = np.searchsorted(changes, row, side="right")
-            stop = int(changes[after]) if after < len(changes) else last
+        stop, here, there = knots.run_from(row)
         rows = range(queries.start + row, queries.start + stop + 1)
         found = [
-            Part(rows, range(start, end), Shape((bool(edges[stop, k] > start), bool(end > edges[row, k + 1]))))
-            for k in range(0, edges.shape[1] - 1, 2)
-            if (start := int(edges[row, k])) < (end := int(edges[stop, k + 1])) < _NOTHING
+            Part(rows, range(start, end), Shape((bool(there[k] > start), bool(end > here[k + 1]))))
+            for k in range(0, len(here) - 1, 2)
+            if (start := int(here[k])) < (end := int(there[k + 1])) < _NOTHING
         ]
         if found:
             yield found
         row = stop + 1
 
 
-def _edges(mask: Mask, queries: range, keys: range) -> Integers:
-    """Return where each query's visible ranges of keys start and stop, in turn, `(n, e)`; then `_NOTHING`."""
-    q_idx = np.arange(queries.start, queries.stop)
-    bounds = np.broadcast_to(np.array([keys.start, keys.stop]), (len(q_idx), 2))
-    cuts = np.sort(np.concatenate([np.clip(mask.edges(q_idx), keys.start, keys.stop), bounds], axis=1), axis=1)
-    edges = np.full(cuts.shape, _NOTHING)
-    seen_before = np.zeros(len(q_idx), dtype=bool)
-    for j in range(cuts.shape[1] - 1):
-        seen = mask.visible(q_idx[:, None], cuts[:, j : j + 1])[:, 0]
-        seen = np.where(cuts[:, j] < cuts[:, j + 1], seen, seen_before)
-        edges[:, j] = np.where(seen != seen_before, cuts[:, j], _NOTHING)
-        seen_before = seen
-    edges[:, -1] = np.where(seen_before, keys.stop, _NOTHING)
-    return np.sort(edges, axis=1)
+def _edges(mask: Mask, queries: range, keys: range) -> Iterator[Integers]:
+    """Yield, of some rows at a time, where visible ranges start and stop, in turn, `(n, e)`; then `_NOTHING`."""
+    for starts, stops, is_seen in mask.segments(queries, keys):
+        edges = np.full((starts.shape[0], starts.shape[1] + 1), _NOTHING)
+        seen_before = np.zeros(len(starts), dtype=bool)
+        for j in range(starts.shape[1]):
+            seen = np.where(starts[:, j] < stops[:, j], is_seen[:, j], seen_before)
+            edges[:, j] = np.where(seen != seen_before, starts[:, j], _NOTHING)
+            seen_before = seen
+        edges[:, -1] = np.where(seen_before, keys.stop, _NOTHING)
+        yield np.sort(edges, axis=1)
 
 
 def _worth_it(groups: list[list[Part]]) -> Iterator[tuple[list[Part], bool]]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from cqs.backend import Device
 from cqs.kernels.region import Region
 from cqs.partial import Partial
 from cqs.problem import AttentionProblem
@@ -23,11 +24,14 @@ class Request(NamedTuple):
         With type, widths and mask.
     has_scores : bool
         Whether scores are changed before the mask.
+    devices : tuple of Device
+        That it would run on; none for the device that is current.
     """
 
     xp: Namespace
     problem: AttentionProblem
     has_scores: bool
+    devices: tuple[Device, ...] = ()
 
 
 class KeyChunk(NamedTuple):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 
-from cqs.backend import dtype_of, is_cupy, namespace_of
+from cqs.backend import CudaDevice, dtype_of, is_cupy, namespace_of
 from cqs.kernels import blockwise, cudnn_graphs
 from cqs.kernels.blocks import in_chunks
 from cqs.kernels.by_coverage import Part, Rest, cut_by_coverage, part_of
@@ -37,7 +37,11 @@ def refusal(request: Request) -> str | None:
         return "scores are changed before the mask"
     if not 2.0**-20 <= p.scale <= 2.0**20:
         return f"takes scales from 2^-20 to 2^20, not {p.scale:g}"
-    return cudnn_graphs.missing()
+    numbers = [device.index for device in request.devices if isinstance(device, CudaDevice)]
+    if not numbers:
+        return cudnn_graphs.missing()
+    reasons = map(cudnn_graphs.missing, numbers)  # one kernel for all of them
+    return next((reason for reason in reasons if reason is not None), None)
 
 
 def attend(

@@ -17,7 +17,7 @@ from cqs.kernels.by_coverage import Shape
 from cqs.problem import dtype_name
 from cqs.types import Array
 
-__all__ = ["DTYPES", "Layout", "Spec", "build_graph", "missing", "sdpa"]
+__all__ = ["DTYPES", "Layout", "Spec", "build_graph", "missing", "missing_libraries", "sdpa"]
 
 DTYPES = {"float16": "HALF", "bfloat16": "BFLOAT16"}  # to the names in `cudnn.data_type`
 
@@ -57,9 +57,29 @@ class Spec(NamedTuple):
     shape: Shape
 
 
+def missing(device: int | None = None) -> str | None:
+    """Return what is lacking to run cuDNN from Python on a device, with the remedy; None if there is all.
+
+    Parameters
+    ----------
+    device : int, optional
+        Its number; by default the current device.
+    """
+    lacking = missing_libraries()
+    if lacking is not None:
+        return lacking
+    try:
+        capability = int(import_cupy().cuda.Device(device).compute_capability)
+    except RuntimeError as error:
+        return f"there is no CUDA device ({error})"
+    if capability < _OLDEST_DEVICE:
+        return f"needs a device of compute capability 8.0 or higher, not {capability / 10}; use another kernel"
+    return None
+
+
 @cache
-def missing() -> str | None:
-    """Return what this machine lacks to run cuDNN from Python, with the remedy; None if it has all."""
+def missing_libraries() -> str | None:
+    """Return which libraries are lacking, whatever the device, with the remedy; None if there are all."""
     lacking = missing_library()
     if lacking is not None:
         return "; ".join(lacking)
@@ -75,12 +95,6 @@ def missing() -> str | None:
         return f"nvidia-cudnn-frontend must be {oldest} or later, not {cudnn.__version__}; {_INSTALL}"
     if found[1] < _OLDEST_CUDNN:
         return f"cuDNN must be {_dotted(_OLDEST_CUDNN)} or later, not {_dotted(found[1])}; {_INSTALL}"
-    try:
-        capability = int(import_cupy().cuda.Device().compute_capability)
-    except RuntimeError as error:
-        return f"there is no CUDA device ({error})"
-    if capability < _OLDEST_DEVICE:
-        return f"needs a device of compute capability 8.0 or higher, not {capability / 10}; use another kernel"
     return None
 
 
