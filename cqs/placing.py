@@ -64,7 +64,7 @@ def placed(
         raise OptionError.of("engine", "be left out with devices, which run the tasks", repr(engine), "drop one")
     if chosen:
         xp = chosen[0].xp
-    found, passed_over = choose_kernel(kernel, Request(xp, problem, has_scores))
+    found, passed_over = choose_kernel(kernel, Request(xp, problem, has_scores, tuple(chosen)))
     common = {"kernel": found.name, "has_scores": has_scores, "passed_over": passed_over}
     if chosen:
         names = numbered(device.name for device in chosen)

@@ -82,7 +82,8 @@ def balanced_owners(quorums: CyclicQuorumSet, weights: npt.NDArray[np.integer[An
     even = int(weights.sum()) * _EVEN[0] // (_EVEN[1] * len(weights))
     if least > even >= bound:
         units = _Units.of(quorums, weights, joined=False)
-        best = units.matrix(found, weights) if (found := units.fitted_to(even, period(weights))) else best
+        if found := units.fitted_to(even, period(weights)):
+            best = units.matrix(_Search(units, found).down_to(goal), weights)
     return best
 
 
