@@ -61,8 +61,9 @@ class Uploads:
         The open device.
     feed : Feed
         Gives the groups in the memory of the machine.
-    order : iterator of (int, Read, int)
-        Task, what is read for it, and its bytes, in the order of `take`.
+    order : iterator of (int, Read, int) or None
+        Task, what is read for it, and its bytes, in the order of `take`; None where it is not known yet what comes
+        next, which nobody waits for, and is asked for again.
     limits : SlotBytes
         Bytes of all slots for keys, and for queries, without what rounds each of them up: to whole blocks, and by a
         token, so that it also holds a group that is longer by one. Only what somebody waits for may exceed them. One
@@ -72,7 +73,12 @@ class Uploads:
     """
 
     def __init__(
-        self, session: Session, feed: Feed, order: Iterator[tuple[int, Read, int]], limits: SlotBytes, emit: Emit = None
+        self,
+        session: Session,
+        feed: Feed,
+        order: Iterator[tuple[int, Read, int] | None],
+        limits: SlotBytes,
+        emit: Emit = None,
     ) -> None:
         self._session = session
         self._feed = feed
@@ -179,7 +185,10 @@ class Uploads:
 
     def _fetch(self) -> tuple[int, Read, Groups | BaseException] | None:
         """Take what comes next from the feed."""
-        for task, read, _ in self._order:
+        for entry in self._order:
+            if entry is None:
+                return None
+            task, read, _ = entry
             if task in self._skipped:
                 continue
             try:

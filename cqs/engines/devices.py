@@ -1,5 +1,6 @@
 """Running a plan on devices: GPUs, each with a thread of its own, and no traffic between them."""
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
@@ -19,11 +20,12 @@ from cqs.worker import TaskResult, Worker
 __all__ = ["DeviceEngine"]
 
 _HOST_BYTES = 256 << 20  # of inputs on disk that are read ahead, for each device
+_MOST_AHEAD = 2  # tasks that a device draws beyond the one it computes: one is copied in, one is read from disk
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceEngine:
-    """Devices that draw tasks from one list: whoever is done takes the next.
+    """Devices that draw tasks from one list: whoever is done takes the next, and has two more on their way.
 
     Parameters
     ----------
@@ -42,7 +44,7 @@ class DeviceEngine:
 
     def run(self, plan: Plan, worker: Worker, accept: Accept) -> None:
         """Pass on results in the plan's order, in the memory of the machine, unless their sums stay on the device."""
-        drawn = _Drawn(plan)
+        drawn = _Drawn(plan, most_ahead=_MOST_AHEAD if len(self.devices) > 1 else len(plan))
         if len(self.devices) == 1:
             self._run_on(self.devices[0], self.devices[0].name, drawn, worker, accept)
         else:
@@ -88,7 +90,8 @@ class DeviceEngine:
             if self.reads_ahead:
                 ahead = ReadAhead(worker.source, mine.reads(), _HOST_BYTES, worker.emit)
                 host = reading.enter_context(ahead.running())
-            feed = Uploads(session, host, mine.reads(), plan.slot_bytes, worker.emit)
+                reading.callback(mine.close)  # before reading ends, which may wait for a task
+            feed = Uploads(session, host, mine.reads_so_far(), plan.slot_bytes, worker.emit)
             timed = session if worker.emit is not None and isinstance(session, TimedSession) else None
             if timed is not None and worker.emit is not None:
                 timed.listen(_renamed(worker.emit, device.name, name))
@@ -154,22 +157,24 @@ class _Return:
 
 
 class _Drawn:
-    """The list of tasks that devices draw from."""
+    """The list of tasks that devices draw from, each at most so many beyond the one that it computes."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, most_ahead: int) -> None:
         self.plan = plan
+        self.most_ahead = most_ahead
+        self.is_closed = False
         self._indices = iter(range(len(plan)))
         self._lock = threading.Lock()
 
     def next(self) -> int | None:
         """Draw a task; None if there are no more."""
         with self._lock:
-            return next(self._indices, None)
+            return None if self.is_closed else next(self._indices, None)
 
     def close(self) -> None:
-        """Let nobody draw any more."""
+        """Let nobody draw any more, nor begin what was drawn."""
         with self._lock:
-            self._indices = iter(())
+            self.is_closed = True
 
     def share(self) -> "_Share":
         """Return a share that draws when it is read."""
@@ -177,26 +182,61 @@ class _Drawn:
 
 
 class _Share:
-    """The tasks of one device, drawn when reading ahead comes to them. Read in several places, from any thread."""
+    """The tasks of one device, drawn a little before it computes them. Read in several places, from any thread."""
 
     def __init__(self, drawn: _Drawn) -> None:
         self._drawn = drawn
         self._mine: list[int | None] = []
-        self._lock = threading.Lock()
+        self._n_begun = 0
+        self._is_closed = False
+        self._changed = threading.Condition()
 
     def tasks(self) -> Iterator[Task]:
-        """Yield its tasks."""
-        n = 0
-        while True:
-            with self._lock:
-                if n == len(self._mine):
-                    self._mine.append(self._drawn.next())
-                index = self._mine[n]
-            if index is None:
+        """Yield its tasks to whoever computes them: each is begun when the one before it is done."""
+        for n in itertools.count():
+            with self._changed:
+                self._n_begun = n + 1
+                self._changed.notify_all()
+                index = self._nth(n)
+            if index is None or self._drawn.is_closed:
                 return
             yield self._drawn.plan.task(index)
-            n += 1
 
     def reads(self) -> Iterator[tuple[int, Read, int]]:
-        """Yield what is read for its tasks."""
-        return (entry for task in self.tasks() for entry in self._drawn.plan.reads_of(task))
+        """Yield what is read for its tasks; wait where a task may not be drawn yet."""
+        for n in itertools.count():
+            with self._changed:
+                while not (self._is_closed or self._may_know(n)):
+                    self._changed.wait()
+                index = None if self._is_closed else self._nth(n)
+            if index is None:
+                return
+            yield from self._drawn.plan.reads_of(self._drawn.plan.task(index))
+
+    def reads_so_far(self) -> Iterator[tuple[int, Read, int] | None]:
+        """Yield what is read for its tasks, and None as long as a task may not be drawn yet."""
+        for n in itertools.count():
+            while not self._may_know(n):
+                yield None
+            with self._changed:
+                index = self._nth(n)
+            if index is None:
+                return
+            yield from self._drawn.plan.reads_of(self._drawn.plan.task(index))
+
+    def close(self) -> None:
+        """Let nobody wait any more."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+    def _may_know(self, n: int) -> bool:
+        """Whether its n-th task is drawn, or may be."""
+        return n < max(len(self._mine), self._n_begun + self._drawn.most_ahead)
+
+    def _nth(self, n: int) -> int | None:
+        """Return the number of its n-th task, drawn if it is not yet; None after the last."""
+        if n == len(self._mine):
+            self._mine.append(self._drawn.next())
+            self._changed.notify_all()
+        return self._mine[n]

@@ -23,10 +23,12 @@ class Turns:
         self._changed = threading.Condition()
 
     def add(self, i: int, result: TaskResult) -> None:
-        """Take the result of task i, and pass on all whose turn it is."""
+        """Take the result of task i, and pass on all whose turn it is; drop it if nothing is passed on any more."""
         with self._changed:
+            if self._is_closed:
+                return
             self._waiting[i] = result
-            while self._next in self._waiting and not self._is_closed:
+            while self._next in self._waiting:
                 self._accept(self._waiting.pop(self._next))
                 self._next += 1
             self._changed.notify_all()
@@ -36,4 +38,5 @@ class Turns:
         """Let every thread go on: nothing is passed on any more."""
         with self._changed:
             self._is_closed = True
+            self._waiting.clear()
             self._changed.notify_all()
