@@ -38,6 +38,8 @@ def attend_per_head(
         return run(q, chunks, region=region.at((0,) * (len(entry) + q.ndim - 2)))
     xp = namespace_of(q=q)
     *batch, H, T, _ = q.shape
+    if not batch and prod(region.lead[-1:]) == 1:  # all heads of one entry
+        return run(q, chunks, region=region.at((*entry, first)))
     G, E = chunks[0].v.shape[-3], chunks[0].v.shape[-1]
     result = Partial.empty(xp, (*batch, H, T, E), dtype_of(xp, DTYPES[dtype_name(q)][1]), q.device)
     n_masks = prod(region.lead[-1:])  # along the heads
@@ -48,4 +50,5 @@ def attend_per_head(
             parts = [KeyChunk(chunk.k[(*b, kv_own, ...)], chunk.v[(*b, kv_own, ...)]) for chunk in chunks]
             part = run(q[(*b, own, ...)], parts, region=region.at((*entry, *b, first + (h or 0))))
             result.out[(*b, own, ...)], result.lse[(*b, own, ...)] = part.out, part.lse
+            del part  # before the next is computed
     return result

@@ -111,7 +111,7 @@ def footprint(
         results=result * (1 if in_flight == 1 else 2 * in_flight)
         + _merging_bytes(setting, call, sizes, grain, rows_pending)
         + unseen,
-        kernel=kernel + in_flight * (setting.read_bytes + joined),
+        kernel=kernel + in_flight * (setting.read_bytes + joined + call.part_bytes(problem, setting)),
         objects=_BASE_BYTES + (CACHED_TASKS + 2 * in_flight) * sizes.object_bytes,
     )
 
@@ -167,7 +167,9 @@ def _on_device(
         inputs=slots.total,
         results=(1 if is_summed else 2) * result
         + _merging_bytes(setting, call, sizes, grain, rows_pending if is_summed else 0),
-        kernel=scratch_bytes(setting.kernel, call.shape, 1, grain.block_bytes, setting.has_scores) + joined,
+        kernel=scratch_bytes(setting.kernel, call.shape, 1, grain.block_bytes, setting.has_scores)
+        + joined
+        + call.part_bytes(problem, setting),
         objects=_DEVICE_BASE_BYTES,
     )
 
@@ -188,6 +190,13 @@ class _Call:
         wide, n_kv = DTYPES[p.accumulator_dtype][0], shape.batch * shape.kv_heads
         query, key = shape.n_heads * p.width * p.itemsize, n_kv * (p.width + p.value_width) * p.itemsize
         return cls(shape, wide, query, key, shape.n_heads * (p.value_width + 1) * wide)
+
+    def part_bytes(self, p: AttentionProblem, setting: Setting) -> int:
+        """Count what a call that is computed entry by entry, or head by head, holds of one beside its result."""
+        if p.mask.is_shared and not setting.has_scores:
+            return 0
+        n_heads = self.shape.kv_heads * self.shape.shared if self.shape.batch > 1 else 1
+        return self.shape.n_queries * n_heads * (p.value_width + 1) * self.wide
 
 
 def _output_bytes(p: AttentionProblem, setting: Setting) -> int:
