@@ -20,6 +20,8 @@ MOST_SECONDS = 4.0  # where nothing else runs, less than one
 T = 60_000  # a minute's work
 
 _CALL = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as the tests may have been told to ignore it
 import os, sys, threading, time
 import cqs
 from cqs.engines import LocalEngine

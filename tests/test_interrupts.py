@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 SCRIPT = """
-import sys, threading
+import signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as the tests may have been told to ignore it
 import numpy as np
 import cqs
 from cqs.engines import LocalEngine
