@@ -13,10 +13,9 @@
 #
 # **Question.** How can a GPU compute and copy at once, and what does that buy?
 #
-# A GPU computes with a memory of its own. What is in the memory of the machine has to come over a link first, and the
-# link is slow beside the computing. This notebook finds out when that matters, and what hides it. It needs no GPU. If
-# there is one, the last picture shows it at work; if not, the CPU stands in for it. All other times are *computed*
-# from rates that are stated, and none of them is measured.
+# A GPU computes with a memory of its own. What is in the memory of the machine has to come over a link first, which is
+# slow. When does that matter, and what hides it? No GPU is needed: if there is one, the last picture shows it; else the
+# CPU stands in for it. All other times are *computed* from rates that are stated, and none is measured.
 
 # %%
 from collections import deque
@@ -45,10 +44,8 @@ from cqs.verify import verify_rows
 #
 # $$ \frac{\text{operations}}{\text{numbers}} = \frac{16 n^2}{12 n} = \frac{4n}{3}. $$
 #
-# This is called the *arithmetic intensity*. It grows with n: each number that is copied meets n others.
-#
-# Now take a toy device, with a link of 12 numbers a tick, and 128 operations a tick. Copying takes n ticks, and
-# computing n²/8.
+# This is the *arithmetic intensity*. It grows with n: each number that is copied meets n others. A toy device may have
+# a link of 12 numbers a tick, and 128 operations a tick. Copying takes n ticks, and computing n²/8.
 #
 # | n | copy | compute |
 # | --- | --- | --- |
@@ -83,8 +80,7 @@ for n in (4, 8, 16):
 # 2. a slot is filled again when it is **free**, after what reads it has been computed,
 # 3. a result is copied out when it is **computed**.
 #
-# So a slot has two events, and a result one. (Copies that run by themselves take memory that does not move meanwhile.
-# It is called *pinned*.)
+# So a slot has two events, and a result one. (Copies that run by themselves take memory that does not move: *pinned*.)
 #
 # What if the second is forgotten? A slot on the CPU, which stands in for a GPU here, shows it. One task's numbers are
 # in the slot, and nobody has computed with them yet. The next task's come.
@@ -107,9 +103,8 @@ assert (right, wrong) == (4, 400)
 print(f"in order {right}, too early {wrong}")
 
 # %% [markdown]
-# No error is raised, and the result is a number like any other. On a GPU it depends on the weather: on which of two
-# streams was faster today. This is why an array must not be overwritten, nor its memory given to another array, while
-# some stream still reads it.
+# No error is raised, and the result is a number like any other. On a GPU it depends on which of two streams was faster.
+# So an array must not be overwritten, nor its memory given to another array, while some stream still reads it.
 #
 # ## A picture: one slot, two slots, no events
 #
@@ -143,11 +138,8 @@ for ax, (title, (n_slots, waits)) in zip(axes, cases.items(), strict=True):
         computed.append(begin + computing)
         leaves = max(computed[-1], returned)
         returned = leaves + back
-        for lane, first, last in (
-            ("copy in", start, filled),
-            ("compute", begin, computed[-1]),
-            ("copy out", leaves, returned),
-        ):
+        bars = {"copy in": (start, filled), "compute": (begin, computed[-1]), "copy out": (leaves, returned)}
+        for lane, (first, last) in bars.items():
             name = "too early" if lane == "copy in" and too_early else str(i)
             spans.append(SimpleNamespace(lane=lane, name=name, kind=lane, start=first, stop=last))
     ax = timeline(spans, ax)
@@ -161,8 +153,7 @@ axes[0].set_xticks(range(0, 22, 5), range(0, 22, 5))
 label = axes[-1].set_xlabel("ticks")
 
 # %% [markdown]
-# Below, without events, two copies come too early, and two results would be wrong. And nothing would be gained by it:
-# 15 ticks with events, 15 without. Waiting costs something only where the waiting is needed.
+# Without events two copies come too early, two results would be wrong, and nothing is gained: 15 ticks with or without.
 #
 # ## When is copying hidden?
 #
@@ -186,53 +177,28 @@ label = axes[-1].set_xlabel("ticks")
 F, B, H, D = 400e12, 50e9, 16, 64
 described = HostDevice(memory=64 << 30)
 lengths = [2**12 * 2**i for i in range(8)]
-copying, busy = {}, {}
 for W in (7, 31):
     for N in lengths:
         plan = cqs.plan(*[(H, N, D)] * 3, dtype="float16", workers=W, strategy="cqs", devices=[described])
         task, m = plan.task(0), len(plan.base)
         n_bytes, flops = plan.held_bytes(task), plan.problem.flops(plan.load(task))
         assert np.isclose(flops / n_bytes, 4 * N / (3 * m * 2), rtol=0.01)
-        copying[W, N], busy[W, N] = n_bytes / B, flops / F
     even = 3 * m * 2 / 4 * F / B
     print(f"W = {W:2}, m = {m}: break-even at N = {even:,.0f}, with groups of {even / W:,.0f}")
 
 # %% [markdown]
-# ## A picture: two slopes
-#
-# Copying grows as N, and computing as N². Whatever the rates, the lines cross, and beyond that copying can be hidden.
-# A slower link shifts its line up, and the crossing to the right.
-
-# %%
-figure, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
-for W, colour in zip((7, 31), KINDS, strict=False):
-    m = cqs.difference_cover(W).size
-    ax.plot(lengths, [1e3 * copying[W, N] for N in lengths], "--", color=colour, label=f"copy in, W = {W}")
-    ax.plot(lengths, [1e3 * busy[W, N] for N in lengths], "-", color=colour, label=f"compute, W = {W}")
-    N = 3 * m * 2 / 4 * F / B
-    ax.plot(N, 1e3 * 3 * m / W * N * H * D * 2 / B, "o", color=colour, ms=8)
-ax.set_xscale("log", base=2)
-ax.set_yscale("log")
-ax.set_xticks(lengths, [f"{N // 1024}k" for N in lengths])
-ax.set(xlabel="tokens N", ylabel="ms a task", title="Computed from 400 TFLOP/s and 50 GB/s, not measured")
-legend = ax.legend()
-
-# %% [markdown]
 # ## A timeline that is computed
 #
-# What would a run be like at these rates? That follows from the plan: `plan.reads_of(task)` says what is copied for a
-# task, in order, and each strip of a task is computed when its queries are there.
-#
-# In the library a slot holds one group: its queries, or its keys and values. A task keeps m groups of keys until it
-# is done, and lets go of each group of queries when that strip is computed. So "one slot" or "two" is not the whole
-# story, and we compare three amounts:
+# What would a run be like at these rates? `plan.reads_of(task)` says what is copied for a task, in order. Each strip is
+# computed when its queries are there. In the library a slot holds one group: its queries, or its keys and values. A
+# task keeps m groups of keys until it is done, and lets go of queries when their strip is computed. We compare:
 #
 # - *none to spare*: m slots for keys, and one for queries. That is what a task needs, and nothing is copied ahead;
 # - *one of each to spare*: m + 1 for keys, and two for queries. While a task is computed, the first keys of the next
 #   are copied;
 # - *a task's to spare*: 2m for keys, and m for queries. Now the link need not wait.
 #
-# What has been computed stays on the device, where it is merged. It is copied back at the end, which we leave out.
+# What has been computed stays on the device, is merged there, and comes back at the end, which we leave out.
 
 # %%
 W, m = 7, 3
@@ -271,20 +237,14 @@ for ax, amount in zip(axes, amounts, strict=True):
         ax.get_legend().remove()
 axes[0].set_xlim(0, max(span.stop for span in drawn["none to spare", N]))
 label = axes[-1].set_xlabel(f"computed for N = {N:,}, 400 TFLOP/s and 50 GB/s, not measured")
-for lane in ("copy in", "compute"):  # a stream does one thing after the other
-    for amount in amounts:
-        own = [span for span in drawn[amount, N] if span.lane == lane]
-        assert all(a.stop <= b.start for a, b in pairwise(own))
 
 # %% [markdown]
-# Each colour is a task. Where a colour is copied below another that is computed, copying is hidden; white gaps in the
-# lower lane are the time that is lost.
+# Each colour is a task. White gaps in the lower lane are the time that is lost.
 #
 # ## What does it buy?
 #
-# Say a task takes a to copy and c to compute. One after the other they take a + c, and at once max(a, c). That is
-# never less than half. So overlap buys *at most a factor of two*, and it buys most at the break-even. Far below, the
-# link sets the pace in any case. Far above, there is not much to hide.
+# Say a task takes a to copy and c to compute: a + c one after the other, and max(a, c) at once, never less than half.
+# So overlap buys *at most a factor of two*, and most at the break-even. Far above, there is not much to hide.
 
 # %%
 figure, ax = plt.subplots(figsize=(6, 3.2), layout="constrained")
@@ -302,24 +262,16 @@ for N in lengths:
     print(f"N = {N:7,}: with many slots it takes {none / many:.0%} of the time with none to spare")
 
 # %% [markdown]
-# The best is 57 %, and not half: nothing hides the first copy, and seven tasks are few.
-#
-# It has a price, which is memory: twice as much for keys. On a device that is too small for the sequence, this has to
-# come from somewhere: groups would be shorter, with less to compute for each byte. So the library plans for a task's to
-# spare only if memory is left for them, and else for what is left; one of each is the least:
+# The best is 57 %, and not half: nothing hides the first copy, and seven tasks are few. The price is memory, twice
+# as much for keys. So the library plans for a task's to spare only if memory is left for them:
 
 # %%
 plan = cqs.plan(*[(H, 2**16, D)] * 3, dtype="float16", workers=W, strategy="cqs", devices=[described])
 row = H * D * 2 * 2**16 // W  # bytes of a group of queries; keys come with values
-sizes = {amount: (2 * of_keys + of_queries) * row for amount, (of_keys, of_queries) in amounts.items()}
-less = cqs.plan(
-    *[(H, 2**16, D)] * 3, dtype="float16", workers=W, devices=[described], memory=plan.projected_bytes - row
-)
-planned = {"planned for 64 GiB": plan, f"for {format_bytes(less.setting.memory)}": less}
-for amount, size in {**sizes, **{title: p.footprint.inputs for title, p in planned.items()}}.items():
-    print(f"{amount:20} {format_bytes(size)}")
-assert sizes["none to spare"] < less.footprint.inputs < plan.footprint.inputs
-assert np.isclose(plan.footprint.inputs, sizes["a task's to spare"], rtol=0.01)
+less = {"devices": [described], "memory": plan.projected_bytes - row}
+tight = cqs.plan(*[(H, 2**16, D)] * 3, dtype="float16", workers=W, **less)
+assert np.isclose(plan.footprint.inputs, (2 * 2 * m + m) * row, rtol=0.01)
+print(f"{format_bytes(plan.footprint.inputs)} of slots, or with less memory {format_bytes(tight.footprint.inputs)}")
 
 # %% [markdown]
 # ## Checked by the library: what the engine does
@@ -352,13 +304,9 @@ spans = [
     for e in recorder.events
     if e.kind in lanes and e.task < 3
 ]
-figure, (left, right) = plt.subplots(1, 2, figsize=(10, 2.6), layout="constrained", width_ratios=(1, 2))
-left, right = timeline(spans, left), timeline(spans, right)
-left.set_xlim(0, 1.5 * (min(tile.start for tile in tiles) - min(copy.start for copy in copies)))
-left.get_legend().remove()
-left.set_title("The first copies, larger", loc="left", fontsize=10)
-right.set_title("Three tasks", loc="left", fontsize=10)
-title = figure.suptitle(f"Recorded on {device.name}" + ("" if is_gpu else ", which stands in for a GPU"), fontsize=11)
+ax = timeline(spans)
+where = f"Three tasks, recorded on {device.name}" + ("" if is_gpu else ", which stands in for a GPU")
+title = ax.set_title(where, loc="left", fontsize=10)
 
 # %% [markdown]
 # With a stand-in nothing overlaps, and the picture does not pretend that it does. Copies are short, too: a CPU
@@ -377,14 +325,12 @@ print(f"hidden: {hidden:.0%} of the time of copying")
 
 # %% [markdown]
 # What matters is the *order*, and that is the same for both. Before a task's last strip is begun, copying for the next
-# task has begun. In the first picture, on the left, these are the orange bars, between the blue copies and the first
-# blue strip. On a device with streams of its own these copies go on while the strips are computed. How much is copied
-# ahead, the slots decide:
+# task has begun. On a device with streams of its own these copies go on while the strips are computed. How much is
+# copied ahead, the slots decide:
 
 # %%
-if not is_gpu:
-    ordered = sorted(spans, key=lambda span: span.start)
-    assert all(a.stop <= b.start for a, b in pairwise(ordered))
+ordered = sorted(spans, key=lambda span: span.start)
+assert is_gpu or all(a.stop <= b.start for a, b in pairwise(ordered))
 for i in range(1, 7):
     first_copy = min(copy.start for copy in copies if copy.task == i)
     last_strip = max(tile.start for tile in tiles if tile.task == i - 1)
@@ -396,8 +342,7 @@ for i in range(1, 7):
 # ## One step further: other links, other schemes
 #
 # The break-even is proportional to F/B, so a link ten times slower wants sequences ten times longer. The rates are
-# round numbers, supposed and not measured. The third is what the Scheduler supposes of a GPU, since a thread has to
-# copy inputs into pinned memory first, and is not so fast.
+# supposed, not measured. The third is what the Scheduler supposes, since a thread copies into pinned memory first.
 #
 # With *resident-query tiles* of notebook 07, R queries stay and keys stream past. Each key and value, 2Ds bytes, then
 # takes 4DR operations. The intensity is 2R/s, however long the sequence is. In half precision R is F/B itself.
@@ -414,17 +359,12 @@ R = 2**20 // 128
 assert np.isclose(plan.problem.flops(plan.load(task)) / plan.held_bytes(task), 2 * R / 2, rtol=0.01)
 
 # %% [markdown]
-# A model that generates text has one query at a time: R = 1, or a few, and the intensity is hopeless. No overlap helps
-# there. Keys have to be where the computing is.
-#
-# The same reasoning holds one level down, between a GPU's memory and the small fast memory on its chip. There it is
-# called FlashAttention.
+# A model that generates text has one query at a time: R = 1, or a few. No overlap helps there: keys have to be where
+# computing is. And one level down, between a GPU's memory and that on its chip, the same reasoning is FlashAttention.
 #
 # How to use a GPU, and what to do if something is missing, says the page [GPUs](../docs/how-to/gpu.md).
-#
 # So the answer to the question: by three queues, two slots, and events between them. It buys up to a factor of two,
-# and none at all if tasks are too short. Beyond the break-even, inputs that lie in the memory of the machine cost
-# little more than inputs that lie on the GPU.
+# and nothing if tasks are too short.
 
 # %% [markdown]
 # ## Exercise 1
