@@ -147,8 +147,11 @@ class Spilled:
         for start, stop in [*begun, (rows.stop, rows.stop)]:
             step = max(UNSEEN_BYTES // max(self._size(range(1)), 1), 1)
             for unseen in even_cuts(start - first, step):
-                rows = range(first + unseen.start, first + unseen.stop)
-                yield rows, Partial.empty(np, self._shape_of(len(rows)), self._dtype), 0
+                yield (
+                    range(first + unseen.start, first + unseen.stop),
+                    Partial.empty(np, self._shape_of(len(unseen)), self._dtype),
+                    0,
+                )
             if start < stop:
                 yield range(start, stop), self._read(range(start, stop)), self._size(range(start, stop))
             first = stop

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import Run
+from fake_cupy import Machine, install
 from hypothesis import HealthCheck, settings
 
 import cqs
@@ -44,6 +45,14 @@ def processes() -> Iterator[ProcessPoolExecutor]:
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(int, range(4)))  # its own threads start here, not in a test
         yield pool
+
+
+@pytest.fixture(params=["late copies", "early copies"])
+def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """A fake CuPy with three devices, whose copies come as late, or as early, as streams and events allow."""
+    machine = install(monkeypatch, n_devices=3, memory=1 << 28, eager=request.param == "early copies")
+    yield machine
+    machine.check()
 
 
 @pytest.fixture

@@ -39,6 +39,13 @@ class Problem:
         return {"scale": self.scale, "is_causal": self.is_causal}
 
 
+def odd_qkv() -> list[np.ndarray]:
+    """Queries, keys and values of a grouped-query call, of no round number of tokens."""
+    rng = np.random.default_rng(3)
+    shapes = (4, 331, 16), (2, 331, 16), (2, 331, 24)
+    return [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
+
+
 def fitted(mask: Mask, T: int, S: int) -> Mask:
     """The mask with its documents cut short where they have more tokens than there are."""
     match mask:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from command_line import Run
 from fake_cupy import Machine, install
-from problems import DTYPES
+from problems import DTYPES, odd_qkv
 
 import cqs
 from cqs.backend import CudaDevice, import_cupy
@@ -23,18 +23,9 @@ from cqs.testing import assert_exact
 from cqs.trace import Recorder
 
 
-@pytest.fixture(params=["late copies", "early copies"])
-def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    machine = install(monkeypatch, n_devices=3, memory=1 << 28, eager=request.param == "early copies")
-    yield machine
-    machine.check()
-
-
 @pytest.fixture(scope="module")
 def qkv() -> list[np.ndarray]:
-    rng = np.random.default_rng(3)
-    shapes = (4, 331, 16), (2, 331, 16), (2, 331, 24)
-    return [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
+    return odd_qkv()
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -11,7 +11,8 @@ import array_api_strict
 import gemm_emulation  # noqa: F401  # what the library's CUDA kernels do, for the fake
 import numpy as np
 import pytest
-from fake_cupy import Machine, install
+from fake_cupy import Machine
+from problems import odd_qkv
 from slow_device import SlowDevice, SlowSession
 
 import cqs
@@ -28,18 +29,9 @@ DEVICES = {
 }
 
 
-@pytest.fixture(params=["late copies", "early copies"])
-def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    machine = install(monkeypatch, n_devices=2, memory=1 << 28, eager=request.param == "early copies")
-    yield machine
-    machine.check()
-
-
 @pytest.fixture(scope="module")
 def qkv() -> list[np.ndarray]:
-    rng = np.random.default_rng(3)
-    shapes = (4, 331, 16), (2, 331, 16), (2, 331, 24)
-    return [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
+    return odd_qkv()
 
 
 def spans(events: Iterable[Event]) -> dict[str, list[DeviceBusy]]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from test_schedule import plans, window
 
 import cqs
+from cqs.errors import OptionError
 from cqs.events import Event, TaskRetried, TileDone
 from cqs.kernels import KERNELS, KeyChunk, numpy_threads, registry
 from cqs.masks import Causal, Mask, SlidingWindow
@@ -253,3 +254,9 @@ def test_inputs_for_which_there_is_no_memory_are_read_in_parts(strategy: str, wh
     worker = Worker(plan.problem, Full(*case.arrays), KERNELS["numpy"].attend, grain=plan.grain)
     cqs.engines.LocalEngine(2).run(plan, worker, tiler.add)
     assert_exact(tiler.result().out, *case.arrays, is_causal=True)
+
+
+@pytest.mark.parametrize("task", [None, 7, "0"])
+def test_only_a_task_is_divided(task: object) -> None:
+    with pytest.raises(OptionError, match=r"`task` must be a `Task`, got \w+; as in `cqs.divide\(plan.task\(0\)\)`"):
+        cqs.divide(task)  # type: ignore[arg-type]

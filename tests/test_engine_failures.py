@@ -5,11 +5,15 @@ import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 from engine_cases import BrokenError, BrokenSource, ShuffledEngine, on_one_thread, output, planned, results_of
 
+import cqs
 from cqs.backend import compute_threads
 from cqs.engines import ExecutorEngine, LocalEngine
+from cqs.errors import OptionError
+from cqs.masks import Predicate
 from cqs.worker import TaskResult
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
@@ -99,3 +103,14 @@ def test_an_error_in_progress_is_raised_and_ends_every_thread(n_threads: int) ->
     with pytest.raises(BrokenError, match="1 of 31"):
         output("many small tasks", LocalEngine(n_threads), progress=fail)
     assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize("option", ["score_mod", "mask"])
+def test_a_function_that_cannot_be_pickled_is_refused(option: str, processes: ProcessPoolExecutor) -> None:
+    def unnamed(*of: Any) -> Any:
+        return of[0]
+
+    options = {option: unnamed if option == "score_mod" else Predicate(lambda b, h, q_idx, k_idx: q_idx >= k_idx)}
+    x = np.ones((2, 64, 8), np.float32)
+    with pytest.raises(OptionError, match=r"`engine` must be able to pickle .* with `def`, at the top of a module"):
+        cqs.attention(x, x, x, workers=3, engine=processes, **options)

@@ -1,10 +1,13 @@
 """Running a plan: on this machine's threads, or on any `concurrent.futures.Executor`."""
 
+import re
 import threading
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from pickle import PicklingError
 from typing import Protocol
 
 from cqs.backend import Threads, compute_threads, stopped_by
@@ -115,7 +118,8 @@ class ExecutorEngine:
         sent = worker if emit is None else replace(worker, emit=None, records=True)
 
         def pass_on() -> None:
-            result = pending.popleft().result()
+            with _pickling():
+                result = pending.popleft().result()
             if emit is not None:
                 for event in result.events:
                     emit(event)
@@ -131,6 +135,18 @@ class ExecutorEngine:
         finally:
             for future in pending:
                 future.cancel()
+
+
+@contextmanager
+def _pickling() -> Iterator[None]:
+    try:
+        yield
+    except (PicklingError, AttributeError, TypeError) as error:
+        if not re.match("can('t|not) (pickle|get local object)", str(error), re.IGNORECASE):
+            raise
+        rule = "be able to pickle what its workers are to run"
+        remedy = "define the functions of a `score_mod` or `Predicate` with `def`, at the top of a module"
+        raise OptionError.of("engine", rule, f"{type(error).__name__}: {error}", remedy) from error
 
 
 def as_engine(engine: "Engine | Executor | None") -> Engine:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from itertools import accumulate, pairwise
 
 from cqs.checks import whole_number
+from cqs.errors import OptionError
 from cqs.masks.mask import merged
 from cqs.quorum import CyclicQuorumSet
 from cqs.schedule.bundling import bundled
@@ -43,6 +44,8 @@ def divide(task: Task, workers: int | None = None) -> tuple[Task, ...]:
     >>> [sum(len(t.query) * len(t.key) for t in part.tiles) for part in (task, *cqs.divide(task))]
     [700, 400, 300]
     """
+    if not isinstance(task, Task):
+        raise OptionError.of("task", "be a `Task`", type(task).__name__, "as in `cqs.divide(plan.task(0))`")
     if workers is None:
         return _halves(task)
     W = whole_number("workers", workers, 1, "leave it out to cut in two")
