@@ -16,6 +16,7 @@ import numpy.typing as npt
 from cqs.masks import Causal, Mask
 from cqs.quorum import CyclicQuorumSet
 from cqs.schedule.balance import balanced_owners
+from cqs.schedule.balance_parts import even_parts
 from cqs.schedule.task import Group, Tile, group
 
 __all__ = ["BalancedLayout", "GridLayout", "Layout", "QuorumLayout", "RingLayout", "TreeLayout"]
@@ -64,7 +65,8 @@ _MOST_BALANCED = 200  # workers whose W^2 tiles are counted and assigned one by 
 class BalancedLayout:
     """Like `QuorumLayout`, for a mask whose tiles differ in work: tiles go to whichever holder has least to do.
 
-    Tiles that the mask leaves empty belong to nobody. The W^2 tiles are counted when the first is asked for.
+    Tiles that the mask leaves empty belong to nobody; where whole tiles do not come out even, some are cut. The W^2
+    tiles are counted when the first is asked for.
     """
 
     n_tokens: int
@@ -82,21 +84,23 @@ class BalancedLayout:
         return self.quorums.modulus
 
     def tiles(self, i: int) -> Iterator[Tile]:
-        """Return the tiles of worker i. O(W^2)."""
-        W = self.n_tasks
-        for g, h in np.argwhere(self._owners == i).tolist():
-            yield Tile(group(g, W, self.n_tokens), group(h, W, self.n_tokens))
+        """Return the tiles of worker i, whole ones and parts. O(W^2)."""
+        groups, owners, parts = self._assignment
+        if parts is not None:
+            return iter(parts[i])
+        return (Tile(groups[g], groups[h]) for g, h in np.argwhere(owners == i).tolist())
 
     def completes(self, i: int) -> range:
         """Return all queries for the last task."""
         return range(self.n_tokens) if i == self.n_tasks - 1 else range(0)
 
     @cached_property
-    def _owners(self) -> npt.NDArray[np.int64]:
-        W = self.n_tasks
-        tokens = [group(g, W, self.n_tokens).tokens for g in range(W)]
-        weights = np.array([[self.mask.count(rows, cols) for cols in tokens] for rows in tokens], dtype=np.int64)
-        return balanced_owners(self.quorums, weights)
+    def _assignment(self) -> tuple[list[Group], npt.NDArray[np.int64], list[list[Tile]] | None]:
+        """The groups, the owners of whole tiles, and the tiles of each worker if some are cut."""
+        groups = [group(g, self.n_tasks, self.n_tokens) for g in range(self.n_tasks)]
+        weights = np.array([[self.mask.count(g.tokens, h.tokens) for h in groups] for g in groups], dtype=np.int64)
+        owners = balanced_owners(self.quorums, weights)
+        return groups, owners, even_parts(self.quorums, self.mask, groups, weights, owners)
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,9 +106,9 @@ def bounded_sizes(problem: AttentionProblem, strategy: str, workers: int, size: 
         n = -(-T // W)
         held = min(size * n, T)
         rows = n if n > SMALL_ROWS else min(MOST_BUNDLED_ROWS, held)
-        # where tiles are given out by their work, a task may have more of them, with groups of their own
+        # where tiles are given out by their work, a task may have more of them, or parts, with groups of their own
         is_balanced = BalancedLayout.is_worth(W, problem.mask)
-        n_tiles = size * size if is_balanced else min(W, size * size)
+        n_tiles = 2 * size * size if is_balanced else min(W, size * size)
         n_bytes = _object_bytes(n_tiles, 2 * (n_tiles if is_balanced else size))
         return TaskSizes(held, rows, rows, held, held, n, size, n_bytes, n <= SMALL_ROWS)
     if strategy == "ring":

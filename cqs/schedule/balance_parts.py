@@ -1,0 +1,126 @@
+"""Parts of tiles, by their keys, where whole tiles do not come out even. Integers only."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby, pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cqs.masks import Mask
+from cqs.quorum import CyclicQuorumSet
+from cqs.schedule.balance import even_load, largest_load
+from cqs.schedule.balance_flow import shared
+from cqs.schedule.balance_search import Search
+from cqs.schedule.task import Group, Tile, even_cuts
+
+__all__ = ["even_parts"]
+
+_Matrix = npt.NDArray[np.integer[Any]]
+
+_MOST_PARTS = 32  # of a tile
+
+
+def even_parts(
+    quorums: CyclicQuorumSet, mask: Mask, groups: Sequence[Group], weights: _Matrix, owners: _Matrix
+) -> list[list[Tile]] | None:
+    """Cut tiles by their keys, and give the parts to holders of the tile, such that loads are within 1.05 of the mean.
+
+    Parameters
+    ----------
+    quorums : CyclicQuorumSet
+        Who holds which of the W groups.
+    mask : Mask
+        What the work is counted by.
+    groups : sequence of Group
+        The W groups of tokens.
+    weights, owners : (W, W) integer array
+        The work of each tile, and the one owner that it has so far; -1 for none.
+
+    Returns
+    -------
+    list of lists of Tile, or None
+        Of each worker, at most 2 m^2 for quorums of m groups, in increasing order of query, then of key. None if whole
+        tiles are even, or parts no better.
+
+    Notes
+    -----
+    `cqs.schedule.balance_flow.shared` says how much of a tile each holder is to have, or that no assignment is even,
+    of whole tiles or of parts. Shared tiles are cut into up to 32 parts of equally many keys, dealt out by these
+    shares; moves and swaps take care of what does not come out. Where that fails, which takes groups of few tokens,
+    every tile is cut. O(W^2) counts, at worst 32 times as many.
+    """
+    n_workers, even = quorums.modulus, even_load(weights)
+    least, best = largest_load(owners, weights), None
+    mean = -(-int(weights.sum()) // n_workers)
+    for limit, cuts_all in (((mean + even) // 2, False), (even, False), (even, True)):
+        shares = shared(quorums, weights, owners, limit) if least > even else None
+        if shares is None:
+            continue
+        units = [
+            _Unit(groups[g], groups[h], part, quorums.holders(g, h), work, i)
+            for (g, h), share in shares.items()
+            for part, work, i in _dealt(mask, groups[g], groups[h], share, cuts_all)
+        ]
+        _, _, _, holders, work, dealt = zip(*units, strict=True)
+        search = Search(work, holders, [0] * n_workers, dealt)
+        tiles = _joined(units, search.down_to(even), n_workers)
+        if max(search.loads) < least and max(map(len, tiles)) <= 2 * len(quorums.base) ** 2:
+            least, best = max(search.loads), tiles
+    return best
+
+
+class _Unit(NamedTuple):
+    query: Group
+    key: Group
+    part: range  # the tokens of the key group
+    holders: tuple[int, ...]
+    weight: int
+    owner: int
+
+
+def _dealt(
+    mask: Mask, query: Group, key: Group, share: dict[int, int], cuts_all: bool
+) -> Iterator[tuple[range, int, int]]:
+    """Yield the parts of a tile: keys, visible pairs, and an owner, whose parts add up to about its share."""
+    if len(share) == 1 and not cuts_all:
+        ((owner, n),) = share.items()
+        yield key.tokens, n, owner
+        return
+    owners, due, given = list(share), list(share.values()), 0
+    for cut in even_cuts(len(key), -(-len(key) // _MOST_PARTS)):
+        part = key.tokens[cut.start : cut.stop]
+        n = mask.count(query.tokens, part)
+        while len(owners) > 1 and given + n / 2 > due[0]:
+            given -= due.pop(0)
+            del owners[0]
+        given += n
+        if n:
+            yield part, n, owners[0]
+
+
+def _joined(units: Sequence[_Unit], owners: Sequence[int], n_workers: int) -> list[list[Tile]]:
+    """Return the tiles of each worker; neighbours are one."""
+    tiles = [list[Tile]() for _ in range(n_workers)]
+    by_tile = groupby(zip(units, owners, strict=True), key=lambda owned: (owned[0].query, owned[0].key))
+    for (query, key), of_tile in by_tile:
+        runs = [(i, [unit.part for unit, _ in run]) for i, run in groupby(of_tile, key=lambda owned: owned[1])]
+        for i, run in runs:
+            start, stop = (run[0].start, run[-1].stop) if len(runs) > 1 else (key.start, key.stop)
+            tiles[i].append(Tile(query, Group(key.index, start, stop)))
+    return [_aligned(own) for own in tiles]
+
+
+def _aligned(tiles: Sequence[Tile]) -> list[Tile]:
+    """Cut the tiles of a worker where others of the same keys are cut, so that no key is in two of its groups."""
+    cuts: dict[int, set[int]] = {}
+    for tile in tiles:
+        cuts.setdefault(tile.key.index, set()).update((tile.key.start, tile.key.stop))
+    return sorted(
+        (
+            Tile(tile.query, Group(tile.key.index, start, stop))
+            for tile in tiles
+            for start, stop in pairwise(sorted(cuts[tile.key.index] & set(range(tile.key.start, tile.key.stop + 1))))
+        ),
+        key=lambda tile: (tile.query.start, tile.key.start),
+    )
