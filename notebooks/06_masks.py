@@ -159,8 +159,8 @@ assert max(balanced) <= max(fixed)
 
 # %% [markdown]
 # It may only choose among workers that hold both groups. Under a perfect cover that is one worker for each pair, so
-# there is little to choose but the diagonal. Perfect covers hold least and bend least. Where whole tiles do not come out
-# within 5 % of the mean, some are cut by their keys and shared by their holders, as a maximal flow says.
+# there is little to choose but the diagonal. Perfect covers hold least and bend least. Where whole tiles do not come
+# out within 5 % of the mean, some are cut by their keys and shared by their holders, as a maximal flow says.
 
 # %%
 for W in (7, 8, 13, 16):

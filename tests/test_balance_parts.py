@@ -154,14 +154,14 @@ def test_windows_of_any_width_are_within_five_percent_where_a_search_is(
     lengths=st.lists(st.integers(1, 600), min_size=1, max_size=40),
     causal=st.booleans(),
 )
-def test_groups_of_64_tokens_and_more_are_within_five_percent_where_any_parts_of_tiles_are(
+def test_groups_of_64_tokens_and_more_are_within_five_percent_where_any_parts_of_tiles_are_well_within(
     W: int, size: int, lengths: list[int], causal: bool
 ) -> None:
     ends = np.minimum(np.cumsum(np.resize(lengths, W * size)), W * size)
     lengths = [length for length in np.diff([0, *ends.tolist()]).tolist() if length]
     n, mask, weights = sum(lengths), packed(lengths, causal), documents(W, lengths, causal)
-    limit = 21 * int(weights.sum()) // (20 * W)
-    assert (max(loads(W, n, mask)) <= limit) == flow_reaches(CyclicQuorumSet(W), weights, limit)
+    largest, limit = max(loads(W, n, mask)), EVEN * weights.sum() / W
+    assert largest <= limit or not flow_reaches(CyclicQuorumSet(W), weights, int(0.999 * limit))
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -1,7 +1,8 @@
 """Parts of tiles, by their keys, where whole tiles do not come out even. Integers only."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,16 +88,18 @@ def _dealt(
         ((owner, n),) = share.items()
         yield key.tokens, n, owner
         return
-    owners, due, given = list(share), list(share.values()), 0
-    for cut in even_cuts(len(key), -(-len(key) // _MOST_PARTS)):
-        part = key.tokens[cut.start : cut.stop]
-        n = mask.count(query.tokens, part)
-        while len(owners) > 1 and given + n / 2 > due[0]:
-            given -= due.pop(0)
-            del owners[0]
-        given += n
-        if n:
-            yield part, n, owners[0]
+    tokens, owners = key.tokens, list(share)
+    borders = [_border(mask, query, tokens, work) for work in accumulate(share.values())][:-1]
+    edges = {cut.start for cut in even_cuts(len(tokens), -(-len(tokens) // _MOST_PARTS))}
+    for start, stop in pairwise(sorted({*edges, *borders, len(tokens)})):
+        part = tokens[start:stop]
+        if work := mask.count(query.tokens, part):
+            yield part, work, owners[bisect_right(borders, start)]
+
+
+def _border(mask: Mask, query: Group, keys: range, work: int) -> int:
+    """Return the number of keys, from the first, that have so much work, or one key more."""
+    return bisect_left(range(len(keys)), work, key=lambda n: mask.count(query.tokens, keys[:n]))
 
 
 def _joined(units: Sequence[_Unit], owners: Sequence[int], n_workers: int) -> list[list[Tile]]:

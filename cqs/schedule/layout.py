@@ -4,7 +4,8 @@ A layout answers two questions, lazily: which tiles has task i, and which querie
 size W^2 is ever built.
 """
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isqrt, sqrt
@@ -98,9 +99,19 @@ class BalancedLayout:
     def _assignment(self) -> tuple[list[Group], npt.NDArray[np.int64], list[list[Tile]] | None]:
         """The groups, the owners of whole tiles, and the tiles of each worker if some are cut."""
         groups = [group(g, self.n_tasks, self.n_tokens) for g in range(self.n_tasks)]
-        weights = np.array([[self.mask.count(g.tokens, h.tokens) for h in groups] for g in groups], dtype=np.int64)
+        weights = _visible_pairs(self.mask, groups)
         owners = balanced_owners(self.quorums, weights)
         return groups, owners, even_parts(self.quorums, self.mask, groups, weights, owners)
+
+
+def _visible_pairs(mask: Mask, groups: Sequence[Group]) -> npt.NDArray[np.int64]:
+    """Count the visible pairs of each tile; those out of reach have none, and are not looked at."""
+    starts, pairs = [g.start for g in groups], np.zeros((len(groups), len(groups)), dtype=np.int64)
+    for g in groups:
+        for part in mask.reach(g.tokens, range(groups[-1].stop)):
+            for h in groups[bisect_right(starts, part.start) - 1 : bisect_left(starts, part.stop)]:
+                pairs[g.index, h.index] = mask.count(g.tokens, h.tokens)
+    return pairs
 
 
 @dataclass(frozen=True, slots=True)
