@@ -1,30 +1,25 @@
-"""Tabu search for a difference cover of a given size: one element is swapped at a time, for whatever is best."""
+"""Tabu search, by weights, for a difference cover of a given size: one element is swapped at a time."""
 
-from collections.abc import Callable, Iterator
-from itertools import count
+from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
+from operator import index
 from time import perf_counter
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cqs.checks import whole_number
 from cqs.errors import QuorumError
 from cqs.quorum.bounds import size_lower_bound
 from cqs.quorum.cover import DifferenceCover
+from cqs.quorum.starts import completed, moved_at_random, starts
+from cqs.quorum.walks import Integers, Walks
 
 __all__ = ["search"]
 
-LARGEST_MODULUS = 4096  # tables of 2 W^2 bytes, and some 10 ms for a move
-RETURN_TENURE = 3  # moves for which an element that left may not return: this many to twice as many
-STAY_TENURE = 2  # moves for which an element that came may not leave, likewise
-PATIENCE = 2000  # moves without a new best after which a walk starts anew elsewhere
+LARGEST_MODULUS = 10_000
+PATIENCE = 100  # moves without a new best after which a walk starts anew
+MOST_WALKS = 64  # side by side, of which each has tables of some W numbers
 REPORT_SECONDS = 0.5
-
-FORBIDDEN = 4 * LARGEST_MODULUS  # more than a count of distances to which W is added
-
-Counts: TypeAlias = NDArray[np.int16]
-Residues: TypeAlias = NDArray[np.int64]
 
 
 def search(
@@ -33,28 +28,33 @@ def search(
     seconds: float = 30.0,
     seed: int = 0,
     progress: Callable[[int, float], None] | None = None,
+    start: DifferenceCover | Iterable[int] | None = None,
 ) -> DifferenceCover | None:
-    """Search for a difference cover of Z_W with a given number of elements, by tabu search.
+    """Search for a difference cover of Z_W with a given number of elements, by tabu search with weights.
 
     Parameters
     ----------
     W : int
-        The modulus, 1 to 4096.
+        The modulus, 1 to 10,000.
     size : int
         The number m of elements, from `size_lower_bound(W)` to W.
     seconds : float
         When to give up, by the clock; more than 0, and infinity is allowed.
     seed : int
-        At least 0. The sequence of moves depends on W, size and seed only, and on NumPy's generator, which a new
+        At least 0. The sequence of moves depends on W, size, start and seed only, and on NumPy's generator, which a new
         version may change; `seconds` cuts it off.
     progress : function, optional
         Called with (uncovered, seconds gone), where `uncovered` is the least number of residues left uncovered so far,
         d and -d counted once: whenever that falls, and about twice a second.
+    start : DifferenceCover or iterable of int, optional
+        What every walk starts from, any number of residues; too many are taken away and too few are added to, greedily.
+        A cover of another modulus is multiplied by a random unit and shifted at random, in its own modulus, for each
+        walk. By default walks start in turn from Singer's sets, moved so, and from m // 2 random residues.
 
     Returns
     -------
     DifferenceCover or None
-        The first cover that the walk comes to, moved so that it contains 0; None if time was up before, which says
+        The first cover that a walk comes to, moved so that it contains 0; None if time was up before, which says
         nothing about whether there is one.
 
     Raises
@@ -64,15 +64,20 @@ def search(
 
     Notes
     -----
-    From m random residues on, each move swaps an element for a residue outside, such that the fewest residues stay
-    uncovered, over all m(W - m) swaps, ties broken at random. For a few moves an element that left may not return and
-    one that came may not leave, unless that beats the best so far; this is what carries the walk out of a local
-    minimum. It starts anew after 2000 moves without a new best. See Glover, "Tabu search", ORSA J. Computing 1 (1989)
-    and 2 (1990).
+    The distance of two elements is the lesser of d and W - d, d their difference. Each distance 1..W//2 has a weight, 1
+    at first. A move takes out the element that bares the least weight, then puts in the residue that covers the
+    most; what has been inside, or outside, for longest goes first among equals, and what came or left at the last move
+    does neither at this one. Then each distance that is uncovered weighs 1 more, so that no local minimum stays one.
+    A walk starts anew after 100 moves without a new best. 4 to 64 walks go on side by side, fewer for larger W.
 
-    Near a cover a move takes O(W^2) additions, under 0.1 ms at W = 160; the tables are 2 W^2 bytes. An exception, such
-    as that of Ctrl-C or one that `progress` raises, passes through and leaves nothing behind: neither files nor threads
-    nor anything global is used.
+    The weights are those of Morris, "The breakout method for escaping from local minima", AAAI (1993); with set
+    covering, ties and tabus as here they are in Gao, Yao, Weise and Li, "An efficient local search heuristic with row
+    weighting for the unicost set covering problem", European J. Operational Research 246 (2015) 750-761. The sets of
+    Singer reach each residue of a smaller modulus once, so as integers they repeat few distances.
+
+    A move is O(m^2 + m U + W) for U uncovered distances: some 3 us at W = 160, 75 us at W = 1040 and 2 ms at
+    W = 10,000. An exception, such as that of Ctrl-C or one that `progress` raises, passes through and leaves nothing
+    behind: neither files nor threads nor anything global is used.
 
     Examples
     --------
@@ -88,25 +93,27 @@ def search(
     if not (progress is None or callable(progress)):
         rule = "be a function of (uncovered, seconds gone)"
         raise QuorumError.of("progress", rule, repr(progress), "leave it out for silence")
-
-    start, reported, best = perf_counter(), 0.0, W
-    for state in _walks(W, size, np.random.default_rng((W, size, seed))):
-        gone = perf_counter() - start
-        if progress is not None and (state.n_uncovered < best or gone - reported >= REPORT_SECONDS):
-            best, reported = min(best, state.n_uncovered), gone
+    rng = np.random.default_rng((W, size, seed))
+    begin, reported, best = perf_counter(), 0.0, W
+    for walks in _walk(W, size, _starts(W, size, start, rng), rng):
+        left, gone = walks.n_uncovered, perf_counter() - begin
+        n = int(left.argmin())
+        if progress is not None and (left[n] < best or gone - reported >= REPORT_SECONDS):
+            best, reported = min(best, int(left[n])), gone
             progress(best, gone)
-        if state.n_uncovered == 0:
-            return DifferenceCover.of(W, (state.elements - state.elements.min()).tolist())
+        if left[n] == 0:
+            found = walks.elements[n]
+            return DifferenceCover.of(W, (found - found.min()).tolist())
         if gone >= seconds:
             return None
     raise AssertionError("the walks do not end")
 
 
 def _checked(W: int, size: int) -> tuple[int, int]:
-    """Return modulus and size as ints, if a cover of that size may exist and the tables for it are of sane length."""
+    """Return modulus and size as ints, if a cover of that size may exist and searching for it is not hopeless."""
     W = whole_number("W", W, 1, "W is the number of workers", QuorumError)
     if W > LARGEST_MODULUS:
-        rule = f"be at most {LARGEST_MODULUS}, for a search has tables of W^2 numbers"
+        rule = f"be at most {LARGEST_MODULUS}, beyond which a start alone takes seconds"
         raise QuorumError.of("W", rule, W, f"construct a cover by `difference_cover({W})`")
     least = size_lower_bound(W)
     size = whole_number("size", size, 1, f"m is the number of elements, {least} to {W} for W = {W}", QuorumError)
@@ -119,101 +126,34 @@ def _checked(W: int, size: int) -> tuple[int, int]:
     return W, size
 
 
-class _Differences:
-    """A set of residues that changes by one at a time, the distances in it, and what each swap would do to them.
-
-    The distance of two residues is the lesser of d and W - d, d their difference: a set is a cover if it has a pair at
-    each distance d = 1..W//2.
-
-    Attributes
-    ----------
-    elements : (m,)
-        The set, in no order.
-    distances : (W + 1, W)
-        Of x and r. A view of 2W numbers, of which each row has W.
-    n_near, is_near : (W//2 + 1, W)
-        How many elements are at distance d of r, and whether any is, as 0 or 1.
-    n_pairs : (W//2 + 1,)
-        How many pairs of elements are at distance d; -1 for d = 0, of which no element is the cause.
-    """
-
-    def __init__(self, W: int, elements: Residues) -> None:
-        self.residues = np.arange(W)
-        ring = np.tile(np.minimum(self.residues, W - self.residues), 2)
-        self.distances = np.lib.stride_tricks.sliding_window_view(ring, W)[::-1]
-        self.n_near = np.zeros((W // 2 + 1, W), dtype=np.int16)
-        self.is_near = np.zeros((W // 2 + 1, W), dtype=np.int16)
-        self.n_pairs = np.zeros(W // 2 + 1, dtype=np.int16)
-        self.n_pairs[0] = -1
-        self.elements = elements
-        for x in elements:
-            self._enter(x)
-
-    def _enter(self, x: int) -> None:
-        self.n_pairs += self.n_near[:, x]
-        at = self.distances[x], self.residues
-        self.n_near[at] += 1
-        self.is_near[at] = 1
-
-    def _leave(self, x: int) -> None:
-        at = self.distances[x], self.residues
-        self.n_near[at] -= 1
-        self.is_near[at] = self.n_near[at] > 0
-        self.n_pairs -= self.n_near[:, x]
-
-    def swap(self, i: int, r: int) -> None:
-        """Put r in the place of element i."""
-        self._leave(self.elements[i])
-        self._enter(r)
-        self.elements[i] = r
-
-    @property
-    def n_uncovered(self) -> int:
-        """How many distances no pair has."""
-        return int(np.count_nonzero(self.n_pairs == 0))
-
-    def uncovered_after(self) -> Counts:
-        """Count the distances that no pair has once r is in the place of element i; `FORBIDDEN` if r is inside. (m, W).
-
-        Without element i a distance is bare if each pair that has it has element i. Then r covers it if an element is
-        at this distance of r, unless that is element i and no other.
-        """
-        is_bare = self.n_pairs == self.n_near[:, self.elements].T  # (m, W//2 + 1)
-        regained = np.empty((len(is_bare), len(self.residues)), dtype=np.int16)
-        # Few distances are bare, and BLAS would start threads: sums of rows are faster than a product of matrices
-        for row, bare in zip(regained, is_bare, strict=True):
-            np.add.reduce(self.is_near.take(bare.nonzero()[0], axis=0), axis=0, out=row)
-        own = self.distances[self.elements]  # (m, W)
-        regained -= np.take_along_axis(is_bare, own, axis=1) & (self.n_near[own, self.residues] == 1)
-        left: Counts = is_bare.sum(axis=1, keepdims=True, dtype=np.int16) - regained
-        left[:, self.elements] = FORBIDDEN
-        return left
+def _starts(
+    W: int, size: int, start: DifferenceCover | Iterable[int] | None, rng: "np.random.Generator"
+) -> Iterator[Integers]:
+    """Yield what walks start from, before it has the right size."""
+    if start is None:
+        return starts(W, size, rng)
+    if isinstance(start, DifferenceCover) and start.modulus != W:
+        return (moved_at_random(start, rng) for _ in repeat(None))
+    try:
+        residues = {index(x) % W for x in (start.base if isinstance(start, DifferenceCover) else start)}
+    except TypeError:
+        rule = "be a difference cover, or whole numbers"
+        raise QuorumError.of("start", rule, repr(start), "leave it out for sets of Singer and random ones") from None
+    return repeat(np.array(sorted(residues), dtype=np.int64))
 
 
-def _walks(W: int, size: int, rng: "np.random.Generator") -> Iterator[_Differences]:
-    """Walk from one random set after the other; yields the state at the start of each walk and after each move."""
+def _walk(W: int, size: int, starts: Iterator[Integers], rng: "np.random.Generator") -> Iterator[Walks]:
+    """Walk from one start after the other; yields the state after each start and after each move of all walks."""
+    walks = Walks(W, size, min(max(2**15 // W, 4), MOST_WALKS), rng)
+    best = walks.n_uncovered
+    last_gain = np.full(len(best), -PATIENCE)
     while True:
-        yield from _walk(_Differences(W, rng.permutation(W)[:size]), rng)
-
-
-def _walk(state: _Differences, rng: "np.random.Generator") -> Iterator[_Differences]:
-    """Make the best move that is not tabu, until there was no new best for long."""
-    W, m = len(state.residues), len(state.elements)
-    may_return, may_leave = np.zeros(W, dtype=np.int64), np.zeros((m, 1), dtype=np.int64)  # the moves from which on
-    best, last_gain = state.n_uncovered, 0
-    yield state
-    for move in count(1):
-        left = state.uncovered_after()
-        is_tabu = (may_return > move) | (may_leave > move)
-        # Worse than any other move, and still better than none
-        left[is_tabu & (left >= best)] += W
-        ties = np.flatnonzero(left == left.min())
-        i, r = divmod(int(ties[rng.integers(ties.size)]), W)
-        may_return[state.elements[i]] = move + 1 + RETURN_TENURE + rng.integers(RETURN_TENURE + 1)
-        may_leave[i] = move + 1 + STAY_TENURE + rng.integers(STAY_TENURE + 1)
-        state.swap(i, r)
-        if state.n_uncovered < best:
-            best, last_gain = state.n_uncovered, move
-        yield state
-        if move - last_gain >= PATIENCE:
-            return
+        for n in np.flatnonzero(walks.n_moves - last_gain >= PATIENCE):
+            walks.begin(int(n), completed(W, size, next(starts), rng))
+            best[n], last_gain[n] = W, walks.n_moves
+            yield walks
+        walks.move()
+        left = walks.n_uncovered
+        last_gain[left < best] = walks.n_moves
+        np.minimum(best, left, out=best)
+        yield walks
