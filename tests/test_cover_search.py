@@ -296,7 +296,8 @@ def moves(W: int, size: int, n: int) -> Iterator[frozenset[int]]:
         yield frozenset(walks.elements[0].tolist())
 
 
-def test_each_move_swaps_one_element_and_a_walk_does_not_turn_back() -> None:
+def test_each_move_swaps_one_element_and_a_walk_does_not_turn_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "PATIENCE", 1000)
     sets = [a for a, b in pairwise(moves(43, 7, 400)) if a != b]
     assert len(sets) > 300
     assert all(len(a - b) == len(b - a) == 1 for a, b in pairwise(sets))
