@@ -90,6 +90,14 @@ class Page:
         W = self.state["W"]
         return np.array(self.run(script)).reshape(W, W, 3)
 
+    def colours_along(self, g: int, h: int) -> np.ndarray:
+        """Return the colours of a tile from left to right near its upper edge, `(cell, 3)`."""
+        script = """
+            const [g, h] = arguments, { margin, cell } = explorer.figures().picture;
+            const pen = document.getElementById("matrix").getContext("2d"), inside = Math.floor(cell / 8);
+            return Array.from(pen.getImageData(margin + h * cell, margin + g * cell + inside, cell, 1).data);"""
+        return np.array(self.run(script, g, h)).reshape(-1, 4)[:, :3]
+
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:

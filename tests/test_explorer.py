@@ -13,6 +13,7 @@ import pytest
 from test_explorer_data import EXPLORER, export
 
 import cqs
+from cqs.schedule.task import Task
 
 pytest_plugins = ["explorer_page"]
 
@@ -80,27 +81,41 @@ def _choice(seed: int) -> tuple[int, str, int]:
     return W, list(export.MASKS)[seed % len(export.MASKS)], int(rng.integers(W))
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_owners_loads_quorums_and_tokens_agree_with_the_plan(page, seed):
-    W, mask, worker = _choice(seed)
+_CUT = [(10, "packed", 2), (20, "documents", 3), (29, "window", 4)]  # some of their tiles are cut
+_CHOICES = [*map(_choice, range(10)), *_CUT]
+
+
+def _parts(W: int, mask: str) -> list[list[list[int]]]:
+    """Return what is computed of each tile, row by row, as the page tells it."""
+    found = export.parts_of(W, mask)
+    return [[list(part) for part in found.get((g, h), [])] for g in range(W) for h in range(W)]
+
+
+def _n_tiles(task: Task) -> int:
+    """Count the tiles that a task has a part of."""
+    return len({(tile.query.index, tile.key.index) for tile in task.tiles})
+
+
+@pytest.mark.parametrize(("W", "mask", "worker"), _CHOICES)
+def test_owners_loads_quorums_and_tokens_agree_with_the_plan(page, W, mask, worker):
     found = page.open(f"W={W}&mask={mask}&worker={worker}").figures
     plan, quorums = export.plan_of(W, mask), cqs.CyclicQuorumSet(W)
-    assert np.array_equal(np.array(found["owners"]).reshape(W, W), export.owners_of(W, mask))
+    assert found["parts"] == _parts(W, mask)
+    assert (W, mask, worker) not in _CUT or any(len(own) > 1 for own in found["parts"])
     assert found["quorum"] == list(quorums.quorum(worker))
     sizes = [(g + 1) * export.N_TOKENS // W - g * export.N_TOKENS // W for g in range(W)]
     assert found["heldTokens"] == [sum(sizes[g] for g in quorums.quorum(i)) for i in range(W)]
     tasks = list(plan.tasks())
     assert found["loads"] == plan.loads()
-    assert found["tiles"] == [sum(1 for _ in task.tiles) for task in tasks]
+    assert found["tiles"] == [_n_tiles(task) for task in tasks]
     assert found["readBytes"] == [plan.held_bytes(task) for task in tasks]
     assert found["returnedBytes"] == [plan.partial_bytes(task) for task in tasks]
     assert found["pairs"] == [list(quorums.cover.witness(d)) for d in range(1, W // 2 + 1)]
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(("W", "mask", "worker"), _CHOICES)
 @pytest.mark.parametrize("strategy", ["cqs", "tiles", "ring"])
-def test_what_the_schemes_move_agrees_with_their_plans(page, seed, strategy):
-    W, mask, _ = _choice(seed)
+def test_what_the_schemes_move_agrees_with_their_plans(page, W, mask, worker, strategy):
     W = min(W, 60)  # the ring's W^2 tiles take long to count one by one
     found = page.open(f"W={W}&mask={mask}").figures["schemes"][strategy]
     plan = export.plan_of(W, mask, strategy)
@@ -120,7 +135,7 @@ def test_tiles_have_the_colour_of_their_owner(page, W, dark):
     page.emulate(dark=dark).open(f"W={W}&done={done}&worker={worker}")
     palette = np.array(page.figures["picture"]["palette"])
     assert len(np.unique(palette, axis=0)) == W
-    owners, colours = export.owners_of(W, "full"), page.colours()
+    owners, colours = cqs.CyclicQuorumSet(W).ownership(), page.colours()
     unmarked = owners != worker
     empty = colours[(owners >= done) & unmarked]
     assert (empty == empty[0]).all()
@@ -128,17 +143,35 @@ def test_tiles_have_the_colour_of_their_owner(page, W, dark):
     assert np.array_equal(colours[filled], palette[owners[filled]])
 
 
-@pytest.mark.parametrize(("W", "mask"), [(7, "full"), (8, "causal"), (13, "packed")])
-def test_each_step_fills_the_tiles_of_one_task_and_each_tile_once(page, W, mask):
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_tile_that_is_cut_has_stripes_in_the_colours_of_its_owners(page, dark):
+    W, mask = 4, "documents"
+    parts = {tile: own for tile, own in export.parts_of(W, mask).items() if len(own) > 1}
+    assert parts
+    for (g, h), own in parts.items():
+        others = set(range(W)) - {part.owner for part in own}
+        page.emulate(dark=dark).open(f"W={W}&mask={mask}&worker={min(others)}")
+        palette, line = np.array(page.figures["picture"]["palette"]), page.colours_along(g, h)
+        first, last = export.keys_of(W, h)
+        for part in own:
+            share = (part.stop - part.start) / (last - first)
+            n_pixels = (line == palette[part.owner]).all(axis=1).sum()
+            assert abs(n_pixels - share * len(line)) <= 2  # one is the gap
+        middles = [(part.start + part.stop - 2 * first) * len(line) // (2 * (last - first)) for part in own]
+        assert np.array_equal(line[middles], palette[[part.owner for part in own]])
+
+
+@pytest.mark.parametrize(("W", "mask"), [(7, "full"), (8, "causal"), (13, "packed"), (8, "window")])
+def test_a_step_is_a_task_and_a_tile_is_filled_with_the_last_of_its_parts(page, W, mask):
     page.open(f"W={W}&mask={mask}&done=0&worker=0")
-    owners, plan = export.owners_of(W, mask), export.plan_of(W, mask)
-    filled = 0
-    for task in plan.tasks():
+    parts = export.parts_of(W, mask)
+    last = [max(part.owner for part in own) for own in parts.values()]
+    for i in range(W):
         page.at("forward").click()
-        assert (page.state["done"], page.state["worker"]) == (task.index + 1, task.index)
-        filled += sum(1 for _ in task.tiles)
-        assert f"{filled} of {(owners >= 0).sum()} tiles" in page.text("step")
-    assert filled == (owners >= 0).sum()
+        assert (page.state["done"], page.state["worker"]) == (i + 1, i)
+        filled = sum(owner <= i for owner in last)
+        assert f"{filled} of {len(parts)} tiles" in page.text("step")
+    assert filled == len(parts)
     assert page.at("forward").get_attribute("aria-disabled") == "true"
 
 
@@ -147,7 +180,15 @@ def test_what_is_written_of_a_worker_is_the_plans(page):
     plan, words = export.plan_of(13, "window"), page.text("summary")
     task = plan.task(4)
     assert f"({', '.join(map(str, cqs.CyclicQuorumSet(13).quorum(4)))})" in words
-    assert f"{sum(1 for _ in task.tiles)} tiles with {plan.load(task):,} visible pairs" in words
+    parts = [own for own in export.parts_of(13, "window").values() if 4 in {part.owner for part in own}]
+    n_shared = sum(len({part.owner for part in own}) > 1 for own in parts)
+    assert n_shared > 0
+    assert f"{_n_tiles(task)} tiles, {n_shared} of them in part, with {plan.load(task):,} visible pairs" in words
     assert f"reads {cqs.units.format_bytes(plan.held_bytes(task))}" in words
     assert f"returns {cqs.units.format_bytes(plan.partial_bytes(task))}" in words
     assert page.text("cqs-read") == cqs.units.format_bytes(plan.traffic.read)
+
+
+def test_what_is_written_of_a_worker_without_parts_of_tiles_tells_none(page):
+    task = export.plan_of(13, "full").task(4)
+    assert f"It owns {_n_tiles(task)} tiles with " in page.open("W=13&worker=4").text("summary")

@@ -54,6 +54,31 @@ def test_a_tile_that_is_clicked_names_and_chooses_its_owner(page):
     assert f"Query group 2, key group 9: owned by worker {owner}" in page.text("tile")
 
 
+def test_a_tile_that_is_cut_names_its_parts_and_its_stripes_choose_their_owners(page):
+    page.emulate(height=1600).open("W=4&mask=documents")
+    parts = export.parts_of(4, "documents")
+    (g, h), own = next((tile, own) for tile, own in parts.items() if len(own) == 2)
+    picture, canvas = page.figures["picture"], page.at("matrix")
+    first, last = export.keys_of(4, h)
+    for part in own:
+        along = h + ((part.start + part.stop) / 2 - first) / (last - first)
+        x, y = (picture["margin"] + at * picture["cell"] - canvas.size["width"] / 2 for at in (along, g + 0.5))
+        page.actions().move_to_element_with_offset(canvas, round(x), round(y)).click().perform()
+        assert (page.state["cursor"], page.state["worker"]) == ([g, h], part.owner)
+    told = ", ".join(f"worker {part.owner} owns {part.start} to {part.stop - 1}" for part in own)
+    assert f"Query group {g}, key group {h}: cut by its keys, of which {told}, held together by" in page.text("tile")
+    assert page.text("tile").endswith("; computed.")
+    page.run("document.getElementById('matrix').focus()")
+    for part in own:  # the last is chosen, and the first comes after it
+        page.press(Keys.ENTER)
+        assert page.state["worker"] == part.owner
+    page.at("first").click()
+    assert page.text("tile").endswith("; not computed yet.")
+    for _ in range(min(part.owner for part in own) + 1):
+        page.at("forward").click()
+    assert page.text("tile").endswith("; computed in part.")
+
+
 def test_every_control_works_by_keyboard(page):
     page.open("W=8&worker=3&done=5&d=2")
     seen: list[str] = []

@@ -1,5 +1,5 @@
 // The pictures: the tile matrix on a canvas, the circle and the loads as SVG. Nothing is told by colour alone: what is
-// computed is a full square and what is not yet a dot, and what belongs to the chosen worker has a double outline.
+// computed is filled and what is not yet a dot, and what belongs to the chosen worker has a double outline.
 "use strict";
 window.Explorer = window.Explorer || {};
 
@@ -54,25 +54,29 @@ window.Explorer = window.Explorer || {};
     palette = Array.from({ length: W }, (_, i) => workerColour(i, W));
     const gap = cell >= 8 * scale ? Math.round(scale) : cell >= 6 ? 1 : 0;
     const isShown = (owner) => state.show === "all" || owner === state.worker;
-    const eachTile = (visit) =>
-      plan.owners.forEach((owner, tile) => {
-        if (owner >= 0) visit(owner, margin + (tile % W) * cell, margin + Math.floor(tile / W) * cell);
-      });
+    const eachPart = (visit) =>
+      plan.parts.forEach((parts, tile) => parts.forEach((part) => visit(part.owner, box(part, tile), tile)));
+    // a part of a tile is a stripe of its width, in proportion to keys
+    const box = ({ start, stop }, tile) => {
+      const h = tile % W;
+      const place = (key) => Math.round(((key - plan.groupStart(h)) / plan.groupSize(h)) * cell);
+      const [x, y] = [margin + h * cell + place(start), margin + Math.floor(tile / W) * cell];
+      return { x, y, width: Math.max(1, place(stop) - place(start) - gap), height: cell - gap };
+    };
 
     pen.fillStyle = page;
     pen.fillRect(0, 0, canvas.width, canvas.height);
-    eachTile((owner, x, y) => {
+    eachPart((owner, { x, y, width, height }) => {
       if (owner >= state.done) return;
       pen.fillStyle = isShown(owner) ? css(palette[owner]) : others;
-      pen.fillRect(x, y, cell - gap, cell - gap);
+      pen.fillRect(x, y, width, height);
     });
     clearHidden(pen, plan.seen, page);
     const dot = Math.max(1, Math.round(cell / 6));
-    eachTile((owner, x, y) => {
+    eachPart((owner, { x, y, width, height }) => {
       if (owner < state.done) return;
       pen.fillStyle = muted;
-      const shift = Math.floor((cell - gap - dot) / 2);
-      pen.fillRect(x + shift, y + shift, dot, dot);
+      pen.fillRect(x + Math.floor((width - dot) / 2), y + Math.floor((height - dot) / 2), dot, dot);
     });
     pen.strokeStyle = line;
     pen.lineWidth = 1;
@@ -81,17 +85,16 @@ window.Explorer = window.Explorer || {};
     pen.textBaseline = "middle";
     if (isNumbered) {
       pen.font = `${Math.round(Math.min(0.42 * cell, 15 * scale))}px system-ui, sans-serif`;
-      eachTile((owner, x, y) => {
-        if (owner >= state.done || !isShown(owner)) return;
-        const [i, j] = [(y - margin) / cell, (x - margin) / cell];
-        const isWhole = plan.pairs[i * W + j] === plan.groupSize(i) * plan.groupSize(j);
+      eachPart((owner, { x, y, width, height }, tile) => {
+        if (owner >= state.done || !isShown(owner) || pen.measureText(owner).width > width) return;
+        const isWhole = plan.pairs[tile] === plan.groupSize(Math.floor(tile / W)) * plan.groupSize(tile % W);
         pen.fillStyle = isWhole ? inkOn(palette[owner]) : ink;
-        if (!isWhole) outlined(pen, page, owner, x + (cell - gap) / 2, y + (cell - gap) / 2, scale);
-        pen.fillText(owner, x + (cell - gap) / 2, y + (cell - gap) / 2);
+        if (!isWhole) outlined(pen, page, owner, x + width / 2, y + height / 2, scale);
+        pen.fillText(owner, x + width / 2, y + height / 2);
       });
     }
-    eachTile((owner, x, y) => {
-      if (owner === state.worker) markTile(pen, x, y, cell - gap, ink, page, scale);
+    eachPart((owner, part) => {
+      if (owner === state.worker) mark(pen, part, ink, page, scale);
     });
     drawAxes(pen, plan, state, { ink, muted, page }, isLabelled);
     if (cursor) {
@@ -111,20 +114,21 @@ window.Explorer = window.Explorer || {};
   }
 
   // Dark and light, one inside the other: seen on every colour. The smallest tiles have no room for colour besides.
-  function markTile(pen, x, y, size, ink, page, scale) {
-    const frame = (inset, width, colour) => {
+  function mark(pen, { x, y, width, height }, ink, page, scale) {
+    const frame = (inset, line, colour) => {
       pen.fillStyle = colour;
       for (const [dx, dy, w, h] of [
-        [inset, inset, size - 2 * inset, width],
-        [inset, size - inset - width, size - 2 * inset, width],
-        [inset, inset, width, size - 2 * inset],
-        [size - inset - width, inset, width, size - 2 * inset],
+        [inset, inset, width - 2 * inset, line],
+        [inset, height - inset - line, width - 2 * inset, line],
+        [inset, inset, line, height - 2 * inset],
+        [width - inset - line, inset, line, height - 2 * inset],
       ])
         pen.fillRect(x + dx, y + dy, w, h);
     };
-    const width = size >= 9 * scale ? Math.round(1.5 * scale) : 1;
-    if (size >= 3) frame(width, Math.max(1, Math.round(scale / 2)), page);
-    frame(0, width, ink);
+    const size = Math.min(width, height);
+    const line = size >= 9 * scale ? Math.round(1.5 * scale) : 1;
+    if (size >= 3) frame(line, Math.max(1, Math.round(scale / 2)), page);
+    frame(0, line, ink);
   }
 
   function clearHidden(pen, seen, page) {
@@ -160,12 +164,13 @@ window.Explorer = window.Explorer || {};
     }
   }
 
-  // The (query group, key group) under a mouse or finger, or null.
-  Explorer.tileAt = function (canvas, event, W) {
+  // What is under a mouse or finger, or null: a tile, and where in it, from 0 on its left to 1 on its right.
+  Explorer.placeAt = function (canvas, event, W) {
     const box = canvas.getBoundingClientRect();
-    const place = (at, start) => Math.floor(((at - start) * layout.scale - layout.margin) / layout.cell);
-    const [g, h] = [place(event.clientY, box.top), place(event.clientX, box.left)];
-    return g >= 0 && h >= 0 && g < W && h < W ? [g, h] : null;
+    const place = (at, start) => ((at - start) * layout.scale - layout.margin) / layout.cell;
+    const across = place(event.clientX, box.left);
+    const [g, h] = [Math.floor(place(event.clientY, box.top)), Math.floor(across)];
+    return g >= 0 && h >= 0 && g < W && h < W ? { tile: [g, h], across: across - h } : null;
   };
 
   const SVG = "http://www.w3.org/2000/svg";

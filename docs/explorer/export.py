@@ -1,14 +1,16 @@
 """Write what the explorer shows as a script beside it: `python docs/explorer/export.py`, about three minutes.
 
 The page computes owners of full and causal attention by the closed form of `CyclicQuorumSet`. For the other masks
-owners are found by a search, whose result is exported; the tests compare both with `cqs.plan`.
+owners are found by a search, and some tiles are cut by their keys, which is exported; the tests compare both with
+`cqs.plan`.
 """
 
 import json
+from collections import defaultdict
 from functools import reduce
 from operator import and_
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,6 +38,17 @@ MASKS: dict[str, dict[str, Any]] = {
 SEARCHED = ("window", "documents", "packed")  # their owners are balanced by search
 
 
+class Part(NamedTuple):
+    """The keys `start` to `stop - 1` of a tile, and the worker that computes them."""
+
+    start: int
+    stop: int
+    owner: int
+
+
+Parts = dict[tuple[int, int], list[Part]]  # of each tile (query group, key group) with work, in the order of keys
+
+
 def mask_of(name: str) -> Mask:
     """Return the mask with that name in `MASKS`."""
     parts = MASKS[name]
@@ -53,32 +66,80 @@ def plan_of(W: int, name: str, strategy: str = "cqs") -> cqs.Plan:
     return cqs.plan(tokens, tokens, tokens, workers=W, mask=mask_of(name), strategy=strategy)
 
 
-def owners_of(W: int, name: str) -> np.ndarray:
-    """Return the owner of each tile, `(W, W)`; -1 for tiles that the mask leaves empty."""
-    owners = np.full((W, W), -1)
-    for task in plan_of(W, name).tasks():
-        for tile in task.tiles:
-            owners[tile.query.index, tile.key.index] = task.index
-    return owners
+def parts_of(W: int, name: str) -> Parts:
+    """Return who computes what of each tile in that plan; neighbouring parts of one owner are one."""
+    tiles = sorted(
+        (tile.query.index, tile.key.index, Part(tile.key.start, tile.key.stop, task.index))
+        for task in plan_of(W, name).tasks()
+        for tile in task.tiles
+    )
+    parts: Parts = defaultdict(list)
+    for g, h, part in tiles:
+        own = parts[g, h]
+        if own and (own[-1].stop, own[-1].owner) == (part.start, part.owner):
+            part = Part(own.pop().start, part.stop, part.owner)
+        own.append(part)
+    return parts
 
 
-def choices(W: int, name: str) -> str:
-    """Return a letter for each tile with work and several holders, row by row: which of them, in order, is the owner.
+def keys_of(W: int, h: int) -> tuple[int, int]:
+    """Return where key group h begins and where it ends."""
+    return h * N_TOKENS // W, (h + 1) * N_TOKENS // W
 
-    "." stands for the owner by the closed form, which most tiles keep.
+
+def is_whole(W: int, h: int, own: list[Part]) -> bool:
+    """Return whether a tile of key group h is in one part with all its keys."""
+    return (own[0].start, own[0].stop) == keys_of(W, h)
+
+
+def letter(holders: tuple[int, ...], owner: int) -> str:
+    """Return which of the holders, in order, is the owner."""
+    return chr(ord("a") + holders.index(owner))
+
+
+def choices(quorums: cqs.CyclicQuorumSet, parts: Parts) -> str:
+    """Return the letter of the owner for each tile with work and several holders, row by row.
+
+    "." stands for the owner by the closed form, which most tiles keep, and for tiles that are in `cuts`.
     """
-    quorums, letters = cqs.CyclicQuorumSet(W), []
-    owners = owners_of(W, name)
-    for g, h in np.argwhere(owners >= 0).tolist():
-        holders, owner = quorums.holders(g, h), int(owners[g, h])
+    letters = []
+    for (g, h), own in sorted(parts.items()):
+        holders = quorums.holders(g, h)
         if len(holders) > 1:
-            letters.append("." if owner == quorums.owner(g, h) else chr(ord("a") + holders.index(owner)))
+            is_default = own[0].owner == quorums.owner(g, h) or not is_whole(quorums.modulus, h, own)
+            letters.append("." if is_default else letter(holders, own[0].owner))
     return "".join(letters)
+
+
+def cuts(quorums: cqs.CyclicQuorumSet, parts: Parts) -> str:
+    """Return a word for each tile that is not whole: how many tiles after the one before it, then its parts.
+
+    A part is the letter of its owner, or "_" for keys that nobody needs, and the number of the key in its group before
+    which it stops, which is left out at the end of the group.
+    """
+    W, words, before = quorums.modulus, [], 0
+    for (g, h), own in sorted(parts.items()):
+        if is_whole(W, h, own):
+            continue
+        holders, (first, last) = quorums.holders(g, h), keys_of(W, h)
+        word, at = f"{g * W + h - before}", first
+        for part in own:
+            word += f"_{part.start - first}" if part.start > at else ""
+            word += letter(holders, part.owner) + (f"{part.stop - first}" if part.stop < last else "")
+            at = part.stop
+        words.append(word)
+        before = g * W + h
+    return " ".join(words)
 
 
 def entry(W: int) -> dict[str, Any]:
     """Return what the page knows of W workers."""
-    return {"base": cqs.CyclicQuorumSet(W).base, "choices": {name: choices(W, name) for name in SEARCHED}}
+    quorums, found = cqs.CyclicQuorumSet(W), {name: parts_of(W, name) for name in SEARCHED}
+    return {
+        "base": quorums.base,
+        "choices": {name: choices(quorums, parts) for name, parts in found.items()},
+        "cuts": {name: cuts(quorums, parts) for name, parts in found.items()},
+    }
 
 
 def common() -> dict[str, Any]:

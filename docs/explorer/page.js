@@ -21,9 +21,9 @@
   function tilesDone(now) {
     let filled = 0;
     let all = 0;
-    for (const owner of plan.owners) {
-      all += owner >= 0;
-      filled += owner >= 0 && owner < now.done;
+    for (const parts of plan.parts) {
+      all += parts.length > 0;
+      filled += parts.length > 0 && parts.every(({ owner }) => owner < now.done);
     }
     return { filled, all };
   }
@@ -34,10 +34,11 @@
     const held = plan.quorums.quorum(worker);
     const mean = plan.loads.reduce((sum, load) => sum + load, 0) / W;
     const share = (plan.loads[worker] / mean).toFixed(3);
+    const shared = plan.shared[worker] > 0 ? `, ${count(plan.shared[worker])} of them in part,` : "";
     return (
       `Worker ${worker} holds ${held.length} of ${W} groups (${held.join(", ")}): ` +
       `${count(plan.heldTokens[worker])} of ${count(problem.tokens)} tokens. ` +
-      `It owns ${count(plan.tiles[worker])} tiles with ${count(plan.loads[worker])} visible pairs, ` +
+      `It owns ${count(plan.tiles[worker])} tiles${shared} with ${count(plan.loads[worker])} visible pairs, ` +
       `${share} times the mean load. ` +
       `It reads ${bytes(plan.readBytes[worker])} and returns ${bytes(plan.returnedBytes[worker])}.`
     );
@@ -59,8 +60,20 @@
     const others = holders.length > 1 ? `held together by workers ${holders.join(", ")}` : "held together by no other";
     const all = plan.groupSize(g) * plan.groupSize(h);
     const part = pairs === all ? `${count(pairs)} pairs` : `${count(pairs)} of ${count(all)} pairs visible`;
-    const when = plan.owners[tile] < now.done ? "computed" : "not computed yet";
-    return `${name}owned by worker ${plan.owners[tile]}, ${others}; ${part}; ${when}.`;
+    return `${name}${describeOwners(tile)}, ${others}; ${part}; ${describeProgress(tile, now)}.`;
+  }
+
+  function describeOwners(tile) {
+    const owners = plan.ownersOf(tile);
+    if (owners.length === 1) return `owned by worker ${owners[0]}`;
+    const parts = plan.parts[tile].map(({ owner, start, stop }) => `worker ${owner} owns ${start} to ${stop - 1}`);
+    return `cut by its keys, of which ${parts.join(", ")}`;
+  }
+
+  function describeProgress(tile, now) {
+    const owners = plan.ownersOf(tile);
+    const done = owners.filter((owner) => owner < now.done).length;
+    return done === owners.length ? "computed" : done > 0 ? "computed in part" : "not computed yet";
   }
 
   function describeDifference({ d, worker, W }) {
@@ -257,22 +270,29 @@
     connectMatrix(at("matrix"));
   }
 
+  const cursorTile = () => cursor[0] * plan.W + cursor[1];
+
   function point(tile) {
     cursor = tile;
     drawPictures(state.now());
   }
 
   function connectMatrix(canvas) {
-    const chooseOwner = () => {
-      const owner = cursor ? plan.owners[cursor[0] * plan.W + cursor[1]] : -1;
-      if (owner >= 0) state.change({ worker: owner });
-    };
     canvas.addEventListener("click", (event) => {
-      const tile = Explorer.tileAt(canvas, event, plan.W);
-      if (tile === null) return;
-      point(tile);
-      chooseOwner();
+      const place = Explorer.placeAt(canvas, event, plan.W);
+      if (place === null) return;
+      point(place.tile);
+      const h = place.tile[1];
+      const key = plan.groupStart(h) + place.across * plan.groupSize(h);
+      const parts = plan.parts[cursorTile()];
+      if (parts.length > 0) state.change({ worker: (parts.find(({ stop }) => key < stop) || parts.at(-1)).owner });
     });
+    const chooseOwner = () => {
+      if (cursor === null) return;
+      const owners = plan.ownersOf(cursorTile()); // where there are several, the one after the chosen worker
+      const next = (owners.indexOf(state.now().worker) + 1) % owners.length;
+      if (owners.length > 0) state.change({ worker: owners[next] });
+    };
     const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
     canvas.addEventListener("keydown", (event) => {
       if (event.key === "Enter" || event.key === " ") chooseOwner();
@@ -301,7 +321,7 @@
     figures() {
       const { W, worker } = state.now();
       return {
-        owners: Array.from(plan.owners),
+        parts: plan.parts.map((parts) => parts.map(({ owner, start, stop }) => [start, stop, owner])),
         loads: Array.from(plan.loads),
         tiles: Array.from(plan.tiles),
         quorum: plan.quorums.quorum(worker),

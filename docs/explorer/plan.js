@@ -1,4 +1,4 @@
-// What each worker computes, reads and returns, as cqs.Plan: masks, tiles and their owners, loads, traffic.
+// What each worker computes, reads and returns, as cqs.Plan: masks, tiles, their parts and owners, loads, traffic.
 "use strict";
 window.Explorer = window.Explorer || {};
 
@@ -30,6 +30,12 @@ window.Explorer = window.Explorer || {};
     return { first, last };
   }
 
+  function visiblePairs(rows, cols, seen) {
+    let pairs = 0;
+    for (let i = rows[0]; i < rows[1]; i++) pairs += overlap(seen.first[i], seen.last[i], cols[0], cols[1]);
+    return pairs;
+  }
+
   function tilePairs(W, seen) {
     const pairs = new Float64Array(W * W);
     for (let g = 0; g < W; g++)
@@ -55,36 +61,71 @@ window.Explorer = window.Explorer || {};
     return owners;
   }
 
+  // Who computes which keys of each tile: [{ owner, start, stop }], in the order of keys; none where all is hidden.
+  function tileParts(quorums, owners, cuts) {
+    const { W } = quorums;
+    const parts = Array.from(owners, (owner, tile) =>
+      owner < 0 ? [] : [{ owner, start: cut(N, W, tile % W), stop: cut(N, W, (tile % W) + 1) }]
+    );
+    let tile = 0;
+    for (const [, ahead, runs] of cuts.matchAll(/(\d+)([a-z_]\S*)/g)) {
+      tile += Number(ahead);
+      parts[tile] = cutTile(quorums, Math.floor(tile / W), tile % W, runs);
+    }
+    return parts;
+  }
+
+  // The parts of a tile that is cut, from what export.py writes of them, as "a120b": holder a up to key 120, then b.
+  function cutTile({ W, holders }, g, h, runs) {
+    const first = cut(N, W, h);
+    const parts = [];
+    let start = first;
+    for (const [, letter, place] of runs.matchAll(/([a-z_])(\d*)/g)) {
+      const stop = place === "" ? cut(N, W, h + 1) : first + Number(place);
+      if (letter !== "_") parts.push({ owner: holders(g, h)[letter.charCodeAt(0) - "a".charCodeAt(0)], start, stop });
+      start = stop;
+    }
+    return parts;
+  }
+
+  const ownersOf = (parts) => [...new Set(parts.map((part) => part.owner))];
+
   // A task: rectangles of queries and keys -> distinct tokens of each, and pairs. `rows` and `cols` are [start, stop).
   const size = (ranges) => ranges.reduce((sum, [start, stop]) => sum + stop - start, 0);
 
-  function union(ranges) {
-    let total = 0;
+  // Ranges that have no token in common, from such as may have.
+  function disjoint(ranges) {
+    const found = [];
     let end = 0;
     for (const [start, stop] of [...ranges].sort((a, b) => a[0] - b[0])) {
-      total += Math.max(0, stop - Math.max(start, end));
+      if (stop > end) found.push([Math.max(start, end), stop]);
       end = Math.max(end, stop);
     }
-    return total;
+    return found;
   }
 
-  function quorumTasks(W, owners, pairs) {
-    const tasks = Array.from({ length: W }, () => ({ rows: new Set(), cols: new Set(), load: 0, tiles: 0 }));
-    owners.forEach((owner, tile) => {
-      if (owner < 0) return;
-      tasks[owner].rows.add(Math.floor(tile / W));
-      tasks[owner].cols.add(tile % W);
-      tasks[owner].load += pairs[tile];
-      tasks[owner].tiles += 1;
+  function quorumTasks(W, parts, pairs, seen) {
+    const tasks = Array.from({ length: W }, () => ({ rows: [], cols: [], load: 0, passed: 0, tiles: 0, shared: 0 }));
+    parts.forEach((own, tile) => {
+      const g = Math.floor(tile / W);
+      const rows = [cut(N, W, g), cut(N, W, g + 1)];
+      const owners = ownersOf(own);
+      for (const owner of owners) {
+        tasks[owner].rows.push(rows);
+        tasks[owner].tiles += 1;
+        tasks[owner].shared += owners.length > 1;
+      }
+      for (const { owner, start, stop } of own) {
+        tasks[owner].cols.push([start, stop]);
+        tasks[owner].load += own.length > 1 ? visiblePairs(rows, [start, stop], seen) : pairs[tile];
+      }
     });
-    const tokens = (groups) => [...groups].map((g) => [cut(N, W, g), cut(N, W, g + 1)]);
-    return tasks.map((task) => ({ ...task, rows: tokens(task.rows), cols: tokens(task.cols), passed: 0 }));
+    return tasks.map((task) => ({ ...task, rows: disjoint(task.rows), cols: disjoint(task.cols) }));
   }
 
   // A rectangle, less the keys that none of its queries sees; these masks leave one range of keys.
   function rectangle(rows, cols, seen) {
-    let load = 0;
-    for (let i = rows[0]; i < rows[1]; i++) load += overlap(seen.first[i], seen.last[i], cols[0], cols[1]);
+    const load = visiblePairs(rows, cols, seen);
     if (load === 0) return { rows: [], cols: [], load, passed: 0 };
     const keys = [Math.max(cols[0], seen.first[rows[0]]), Math.min(cols[1], seen.last[rows[1] - 1])];
     return { rows: [rows], cols: [keys], load, passed: 0 };
@@ -114,7 +155,7 @@ window.Explorer = window.Explorer || {};
     const queries = sum((task) => size(task.rows));
     const largest = Math.max(...tasks.map((task) => task.load));
     return {
-      mostTokens: Math.max(...tasks.map((task) => union([...task.rows, ...task.cols]))),
+      mostTokens: Math.max(...tasks.map((task) => size(disjoint([...task.rows, ...task.cols])))),
       read: queries * queryBytes + sum((task) => size(task.cols)) * keyBytes,
       passed: sum((task) => task.passed) * keyBytes,
       results: queries * resultBytes,
@@ -131,20 +172,24 @@ window.Explorer = window.Explorer || {};
   };
 
   function makePlan(W, maskName) {
-    const { base, choices } = workers[W - 1];
+    const { base, choices, cuts } = workers[W - 1];
     const quorums = Explorer.quorumSet(W, base);
     const seen = visibleKeys(masks[maskName]);
     const pairs = tilePairs(W, seen);
     const owners = tileOwners(quorums, pairs, choices[maskName]);
-    const tasks = quorumTasks(W, owners, pairs);
+    const parts = tileParts(quorums, owners, cuts[maskName] || "");
+    const tasks = quorumTasks(W, parts, pairs, seen);
     return {
       W,
       quorums,
       seen,
       pairs,
-      owners,
+      parts,
+      ownersOf: (tile) => ownersOf(parts[tile]),
       tiles: tasks.map((task) => task.tiles),
+      shared: tasks.map((task) => task.shared),
       loads: tasks.map((task) => task.load),
+      groupStart: (g) => cut(N, W, g),
       groupSize: (g) => cut(N, W, g + 1) - cut(N, W, g),
       heldTokens: tasks.map((_, i) => size(quorums.quorum(i).map((g) => [cut(N, W, g), cut(N, W, g + 1)]))),
       readBytes: tasks.map((task) => size(task.rows) * queryBytes + size(task.cols) * keyBytes),
