@@ -20,6 +20,7 @@ __all__ = ["even_parts"]
 _Matrix = npt.NDArray[np.integer[Any]]
 
 _MOST_PARTS = 32  # of a tile
+_MOST_UNITS = 10_000  # parts of tiles, if all are cut; a search among more takes seconds
 
 
 def even_parts(
@@ -47,16 +48,16 @@ def even_parts(
     Notes
     -----
     `cqs.schedule.balance_flow.shared` says how much of a tile each holder is to have, or that no assignment is even,
-    of whole tiles or of parts. Shared tiles are cut into up to 32 parts of equally many keys, dealt out by these
-    shares; moves and swaps take care of what does not come out. Where that fails, which takes groups of few tokens,
-    every tile is cut. O(W^2) counts, at worst 32 times as many.
+    of whole tiles or of parts. Shared tiles are cut where shares end, and into 32 parts of equally many keys; moves and
+    swaps of parts take care of what does not come out. Where that fails, every tile is cut, if that makes 10,000 parts
+    at most. O(W^2) counts, or so many more as there are parts.
     """
     n_workers, even = quorums.modulus, even_load(weights)
     least, best = largest_load(owners, weights), None
     mean = -(-int(weights.sum()) // n_workers)
     for limit, cuts_all in (((mean + even) // 2, False), (even, False), (even, True)):
         shares = shared(quorums, weights, owners, limit) if least > even else None
-        if shares is None:
+        if shares is None or (cuts_all and len(shares) * min(len(groups[0]), _MOST_PARTS) > _MOST_UNITS):
             continue
         units = [
             _Unit(groups[g], groups[h], part, quorums.holders(g, h), work, i)
