@@ -178,9 +178,9 @@ class pygraph:  # noqa: N801
     def _run(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, out: np.ndarray, stats: np.ndarray) -> None:
         shared = q.shape[1] // k.shape[1]
         k32, v32 = (np.repeat(x.astype(np.float32), shared, axis=1) for x in (k, v))
-        scores = np.float32(self.scale) * (q.astype(np.float32) @ k32.mT)
-        scores[..., ~self.visible(*scores.shape[-2:])] = -np.inf
         with np.errstate(all="ignore"):
+            scores = np.float32(self.scale) * (q.astype(np.float32) @ k32.mT)
+            scores[..., ~self.visible(*scores.shape[-2:])] = -np.inf
             top = scores.max(axis=-1, keepdims=True)
             weights = np.exp(scores - top)
             total = weights.sum(axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""What the kernels of `softmax_block.cu` and `scan_values.cu` do, in NumPy: statement by statement, all rows at once.
+"""What the CUDA kernels of the package do, in NumPy: statement by statement, all rows at once.
 
 `on_cpu` runs the CUDA sources themselves instead, compiled by g++. `use` puts either into a fake GPU.
 """
@@ -11,7 +11,7 @@ import fake_cupy
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-_FILES = {"scan_values": "scan_values.cu"}  # the others are in softmax_block.cu
+_FILES = {"scan_values": "scan_values.cu", "attend_rows": "attend_rows.cu"}  # the others are in softmax_block.cu
 
 
 def _at(first: np.ndarray, shape: tuple[int, ...], steps: tuple[int, ...]) -> np.ndarray:
@@ -116,7 +116,37 @@ def scan_values(
         facts[1] = 1
 
 
-NUMPY = {kernel.__name__: kernel for kernel in (softmax_block, repair_values, finish_rows, scan_values)}
+@fake_cupy.kernel("attend_rows", writes=(15, 19))
+def attend_rows(
+    q: Any, q_entry: int, q_head: int, q_row: int, q_column: int,
+    k: Any, k_entry: int, k_head: int, k_row: int, k_column: int,
+    v: Any, v_entry: int, v_head: int, v_row: int, v_column: int,
+    out: Any, out_entry: int, out_head: int, out_row: int,
+    lse: Any, lse_entry: int, lse_head: int,
+    n_entries: int, n_heads: int, shared: int, n_rows: int, n_columns: int, width: int, value_width: int,
+    scale: Any, is_left: int, is_right: int, facts: Any,
+) -> None:  # fmt: skip
+    if not facts[0]:
+        return
+    n_kv, lead = n_heads // shared, (n_entries, n_heads, n_rows)
+    queries = _at(q, (*lead, width), (q_entry, q_head, q_row, q_column)).astype(np.float32)
+    keys = _at(k, (n_entries, n_kv, n_columns, width), (k_entry, k_head, k_row, k_column)).astype(np.float32)
+    values = _at(v, (n_entries, n_kv, n_columns, value_width), (v_entry, v_head, v_row, v_column)).astype(np.float32)
+    sums, lses = (
+        _at(out, (*lead, value_width), (out_entry, out_head, out_row, 1)),
+        _at(lse, lead, (lse_entry, lse_head, 1)),
+    )
+    for b, h, r in np.argwhere(~(np.isfinite(sums).all(axis=-1) & np.isfinite(lses))):
+        seen = slice(r if is_left else 0, r + n_columns - n_rows + 1 if is_right else n_columns)
+        scores = keys[b, h // shared, seen] @ queries[b, h, r] * scale
+        top = np.fmax.reduce(scores, initial=np.float32(-np.inf))
+        weights = np.exp(scores - (0 if top == -np.inf else top))
+        total = weights.sum()
+        sums[b, h, r] = weights / (total if total != 0 else 1) @ values[b, h // shared, seen]
+        lses[b, h, r] = -np.inf if total == 0 else (0 if top == -np.inf else top) + np.log(total)
+
+
+NUMPY = {kernel.__name__: kernel for kernel in (softmax_block, repair_values, finish_rows, scan_values, attend_rows)}
 
 
 def _on_cpu(name: str) -> Callable[..., None]:
@@ -124,8 +154,10 @@ def _on_cpu(name: str) -> Callable[..., None]:
 
     def run(*arguments: Any, grid: Any, block: Any, **_: Any) -> None:
         option = f"-DREAL={'float' if arguments[0].itemsize == 4 else 'double'}"
-        if name in _FILES:
+        if name == "scan_values":
             option = f"-DWORD_BYTES={arguments[0].itemsize}"
+        if name == "attend_rows":
+            option = f"-DEXPONENT_BITS={5 if arguments[0].dtype == np.float16 else 8}"
         file = _FILES.get(name, "softmax_block.cu")
         cuda_on_cpu.launch(file, option, name, grid[0], block[0], arguments)
 

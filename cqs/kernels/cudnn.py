@@ -7,8 +7,9 @@ from math import prod
 from cqs.backend import CudaDevice, dtype_of, is_cupy, namespace_of
 from cqs.kernels import blockwise, cudnn_graphs
 from cqs.kernels.blocks import in_chunks
-from cqs.kernels.by_coverage import Part, Rest, cut_by_coverage, part_of
+from cqs.kernels.by_coverage import Part, Rest, Shape, cut_by_coverage, part_of
 from cqs.kernels.contract import Attend, KeyChunk, Request
+from cqs.kernels.cudnn_repair import Repair
 from cqs.kernels.region import Region
 from cqs.masks.mask import merged
 from cqs.partial import Partial, merge_into
@@ -82,8 +83,9 @@ def attend(
     H and G count the heads of all batch entries. cuDNN's graphs, code on the device, stay for later calls.
 
     *Values that are not finite.* A key that is hidden by a diagonal still takes part in its tile with weight 0, so an
-    infinite or NaN value there can make NaN of rows that do not see it. Keys that no query of a part sees, as padding,
-    are never read.
+    infinite or NaN number there can make NaN of rows that do not see it. So where some part has a diagonal, all keys
+    and values are looked at once, and if one is not finite, `cqs.kernels.cudnn_repair` computes rows again that are
+    not. Keys that no query of a part sees, as padding, are never read by cuDNN.
     """
     xp = namespace_of(q=q)
     *batch, H, T, _ = q.shape
@@ -97,8 +99,10 @@ def attend(
         chunks = _joined(xp, chunks, block_bytes)
         total = _Total.of(xp, q, E)
         cut = cut_by_coverage(region, [chunk.k.shape[-2] for chunk in chunks])
+        is_cut = total.out.size and any(part.shape is not Shape.FULL for part in cut.parts)
+        repair = Repair.of(chunks) if is_cut else None
         for part in cut.parts if total.out.size else ():
-            total.add_part(q, chunks, part, scale)
+            total.add_part(q, chunks, part, scale, repair)
         for rest in cut.rest if total.out.size else ():
             own = part_of(region, rest.rows, rest.pieces)
             found = other(
@@ -134,7 +138,7 @@ class _Total:
         """Return a view of some rows."""
         return Partial(self.out[:, :, rows.start : rows.stop, :], self.lse[:, :, rows.start : rows.stop])
 
-    def add_part(self, q: Array, chunks: Sequence[KeyChunk], part: Part, scale: float) -> None:
+    def add_part(self, q: Array, chunks: Sequence[KeyChunk], part: Part, scale: float, repair: Repair | None) -> None:
         """Compute a part, into its rows where they are new, and else beside them."""
         [(number, columns)] = in_chunks([part.columns], [chunk.k.shape[-2] for chunk in chunks])
         here = slice(columns.start, columns.stop)
@@ -145,15 +149,11 @@ class _Total:
             if is_new
             else Partial(*(self.xp.empty(a.shape, dtype=a.dtype, device=a.device) for a in (view.out, view.lse)))
         )
-        cudnn_graphs.sdpa(
-            q[:, :, part.rows.start : part.rows.stop, :],
-            chunks[number].k[:, :, here, :],
-            chunks[number].v[:, :, here, :],
-            found.out,
-            found.lse,
-            scale=scale,
-            shape=part.shape,
-        )
+        queries = q[:, :, part.rows.start : part.rows.stop, :]
+        keys = KeyChunk(*(array[:, :, here, :] for array in chunks[number]))
+        cudnn_graphs.sdpa(queries, *keys, found.out, found.lse, scale=scale, shape=part.shape)
+        if repair is not None and part.shape is not Shape.FULL:
+            repair.rows(queries, keys, found, scale, part.shape)
         if is_new:
             self.written = list(merged([*self.written, part.rows]))
         else:

@@ -22,6 +22,7 @@ from cqs.kernels.contract import KeyChunk, Request
 from cqs.kernels.cuda import cuda_kernel
 from cqs.kernels.gemm_products import Products, is_ready, stacks, step_of
 from cqs.kernels.region import Region
+from cqs.kernels.value_scan import scan_values
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
 from cqs.schedule import BLOCK_BYTES, CallShape, even_cuts
@@ -32,14 +33,6 @@ __all__ = ["attend", "attend_in_blocks", "refusal"]
 
 _THREADS = 256  # of a block of threads, at most
 _MOST_BLOCKS = 2048  # of threads, where each takes more than one thing
-
-# type -> bits of its exponent, and how many bits are below them
-_EXPONENTS = {
-    "float16": (0x1F, 10),
-    "bfloat16": (0xFF, 7),
-    "float32": (0xFF, 23),
-    "float64": (0x7FF, 52),
-}
 
 
 def refusal(request: Request) -> str | None:
@@ -167,17 +160,8 @@ class _Call:
 
     def _look_at_values(self) -> None:
         """Find out, on the device, whether values are such that sums of them need care; reads all of them once."""
-        name = dtype_name(self.chunks[0].v)
-        ones, shift = _EXPONENTS[name]
-        # below 2^-(n + 1) of the largest number, for 2^n keys; a sum of float16 values cannot overflow float32
-        large = ones if name == "float16" else ones - 1 - self.shape.n_keys.bit_length() - 1
-        limits = np.uint64(ones << shift), np.uint64(large << shift)
         for chunk in self.chunks:
-            for (v,) in stacks(chunk.v) if chunk.v.size else ():
-                counts, steps = map(np.int64, v.shape), (np.int64(step_of(v, axis)) for axis in range(3))
-                kernel = cuda_kernel("scan_values.cu", f"-DWORD_BYTES={v.itemsize}", "scan_values")
-                grid = min(-(-v.size // (4 * _THREADS)), _MOST_BLOCKS)
-                kernel((grid,), (_THREADS,), (v, *counts, *steps, *limits, self.facts))
+            scan_values(chunk.v, self.shape.n_keys, self.facts)
 
     def _hidden(self, rows: range, pieces: Sequence[range]) -> _Hidden:
         """Put what is hidden of a block on the device: from pinned memory that CuPy keeps until it is copied."""

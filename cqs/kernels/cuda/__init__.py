@@ -9,6 +9,7 @@ __all__ = ["SOURCES", "cuda_kernel", "cuda_source"]
 
 # file -> the ways in which it is compiled
 SOURCES: dict[str, tuple[str, ...]] = {
+    "attend_rows.cu": ("-DEXPONENT_BITS=5", "-DEXPONENT_BITS=8"),
     "softmax_block.cu": ("-DREAL=float", "-DREAL=double"),
     "scan_values.cu": ("-DWORD_BYTES=2", "-DWORD_BYTES=4", "-DWORD_BYTES=8"),
 }
