@@ -1,5 +1,5 @@
-// What the gemm kernel has to know of its values before it sums them: whether any is infinite or NaN, and whether any
-// is large. It looks at their exponents alone, so the type does not matter, only WORD_BYTES: how wide it is.
+// What kernels have to know of numbers before they sum them: whether any is infinite or NaN, and whether any is large.
+// It looks at their exponents alone, so the type does not matter, only WORD_BYTES: how wide it is.
 
 #if WORD_BYTES == 2
 typedef unsigned short Word;
