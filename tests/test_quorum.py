@@ -90,7 +90,7 @@ def test_every_shipped_cover_reaches_every_residue(W: int) -> None:
 
 def test_every_modulus_to_200_and_some_more_have_a_shipped_cover() -> None:
     assert known_moduli()[:200] == tuple(ALL)
-    assert known_moduli()[-2:] == (313, 1040)
+    assert {313, 350, 1040} < set(known_moduli())
 
 
 def test_the_perfect_covers_are_those_of_the_small_projective_planes() -> None:
