@@ -122,10 +122,13 @@ class Region:
         hidden : NumPy array of bool, or True
             Which scores of the window count for nothing, `(rows, columns)`; True for all of them.
         """
+        if not self.is_masked:
+            yield from self._foreign_to(rows, tuple(pieces))
+            return
         for i, j, corner, queries, keys in self._rectangles(rows, pieces):
             if (i, j) in self.foreign:
                 yield _window(corner, queries, keys), True
-            elif self.is_masked:
+            else:
                 yield from self._masked(corner, queries, keys)
 
     def change(self, xp: Namespace, scores: Array, rows: range, pieces: Sequence[range]) -> None:
@@ -184,6 +187,15 @@ class Region:
                 yield i, j, (row_part.start - rows.start, n_before + col_part.start - piece.start), queries, keys
             n_before += len(piece)
 
+    def _foreign_to(self, rows: range, pieces: tuple[range, ...]) -> list[Hidden]:
+        """Return the rectangles of a block that another task owns; found once for all heads."""
+        if (rows, pieces) not in self._found:
+            rectangles = self._rectangles(rows, pieces)
+            self._found[rows, pieces] = [
+                (_window(at, q, k), True) for i, j, at, q, k in rectangles if (i, j) in self.foreign
+            ]
+        return self._found[rows, pieces]
+
     def _span(self, queries: range, keys: range) -> Integers:
         """Return the first key that each query sees, the one after the last, and how many it sees, `(3, queries)`."""
         coverage = self.mask.classify(queries, keys) if self.is_masked else Coverage.FULL
@@ -213,6 +225,10 @@ class Region:
             yield from self._masked((corner[0], corner[1] + middle), queries, keys[middle:])
         elif coverage is Coverage.PARTIAL:
             yield _window(corner, queries, keys), ~self.mask.block(queries, keys)
+
+    @cached_property
+    def _found(self) -> dict[tuple[range, tuple[range, ...]], list[Hidden]]:
+        return {}
 
     @cached_property
     def _query_ends(self) -> list[int]:

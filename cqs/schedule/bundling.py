@@ -18,25 +18,26 @@ def bundled(strips: Iterable[Strip]) -> Iterator[Bundle]:
     scores are computed and thrown away, which for groups of a few dozen tokens costs less than a product a strip.
     """
     together: list[Strip] = []
-    keys: dict[int, Group] = {}
+    keys: dict[int, Group] = {}  # of all strips together, and how many rows and columns these span and own
+    n_rows = n_columns = n_owned = 0
     for strip in strips:
-        more = keys | {key.start: key for key in strip.keys}
-        if together and not _is_worth(together, strip, sum(map(len, more.values()))):
+        height, own = len(strip.query), {key.start: key for key in strip.keys}
+        width = sum(map(len, strip.keys))
+        columns = n_columns + sum(len(key) for start, key in own.items() if start not in keys)
+        rows, owned = n_rows + height, n_owned + height * width
+        is_small = bool(together) and max(len(together[0].query), height) <= SMALL_ROWS
+        fits = is_small and rows <= MOST_BUNDLED_ROWS and columns <= _MOST_COLUMNS
+        if fits and owned >= _LEAST_SHARE * rows * columns:
+            together.append(strip)
+            keys |= own
+            n_rows, n_columns, n_owned = rows, columns, owned
+            continue
+        if together:
             yield _bundle(together, keys)
-            together, more = [], {key.start: key for key in strip.keys}
-        together.append(strip)
-        keys = more
+        together, keys = [strip], own
+        n_rows, n_columns, n_owned = height, width, height * width
     if together:
         yield _bundle(together, keys)
-
-
-def _is_worth(together: list[Strip], strip: Strip, n_columns: int) -> bool:
-    if max(len(together[0].query), len(strip.query)) > SMALL_ROWS or n_columns > _MOST_COLUMNS:
-        return False
-    strips = [*together, strip]
-    n_rows = sum(len(s.query) for s in strips)
-    n_owned = sum(len(s.query) * sum(map(len, s.keys)) for s in strips)
-    return n_rows <= MOST_BUNDLED_ROWS and n_owned >= _LEAST_SHARE * n_rows * n_columns
 
 
 def _bundle(strips: list[Strip], keys: dict[int, Group]) -> Bundle:
