@@ -56,7 +56,9 @@ def even_parts(
     least, best = largest_load(owners, weights), None
     mean = -(-int(weights.sum()) // n_workers)
     for limit, cuts_all in (((mean + even) // 2, False), (even, False), (even, True)):
-        shares = shared(quorums, weights, owners, limit) if least > even else None
+        if least <= even:
+            break
+        shares = shared(quorums, weights, owners, limit)
         if shares is None or (cuts_all and len(shares) * min(len(groups[0]), _MOST_PARTS) > _MOST_UNITS):
             continue
         units = [
