@@ -19,8 +19,9 @@ def test_tiles_are_shared_by_their_holders_within_the_limit_or_no_sharing_is(cas
     assert (shares is not None) == flow_reaches(quorums, weights, limit)
     if shares is not None:
         loads = [0] * W
-        assert set(shares) == set(map(tuple, np.argwhere(weights).tolist()))
-        for (g, h), share_of in shares.items():
+        assert set(shares) <= set(map(tuple, np.argwhere(weights).tolist()))
+        for g, h in np.argwhere(weights).tolist():
+            share_of = shares.get((g, h), {quorums.owner(g, h): int(weights[g, h])})
             assert sum(share_of.values()) == weights[g, h]
             assert min(share_of.values()) > 0
             for i, amount in share_of.items():
@@ -32,7 +33,7 @@ def test_tiles_are_shared_by_their_holders_within_the_limit_or_no_sharing_is(cas
 def test_what_is_within_the_limit_stays_as_it_is() -> None:
     quorums, weights = CyclicQuorumSet(8), np.arange(64).reshape(8, 8)
     shares = shared(quorums, weights, quorums.ownership(), int(weights.sum()))
-    assert shares == {(g, h): {quorums.owner(g, h): int(weights[g, h])} for g in range(8) for h in range(8) if g + h}
+    assert shares == {}
 
 
 @pytest.mark.parametrize("limit", [7, 8])

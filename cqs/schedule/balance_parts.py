@@ -2,6 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from cqs.schedule.balance_flow import shared
 from cqs.schedule.balance_search import Search
 from cqs.schedule.task import Group, Tile, even_cuts
 
-__all__ = ["even_parts"]
+__all__ = ["Assignment", "even_parts"]
 
 _Matrix = npt.NDArray[np.integer[Any]]
 
@@ -23,9 +24,23 @@ _MOST_PARTS = 32  # of a tile
 _MOST_UNITS = 10_000  # parts of tiles, if all are cut; a search among more takes seconds
 
 
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Who owns what: whole tiles, by a matrix of owners, -1 where nobody has all, and parts of other tiles."""
+
+    groups: Sequence[Group]
+    owners: _Matrix
+    parts: dict[int, list[Tile]]
+
+    def tiles(self, i: int) -> list[Tile]:
+        """Return the tiles and parts of worker i, in increasing order of query, then of key. O(W^2)."""
+        whole = np.argwhere(self.owners == i).tolist()
+        return _aligned([*(Tile(self.groups[g], self.groups[h]) for g, h in whole), *self.parts.get(i, ())])
+
+
 def even_parts(
     quorums: CyclicQuorumSet, mask: Mask, groups: Sequence[Group], weights: _Matrix, owners: _Matrix
-) -> list[list[Tile]] | None:
+) -> Assignment:
     """Cut tiles by their keys, and give the parts to holders of the tile, such that loads are within 1.05 of the mean.
 
     Parameters
@@ -41,9 +56,9 @@ def even_parts(
 
     Returns
     -------
-    list of lists of Tile, or None
-        Of each worker, at most 2 m^2 for quorums of m groups, in increasing order of query, then of key. None if whole
-        tiles are even, or parts no better.
+    Assignment
+        Which gives each worker at most 2 m^2 tiles and parts, for quorums of m groups. Of whole tiles, as they are, if
+        these are even, or parts no better.
 
     Notes
     -----
@@ -53,24 +68,35 @@ def even_parts(
     at most. O(W^2) counts, or so many more as there are parts.
     """
     n_workers, even = quorums.modulus, even_load(weights)
-    least, best = largest_load(owners, weights), None
+    least, best = largest_load(owners, weights), Assignment(groups, owners, {})
     mean = -(-int(weights.sum()) // n_workers)
     for limit, cuts_all in (((mean + even) // 2, False), (even, False), (even, True)):
-        if least <= even:
+        n_units = np.count_nonzero(weights) * min(len(groups[0]), _MOST_PARTS) if cuts_all else 0
+        if least <= even or n_units > _MOST_UNITS:
             break
         shares = shared(quorums, weights, owners, limit)
-        if shares is None or (cuts_all and len(shares) * min(len(groups[0]), _MOST_PARTS) > _MOST_UNITS):
+        if shares is None:
             continue
+        given = owners.copy()
+        for tile, share in shares.items():
+            given[tile] = next(iter(share))
+        cut = {tile: share for tile, share in shares.items() if len(share) > 1}
+        if cuts_all:
+            whole = {(g, h): {int(given[g, h]): int(weights[g, h])} for g, h in np.argwhere(weights).tolist()}
+            cut = whole | cut
+        for tile in cut:
+            given[tile] = -1
         units = [
             _Unit(groups[g], groups[h], part, quorums.holders(g, h), work, i)
-            for (g, h), share in shares.items()
-            for part, work, i in _dealt(mask, groups[g], groups[h], share, cuts_all)
+            for (g, h), share in cut.items()
+            for part, work, i in _dealt(mask, groups[g], groups[h], share)
         ]
-        _, _, _, holders, work, dealt = zip(*units, strict=True)
-        search = Search(work, holders, [0] * n_workers, dealt)
-        tiles = _joined(units, search.down_to(even), n_workers)
-        if max(search.loads) < least and max(map(len, tiles)) <= 2 * len(quorums.base) ** 2:
-            least, best = max(search.loads), tiles
+        fixed = [int(weights[given == i].sum()) for i in range(n_workers)]
+        search = Search([u.weight for u in units], [u.holders for u in units], fixed, [u.owner for u in units])
+        assignment = Assignment(groups, *_joined(units, search.down_to(even), given))
+        most = max(len(assignment.tiles(i)) for i in range(n_workers))
+        if max(search.loads) < least and most <= 2 * len(quorums.base) ** 2:
+            least, best = max(search.loads), assignment
     return best
 
 
@@ -83,14 +109,8 @@ class _Unit(NamedTuple):
     owner: int
 
 
-def _dealt(
-    mask: Mask, query: Group, key: Group, share: dict[int, int], cuts_all: bool
-) -> Iterator[tuple[range, int, int]]:
+def _dealt(mask: Mask, query: Group, key: Group, share: dict[int, int]) -> Iterator[tuple[range, int, int]]:
     """Yield the parts of a tile: keys, visible pairs, and an owner, whose parts add up to about its share."""
-    if len(share) == 1 and not cuts_all:
-        ((owner, n),) = share.items()
-        yield key.tokens, n, owner
-        return
     tokens, owners = key.tokens, list(share)
     borders = [_border(mask, query, tokens, work) for work in accumulate(share.values())][:-1]
     edges = {cut.start for cut in even_cuts(len(tokens), -(-len(tokens) // _MOST_PARTS))}
@@ -105,16 +125,18 @@ def _border(mask: Mask, query: Group, keys: range, work: int) -> int:
     return bisect_left(range(len(keys)), work, key=lambda n: mask.count(query.tokens, keys[:n]))
 
 
-def _joined(units: Sequence[_Unit], owners: Sequence[int], n_workers: int) -> list[list[Tile]]:
-    """Return the tiles of each worker; neighbours are one."""
-    tiles = [list[Tile]() for _ in range(n_workers)]
+def _joined(units: Sequence[_Unit], owners: Sequence[int], given: _Matrix) -> tuple[_Matrix, dict[int, list[Tile]]]:
+    """Return the owners of whole tiles, and the parts of others that each worker owns; neighbours are one."""
+    parts: dict[int, list[Tile]] = {}
     by_tile = groupby(zip(units, owners, strict=True), key=lambda owned: (owned[0].query, owned[0].key))
     for (query, key), of_tile in by_tile:
         runs = [(i, [unit.part for unit, _ in run]) for i, run in groupby(of_tile, key=lambda owned: owned[1])]
+        if len(runs) == 1:
+            given[query.index, key.index] = runs[0][0]
+            continue
         for i, run in runs:
-            start, stop = (run[0].start, run[-1].stop) if len(runs) > 1 else (key.start, key.stop)
-            tiles[i].append(Tile(query, Group(key.index, start, stop)))
-    return [_aligned(own) for own in tiles]
+            parts.setdefault(i, []).append(Tile(query, Group(key.index, run[0].start, run[-1].stop)))
+    return given, parts
 
 
 def _aligned(tiles: Sequence[Tile]) -> list[Tile]:

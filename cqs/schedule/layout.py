@@ -17,7 +17,7 @@ import numpy.typing as npt
 from cqs.masks import Causal, Mask
 from cqs.quorum import CyclicQuorumSet
 from cqs.schedule.balance import balanced_owners
-from cqs.schedule.balance_parts import even_parts
+from cqs.schedule.balance_parts import Assignment, even_parts
 from cqs.schedule.task import Group, Tile, group
 
 __all__ = ["BalancedLayout", "GridLayout", "Layout", "QuorumLayout", "RingLayout", "TreeLayout"]
@@ -86,22 +86,18 @@ class BalancedLayout:
 
     def tiles(self, i: int) -> Iterator[Tile]:
         """Return the tiles of worker i, whole ones and parts. O(W^2)."""
-        groups, owners, parts = self._assignment
-        if parts is not None:
-            return iter(parts[i])
-        return (Tile(groups[g], groups[h]) for g, h in np.argwhere(owners == i).tolist())
+        return iter(self._assignment.tiles(i))
 
     def completes(self, i: int) -> range:
         """Return all queries for the last task."""
         return range(self.n_tokens) if i == self.n_tasks - 1 else range(0)
 
     @cached_property
-    def _assignment(self) -> tuple[list[Group], npt.NDArray[np.int64], list[list[Tile]] | None]:
-        """The groups, the owners of whole tiles, and the tiles of each worker if some are cut."""
+    def _assignment(self) -> Assignment:
         groups = [group(g, self.n_tasks, self.n_tokens) for g in range(self.n_tasks)]
         weights = _visible_pairs(self.mask, groups)
         owners = balanced_owners(self.quorums, weights)
-        return groups, owners, even_parts(self.quorums, self.mask, groups, weights, owners)
+        return even_parts(self.quorums, self.mask, groups, weights, owners)
 
 
 def _visible_pairs(mask: Mask, groups: Sequence[Group]) -> npt.NDArray[np.int64]:
