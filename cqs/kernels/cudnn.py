@@ -100,7 +100,7 @@ def attend(
         total = _Total.of(xp, q, E)
         cut = cut_by_coverage(region, [chunk.k.shape[-2] for chunk in chunks])
         is_cut = total.out.size and any(part.shape is not Shape.FULL for part in cut.parts)
-        repair = Repair.of(chunks) if is_cut else None
+        repair = Repair(chunks) if is_cut else None
         for part in cut.parts if total.out.size else ():
             total.add_part(q, chunks, part, scale, repair)
         for rest in cut.rest if total.out.size else ():

@@ -1,7 +1,6 @@
 """Rows that cuDNN made NaN because of keys that they do not see, computed again by a kernel of our own."""
 
 from collections.abc import Iterable
-from typing import Self
 
 import numpy as np
 
@@ -33,16 +32,10 @@ class Repair:
         With arrays `(B, G, S, width)` of 16-bit numbers; all are looked at once.
     """
 
-    def __init__(self, facts: Array) -> None:
-        self._facts = facts
-
-    @classmethod
-    def of(cls, chunks: Iterable[KeyChunk]) -> Self:
-        """Look at all keys and values once."""
-        facts = import_cupy().zeros(2, np.int32)
+    def __init__(self, chunks: Iterable[KeyChunk]) -> None:
+        self._facts = import_cupy().zeros(2, np.int32)
         for array in (array for chunk in chunks for array in chunk):
-            scan_values(array, array.shape[-2], facts)
-        return cls(facts)
+            scan_values(array, array.shape[-2], self._facts)
 
     def rows(self, q: Array, chunk: KeyChunk, found: Partial, scale: float, shape: Shape) -> None:
         """Compute those rows of a part's result again that are not finite, in place; nothing if all keys are.
