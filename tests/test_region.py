@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cqs.kernels import Region
-from cqs.kernels.blocks import column_blocks, even_cuts, in_chunks
+from cqs.kernels.blocks import column_blocks, even_cuts, in_chunks, row_blocks
 from cqs.masks import Causal, Coverage, NoMask
 
 
@@ -129,6 +129,35 @@ def test_even_cuts_are_the_fewest_and_differ_by_at_most_one(n: int, most: int) -
     assert len(cuts) == -(-n // most)
     assert all(0 < size <= most for size in sizes)
     assert not sizes or max(sizes) - min(sizes) <= 1
+
+
+@given(region=regions(), most=st.integers(1, 400), most_masked=st.integers(1, 400))
+def test_row_blocks_keep_apart_what_sees_other_keys_unless_it_is_small(region, most: int, most_masked: int) -> None:
+    blocks = row_blocks(region, most, most_masked)
+    assert [row for block in blocks for row in block] == list(range(sum(map(len, region.queries))))
+    (run_of_row, _), (run_of_column, _) = numbered(region.queries), numbered(region.keys)
+    for rows in blocks:
+        runs = sorted(set(run_of_row[rows.start : rows.stop].tolist()))
+        assert len(rows) <= (most_masked if region.masks(rows) else most)
+        assert region.masks(rows) == any(is_hidden(region, i) for i in runs)
+        if region.foreign and len(runs) > 1:  # at most a quarter of the rectangle that their runs span is foreign
+            assert max(len(region.queries[i]) for i in runs) <= 128
+        if region.foreign and len(runs) == 1:
+            columns = [column for piece in region.seen(rows) for column in piece]
+            assert not {(runs[0], j) for j in run_of_column[columns].tolist()} & region.foreign
+
+
+def is_hidden(region: Region, i: int) -> bool:
+    """Whether the mask hides something of a run of queries that is not foreign, pair by pair."""
+    own = [j for j in range(len(region.keys)) if (i, j) not in region.foreign]
+    return any(not region.mask.block(region.queries[i], region.keys[j]).all() for j in own)
+
+
+def test_small_runs_make_one_block_where_a_quarter_at_most_is_foreign() -> None:
+    runs = tuple(range(i * 40, i * 40 + 40) for i in range(4))
+    for n_foreign, expected in ((0, [range(160)]), (4, [range(160)]), (5, [range(0, 120), range(120, 160)])):
+        foreign = frozenset([(3, 0), (3, 1), (3, 2), (2, 0), (1, 1)][:n_foreign])
+        assert row_blocks(Region(runs, runs, NoMask(), foreign), 512, 128) == expected
 
 
 @given(region=regions(), width=st.integers(1, 400), data=st.data())

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from cqs.kernels.region import Region
-from cqs.schedule import even_cuts
+from cqs.schedule import even_cuts, worth_one_piece
 
-__all__ = ["column_blocks", "in_chunks", "split_scale"]
+__all__ = ["column_blocks", "in_chunks", "row_blocks", "split_scale"]
 
 
 def split_scale(scale: float) -> tuple[float, float]:
@@ -19,6 +19,28 @@ def split_scale(scale: float) -> tuple[float, float]:
     Scaling the queries costs less; but an extreme scale could push them out of range, where scores are still within.
     """
     return (scale, 1.0) if 2.0**-20 <= abs(scale) <= 2.0**20 else (1.0, scale)
+
+
+def row_blocks(region: Region, most: int, most_masked: int) -> list[range]:
+    """Cut the rows of a region into blocks; rows that see other keys than those before begin a new one.
+
+    A block has at most `most` rows, or `most_masked` where the mask hides something.
+    """
+    if not region.foreign:
+        runs = [range(sum(map(len, region.queries)))]
+    else:
+        sizes = {j: len(keys) for j, keys in enumerate(region.keys)}
+        own = [
+            {j: size for j, size in sizes.items() if (i, j) not in region.foreign} for i in range(len(region.queries))
+        ]
+        starts = list(accumulate(map(len, region.queries), initial=0))
+        pieces = worth_one_piece(list(map(len, region.queries)), own)
+        runs = [range(starts[piece.start], starts[piece.stop]) for piece in pieces]
+    blocks = []
+    for run in runs:
+        cuts = even_cuts(len(run), most_masked if region.masks(run) else most)
+        blocks += [run[cut.start : cut.stop] for cut in cuts]
+    return blocks
 
 
 def column_blocks(region: Region, rows: range, width: int) -> list[list[range]]:

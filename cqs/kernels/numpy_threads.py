@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import Self
 
 import numpy as np
 
 from cqs.backend import Workspace, compute_threads, raise_if_stopped
-from cqs.kernels.blocks import column_blocks, in_chunks, split_scale
+from cqs.kernels.blocks import column_blocks, in_chunks, row_blocks, split_scale
 from cqs.kernels.contract import KeyChunk
 from cqs.kernels.numpy_unit import Floats, UnitBuffers, attend_unit
 from cqs.kernels.region import Region
@@ -22,8 +23,11 @@ from cqs.masks.mask import Booleans
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
 from cqs.schedule import BLOCK_BYTES, CallShape, UnitShape, even_cuts, numpy_block, numpy_unit
+from cqs.schedule.scratch import COLUMNS_IN_ALL, LEAST_UNITS
 
 __all__ = ["attend"]
+
+_MOST_KEPT = 256  # blocks of rows of which it is remembered what they see
 
 
 def attend(
@@ -49,18 +53,19 @@ def attend(
     region = region or Region.whole(q.shape[-2], sum(sizes))
     call = _Call(q, chunks, sizes, scale, region, result, block_bytes)
     with compute_threads() as pool:
-        pool.share(call.units(), call.run, threads if call.shape.is_shared else 1)
+        n_threads = threads if call.shape.is_shared else 1
+        pool.share(call.units(n_threads), call.run, n_threads)
     return result
 
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
-    """Some rows of the query heads that belong to some key heads: all of those, or some of a single key head's."""
+    """Blocks of rows of the query heads that belong to some key heads: all of those, or some of a single key head's."""
 
     batch: tuple[int, ...]
     kv_heads: slice
     heads_per_kv: slice
-    rows: range
+    blocks: Sequence[range]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +86,12 @@ class _Call:
         G = self.chunks[0].k.shape[-3]
         return G, self.q.shape[-3] // G
 
+    @property
+    def dtype(self) -> np.dtype[np.floating]:
+        """The type of scores and sums."""
+        dtype: np.dtype[np.floating] = self.result.out.dtype
+        return dtype
+
     @cached_property
     def shape(self) -> CallShape:
         """The sizes of the call."""
@@ -91,44 +102,79 @@ class _Call:
         return CallShape(prod(batch), G, shared, T, sum(self.sizes), D, E, dtype.itemsize, True, is_masked)
 
     @cached_property
-    def largest(self) -> UnitShape:
-        """The sizes of the largest unit, by which buffers are allocated, and the most columns of a block."""
-        if not self.region.is_masked:
-            return numpy_unit(self.shape, self.block_bytes)
+    def blocks(self) -> list[range]:
+        """The blocks that the rows are cut into."""
         T = self.q.shape[-2]
         rows, _ = numpy_block(T, self.shape.widest_bytes, self.block_bytes)
-        middle = range((T - rows) // 2, (T + rows) // 2)
-        n_seen = sum(map(len, self.region.seen(middle)))
-        return numpy_unit(self.shape, self.block_bytes, n_seen)
+        masked_rows = rows
+        if self.region.is_masked:
+            middle = range((T - rows) // 2, (T + rows) // 2)
+            n_seen = sum(map(len, self.region.seen(middle)))
+            masked_rows, _ = numpy_block(T, self.shape.widest_bytes, self.block_bytes, n_seen)
+        return row_blocks(self.region, rows, masked_rows)
 
-    def units(self) -> list[_Unit]:
-        """Cut the work: by rows, then by heads, of which small blocks take several at once."""
-        *batch, _, T, _ = self.q.shape
+    @cached_property
+    def largest(self) -> UnitShape:
+        """The sizes of the largest unit, by which buffers are allocated, and the most columns of a block."""
+        return numpy_unit(self.shape, self.block_bytes, max(map(len, self.blocks)))
+
+    def columns(self, rows: range) -> list[list[range]]:
+        """Return the blocks of columns that a block of rows sees; found once for all heads, if they are few."""
+        found = self._columns.get(rows)
+        if found is None:
+            found = column_blocks(self.region, rows, self.largest.columns)
+            if len(self._columns) < _MOST_KEPT:
+                self._columns[rows] = found
+        return found
+
+    @cached_property
+    def _columns(self) -> dict[range, list[list[range]]]:
+        return {}
+
+    @cached_property
+    def are_keys_joined(self) -> bool:
+        """Whether the keys and values of a unit are copied side by side once, for all its blocks of rows."""
+        n_keys = self.largest.kv_heads * sum(self.sizes)
+        fits = n_keys <= min(COLUMNS_IN_ALL, self.block_bytes // self.shape.widest_bytes)
+        arrays = [array for chunk in self.chunks for array in chunk]
+        is_ready = len(self.chunks) == 1 and all(x.dtype == self.dtype and _is_blasable(x) for x in arrays)
+        return fits and len(self.blocks) > 1 and not is_ready
+
+    def units(self, n_threads: int) -> list[_Unit]:
+        """Cut the work: by heads, of which small blocks take several at once, and by rows."""
+        *batch, _, _, _ = self.q.shape
         if self.q.size == 0:
             return []
-        kv_heads, shared, rows, _ = self.largest
-        cuts = even_cuts(self.heads[0], kv_heads), even_cuts(self.heads[1], shared)
+        cuts = even_cuts(self.heads[0], self.largest.kv_heads), even_cuts(self.heads[1], self.largest.shared)
         heads = [(slice(g.start, g.stop), slice(r.start, r.stop)) for g, r in itertools.product(*cuts)]
-        row_cuts = even_cuts(T, rows)
-        return [_Unit(b, g, r, t) for b in np.ndindex(*batch) for (g, r), t in itertools.product(heads, row_cuts)]
+        n_parts = len(self.blocks)
+        if self.are_keys_joined:
+            n_parts = min(-(-LEAST_UNITS // (len(heads) * prod(batch))), n_parts) if n_threads > 1 else 1
+        parts = [
+            self.blocks[cut.start : cut.stop] for cut in even_cuts(len(self.blocks), -(-len(self.blocks) // n_parts))
+        ]
+        return [_Unit(b, g, r, part) for b in np.ndindex(*batch) for (g, r), part in itertools.product(heads, parts)]
 
     @property
     def most_rows(self) -> int:
-        """The most rows of a unit, over all its heads."""
+        """The most rows of a unit's block, over all its heads."""
         return self.largest.kv_heads * self.largest.shared * self.largest.rows
 
     def run(self, unit: _Unit, work: Workspace) -> None:
         """Compute one unit in the buffers of one thread."""
+        keys = _UnitKeys.of(self, unit, work)
+        arrays = [self._heads_of(unit, x) for x in (self.q, self.result.out, self.result.lse[..., None])]
         with np.errstate(all="ignore"):  # overflow is expected, and seen in the sums
-            self._attend(unit, work)
+            for rows in unit.blocks:
+                self._attend(rows, keys, [x[:, :, rows.start : rows.stop] for x in arrays], work)
 
-    def _attend(self, unit: _Unit, work: Workspace) -> None:
-        blocks = column_blocks(self.region, unit.rows, self.largest.columns)
-        q, out, lse = (self._rows(array, unit) for array in (self.q, self.result.out, self.result.lse[..., None]))
-        if not blocks:  # no row of the unit sees any column
+    def _attend(self, rows: range, keys: "_UnitKeys", arrays: Sequence[Floats], work: Workspace) -> None:
+        """Compute a block of rows of a unit: queries, output and log-sum-exp, `(g, r, t, width)`."""
+        blocks, (q, out, lse) = self.columns(rows), arrays
+        if not blocks:  # no row sees any column
             out[...], lse[...] = 0, -np.inf
             return
-        load = _BlockLoader(self, unit, self._scaled(q, work), blocks, work)
+        load = _BlockLoader(self, rows, keys, self._scaled(q, work), blocks, work)
         shape = (q.shape[0], q.shape[1] * q.shape[2], out.shape[-1])
         buffers = [work.buffer(name, shape, out.dtype, self.most_rows * shape[-1]) for name in ("out", "product")]
         sums, divisor, unit_lse = attend_unit(load, len(blocks), UnitBuffers(*buffers))
@@ -145,57 +191,88 @@ class _Call:
         scaled *= dtype.type(for_q)
         return scaled
 
-    def _rows(self, array: Floats, unit: _Unit) -> Floats:
-        """View the unit's part of an array `(*B, H, T, width)` as `(g, r, t, width)`."""
+    def _heads_of(self, unit: _Unit, array: Floats) -> Floats:
+        """View a unit's part of an array `(*B, H, T, width)` as `(g, r, T, width)`."""
         split: Floats = array[unit.batch].reshape(*self.heads, *array.shape[-2:])  # splitting an axis is always a view
-        rows: Floats = split[unit.kv_heads, unit.heads_per_kv, unit.rows.start : unit.rows.stop]
-        return rows
+        return split[unit.kv_heads, unit.heads_per_kv]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _UnitKeys:
+    """The keys and values of a unit's heads: where they are, put side by side, or gathered block by block."""
+
+    call: _Call
+    unit: _Unit
+    work: Workspace
+    joined: dict[str, Floats]  # of all columns, by name; or nothing
+
+    @classmethod
+    def of(cls, call: _Call, unit: _Unit, work: Workspace) -> Self:
+        """Return them, side by side if that is worth it."""
+        keys = cls(call, unit, work, {})
+        if call.are_keys_joined:
+            everything = [range(sum(call.sizes))]
+            keys.joined.update({name: keys._gathered(name, keys._parts(name, everything)) for name in ("k", "v")})
+        return keys
+
+    def take(self, name: str, pieces: Sequence[range]) -> list[Floats]:
+        """Return the keys or values of some columns, `(g, columns, width)` each: views where they can be."""
+        if self.joined:
+            return [self.joined[name][:, piece.start : piece.stop] for piece in pieces]
+        parts = self._parts(name, pieces)
+        if len(parts) == 1 and parts[0].dtype == self.call.dtype and _is_blasable(parts[0]):
+            return parts
+        return [self._gathered(name, parts)]
+
+    def _parts(self, name: str, pieces: Sequence[range]) -> list[Floats]:
+        heads = (*self.unit.batch, self.unit.kv_heads)
+        places = in_chunks(pieces, self.call.sizes)
+        return [getattr(self.call.chunks[n], name)[(*heads, slice(part.start, part.stop))] for n, part in places]
+
+    def _gathered(self, name: str, parts: Sequence[Floats]) -> Floats:
+        """Put matrices side by side in the type of scores."""
+        g, width = parts[0].shape[0], parts[0].shape[-1]
+        n_columns = sum(part.shape[1] for part in parts)
+        largest = self.call.largest
+        most = largest.kv_heads * max(largest.columns, n_columns) * width
+        gathered = self.work.buffer(name, (g, n_columns, width), self.call.dtype, most)
+        return np.concatenate(parts, axis=1, out=gathered, casting="unsafe")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _BlockLoader:
-    """Gives a unit its n-th block: scores `(g, r t, columns)` in a buffer, and values `(g, columns, E)`."""
+    """Gives a unit's n-th block of some rows: scores `(g, r t, columns)` in a buffer, and values `(g, columns, E)`."""
 
     call: _Call
-    unit: _Unit
+    rows: range
+    keys: _UnitKeys
     q: Floats  # scaled, (g, r, t, D): g key heads, r query heads of each, t rows
     blocks: list[list[range]]
     work: Workspace
 
-    def __call__(self, n: int) -> tuple[Floats, Floats]:
+    def __call__(self, n: int) -> tuple[Floats, list[Floats]]:
         raise_if_stopped()  # a unit may take a minute
-        pieces, (g, r, t, D) = self.blocks[n], self.q.shape
-        places = in_chunks(pieces, self.call.sizes)
+        pieces, (g, r, t, D), call = self.blocks[n], self.q.shape, self.call
         n_columns = sum(map(len, pieces))
-        k = self._gather("k", places, n_columns)
-        most = self.call.most_rows * self.call.largest.columns
-        scores = self.work.buffer("scores", (g, r * t, n_columns), self.q.dtype, most)
-        np.matmul(self.q.reshape(g, r * t, D), k.swapaxes(-1, -2), out=scores)
-        for_scores = split_scale(self.call.scale)[1]
+        scores = self.work.buffer("scores", (g, r * t, n_columns), self.q.dtype, call.most_rows * call.largest.columns)
+        q, first = self.q.reshape(g, r * t, D), 0
+        for k in self.keys.take("k", pieces):
+            np.matmul(q, k.swapaxes(-1, -2), out=scores[..., first : first + k.shape[1]])
+            first += k.shape[1]
+        for_scores = split_scale(call.scale)[1]
         if for_scores != 1:
             scores *= self.q.dtype.type(for_scores)
         split = scores.reshape(g, r, t, n_columns)
-        self.call.region.change(np, split, self.unit.rows, pieces)
-        if not self.call.region.is_full:
-            for window, hidden in self.call.region.hidden(self.unit.rows, pieces):
+        call.region.change(np, split, self.rows, pieces)
+        if not call.region.is_full:
+            for window, hidden in call.region.hidden(self.rows, pieces):
                 np.copyto(split[window], -np.inf, where=hidden)
-        return scores, self._gather("v", places, n_columns)
+        return scores, self.keys.take("v", pieces)
 
     def visible(self, n: int) -> Booleans:
         """Return which scores of the n-th block count, `(r t, columns)`."""
-        block = self.call.region.visible(self.unit.rows, self.blocks[n])
+        block = self.call.region.visible(self.rows, self.blocks[n])
         return np.tile(block, (self.q.shape[1], 1))
-
-    def _gather(self, name: str, places: list[tuple[int, range]], n_columns: int) -> Floats:
-        """Return the keys or values of some columns: a view where BLAS can take one, else gathered and cast."""
-        heads, chunks = (*self.unit.batch, self.unit.kv_heads), self.call.chunks
-        parts: list[Floats] = [getattr(chunks[n], name)[(*heads, slice(part.start, part.stop))] for n, part in places]
-        if len(parts) == 1 and parts[0].dtype == self.q.dtype and _is_blasable(parts[0]):
-            return parts[0]
-        g, width = parts[0].shape[0], parts[0].shape[-1]
-        most = self.call.largest.kv_heads * self.call.largest.columns * width
-        gathered = self.work.buffer(name, (g, n_columns, width), self.q.dtype, most)
-        return np.concatenate(parts, axis=1, out=gathered, casting="unsafe")
 
 
 def _is_blasable(matrices: Floats) -> bool:

@@ -5,6 +5,8 @@ of what came before. It is as exact as the other as long as no exponential overf
 the sums themselves show. Where they do not, the unit is computed again by the *running maximum* of the textbook.
 """
 
+from collections.abc import Sequence
+from math import isfinite
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -18,8 +20,8 @@ Floats = npt.NDArray[np.floating]
 class LoadBlock(Protocol):
     """Gives a unit's blocks of keys."""
 
-    def __call__(self, n: int) -> tuple[Floats, Floats]:
-        """Return the n-th block: scores `(G, R, C)`, which may be overwritten, and values `(G, C, E)`."""
+    def __call__(self, n: int) -> tuple[Floats, Sequence[Floats]]:
+        """Return the n-th block: scores `(G, R, C)`, which may be overwritten, and values, `(G, c, E)` side by side."""
 
     def visible(self, n: int) -> npt.NDArray[np.bool_]:
         """Return which scores of the n-th block count, `(R, C)`."""
@@ -58,13 +60,14 @@ def attend_unit(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> tuple[Floa
     divisor, lse : array, `(G, R)`
         What to divide them by, and the natural log-sum-exp.
     """
-    total, top, factor = _optimistic(load, n_blocks, work), np.zeros(1, work.out.dtype), 1.0
-    if total is None:
-        total, top = _running_maximum(load, n_blocks, work)
-        if not _is_finite(work.out):
-            factor = _SMALL
-            total, top = _running_maximum(load, n_blocks, work, factor, is_careful=True)
-    assert total is not None
+    total = _optimistic(load, n_blocks, work)
+    if total is not None:
+        return work.out, total, np.log(total)
+    factor = 1.0
+    total, top = _running_maximum(load, n_blocks, work)
+    if not _is_finite(work.out):
+        factor = _SMALL
+        total, top = _running_maximum(load, n_blocks, work, factor, is_careful=True)
     divisor = np.where(total == 0, 1, total)
     return work.out, divisor, np.where(total == 0, -np.inf, top + np.log(divisor / factor))
 
@@ -78,14 +81,19 @@ def _optimistic(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> Floats | N
         sums = weights @ np.ones(weights.shape[-1], out.dtype)  # a row sum at the speed of BLAS
         if n == 0:
             total = sums
-            np.matmul(weights, values, out=out)
-            if not total.min(where=total != 0, initial=np.inf) >= _LEAST_SUM or not total.max() < np.inf:
-                return None  # rows that see none of these keys may still see others
+            _weigh(weights, values, out, product)
+            if n_blocks > 1 and not _may_be_exact(total):
+                return None
         else:
             total += sums
-            out += np.matmul(weights, values, out=product)
+            _weigh(weights, values, out, product, adds=True)
     is_exact = total.min() >= _LEAST_SUM and total.max() < np.inf and _is_finite(out)
     return total if is_exact else None
+
+
+def _may_be_exact(total: Floats) -> bool:
+    """Whether sums of weights are large enough, or may become so: rows that see none of these keys may see others."""
+    return bool(total.min(where=total != 0, initial=np.inf) >= _LEAST_SUM and total.max() < np.inf)
 
 
 def _running_maximum(
@@ -108,11 +116,26 @@ def _running_maximum(
         total *= rescale
         total += weights @ np.ones(weights.shape[-1], out.dtype)
         out *= rescale[..., None]
-        out += np.matmul(weights, np.where(np.isfinite(values), values, 0) if is_careful else values, out=product)
         if is_careful:
-            _add_what_is_not_finite(out, weights, values, load.visible(n))
+            whole = values[0] if len(values) == 1 else np.concatenate(values, axis=1)
+            out += np.matmul(weights, np.where(np.isfinite(whole), whole, 0), out=product)
+            _add_what_is_not_finite(out, weights, whole, load.visible(n))
+        else:
+            _weigh(weights, values, out, product, adds=True)
         top = new_top
     return total, top
+
+
+def _weigh(weights: Floats, values: Sequence[Floats], out: Floats, product: Floats, adds: bool = False) -> None:
+    """Write the sums of weighted values to `out`, or add them to it."""
+    first = 0
+    for piece in values:
+        own = weights[..., first : first + piece.shape[1]]
+        if first == 0 and not adds:
+            np.matmul(own, piece, out=out)
+        else:
+            out += np.matmul(own, piece, out=product)
+        first += piece.shape[1]
 
 
 def _add_what_is_not_finite(out: Floats, weights: Floats, values: Floats, visible: npt.NDArray[np.bool_]) -> None:
@@ -123,5 +146,6 @@ def _add_what_is_not_finite(out: Floats, weights: Floats, values: Floats, visibl
 
 
 def _is_finite(out: Floats) -> bool:
-    """Whether no element is infinite or NaN, as their row sums show; sums that overflow count as infinite."""
-    return bool(np.isfinite(out @ np.ones(out.shape[-1], out.dtype)).all())
+    """Whether no element is infinite or NaN, as their sum of squares shows; one that overflows counts as infinite."""
+    flat = out.reshape(-1)
+    return isfinite(np.dot(flat, flat))

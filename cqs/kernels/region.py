@@ -25,8 +25,10 @@ __all__ = ["Region"]
 
 Window = tuple[EllipsisType, slice, slice]
 Hidden = tuple[Window, Booleans | Literal[True]]  # part of a block of scores, and what is hidden in it
+HiddenPart = tuple[Window, tuple[range, range] | None]  # all of it, or what the mask hides of queries and keys
 
 _FINEST = 128  # a rectangle that is visible in part is halved down to this many columns before the mask is evaluated
+_MOST_KEPT = 256  # blocks of which it is remembered what is hidden
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,8 @@ class Region:
 
     @cached_property
     def is_masked(self) -> bool:
-        """Whether the mask hides anything from any of the rows."""
-        return not self.mask.hides_nothing and any(
-            self.mask.classify(queries, keys) is not Coverage.FULL for queries in self.queries for keys in self.keys
-        )
+        """Whether the mask hides anything that is not foreign."""
+        return any(map(self._is_run_masked, range(len(self.queries))))
 
     @property
     def lead(self) -> tuple[int, ...]:
@@ -87,21 +87,25 @@ class Region:
         """Whether every row sees every column."""
         return not self.foreign and not self.is_masked
 
+    def masks(self, rows: range) -> bool:
+        """Whether the mask hides anything from these rows, or others of their runs, that is not foreign."""
+        return any(self._is_run_masked(i) for i, _, _ in _overlaps(self.queries, self._query_ends, rows))
+
     def seen(self, rows: range) -> Iterator[range]:
         """Return the columns that some of the rows see, or a little more, as increasing ranges."""
-        if not self.is_masked:  # a run of keys is in the region because some row sees it
-            yield range(self.n_columns)
+        runs = list(_overlaps(self.queries, self._query_ends, rows))
+        if len(runs) == 1 and not self._is_run_masked(runs[0][0]):
+            yield from self._columns_of(runs[0][0])
             return
-        query_runs = list(_overlaps(self.queries, self._query_ends, rows))
+        is_masked = self.masks(rows)
         for j, (keys, end) in enumerate(zip(self.keys, self._key_ends, strict=True)):
-            first = end - len(keys) - keys.start  # of token t, first + t is the column
-            reached = [
-                part
-                for i, _, queries in query_runs
-                if (i, j) not in self.foreign
-                for part in self.mask.reach(queries, keys)
-            ]
-            yield from (range(first + part.start, first + part.stop) for part in merged(reached))
+            first = end - len(keys)
+            own = [queries for i, _, queries in runs if (i, j) not in self.foreign]
+            if own and not is_masked:
+                yield range(first, end)
+            elif own:
+                reached = merged([part for queries in own for part in self.mask.reach(queries, keys)])
+                yield from (range(first + part.start - keys.start, first + part.stop - keys.start) for part in reached)
 
     def hidden(self, rows: range, pieces: Sequence[range]) -> Iterator[Hidden]:
         """Yield the rectangles of a block of scores in which something is to be hidden, and what.
@@ -122,14 +126,8 @@ class Region:
         hidden : NumPy array of bool, or True
             Which scores of the window count for nothing, `(rows, columns)`; True for all of them.
         """
-        if not self.is_masked:
-            yield from self._foreign_to(rows, tuple(pieces))
-            return
-        for i, j, corner, queries, keys in self._rectangles(rows, pieces):
-            if (i, j) in self.foreign:
-                yield _window(corner, queries, keys), True
-            else:
-                yield from self._masked(corner, queries, keys)
+        for window, part in self._hidden_parts(rows, tuple(pieces)):
+            yield window, True if part is None else ~self.mask.block(*part)
 
     def change(self, xp: Namespace, scores: Array, rows: range, pieces: Sequence[range]) -> None:
         """Do to the scores of a block, which are scaled, what is to be done before the mask; in place. Any library."""
@@ -187,14 +185,31 @@ class Region:
                 yield i, j, (row_part.start - rows.start, n_before + col_part.start - piece.start), queries, keys
             n_before += len(piece)
 
-    def _foreign_to(self, rows: range, pieces: tuple[range, ...]) -> list[Hidden]:
-        """Return the rectangles of a block that another task owns; found once for all heads."""
-        if (rows, pieces) not in self._found:
-            rectangles = self._rectangles(rows, pieces)
-            self._found[rows, pieces] = [
-                (_window(at, q, k), True) for i, j, at, q, k in rectangles if (i, j) in self.foreign
-            ]
-        return self._found[rows, pieces]
+    def _hidden_parts(self, rows: range, pieces: tuple[range, ...]) -> list[HiddenPart]:
+        """Return the rectangles of a block that are hidden, or where to ask the mask; found once for all heads."""
+        found = self._found.get((rows, pieces))
+        if found is None:
+            found = list(self._hide(rows, pieces))
+            if len(self._found) < _MOST_KEPT:
+                self._found[rows, pieces] = found
+        return found
+
+    def _hide(self, rows: range, pieces: Sequence[range]) -> Iterator[HiddenPart]:
+        for i, j, corner, queries, keys in self._rectangles(rows, pieces):
+            if (i, j) in self.foreign:
+                yield _window(corner, queries, keys), None
+            elif self._is_run_masked(i):
+                yield from self._masked(corner, queries, keys)
+
+    def _is_run_masked(self, i: int) -> bool:
+        """Whether the mask hides anything of a run of queries that is not foreign."""
+        if self.mask.hides_nothing:
+            return False
+        if i not in self._masked_runs:
+            own = (keys for j, keys in enumerate(self.keys) if (i, j) not in self.foreign)
+            is_full = all(self.mask.classify(self.queries[i], keys) is Coverage.FULL for keys in own)
+            self._masked_runs[i] = not is_full
+        return self._masked_runs[i]
 
     def _span(self, queries: range, keys: range) -> Integers:
         """Return the first key that each query sees, the one after the last, and how many it sees, `(3, queries)`."""
@@ -214,20 +229,31 @@ class Region:
         ]
         return np.concatenate(parts, axis=1)
 
-    def _masked(self, corner: tuple[int, int], queries: range, keys: range) -> Iterator[Hidden]:
+    def _masked(self, corner: tuple[int, int], queries: range, keys: range) -> Iterator[HiddenPart]:
         """Yield what the mask hides in one rectangle, whose first row and column in the block are `corner`."""
         coverage = self.mask.classify(queries, keys)
         if coverage is Coverage.EMPTY:
-            yield _window(corner, queries, keys), True
+            yield _window(corner, queries, keys), None
         elif coverage is Coverage.PARTIAL and len(keys) > _FINEST:
             middle = len(keys) // 2
             yield from self._masked(corner, queries, keys[:middle])
             yield from self._masked((corner[0], corner[1] + middle), queries, keys[middle:])
         elif coverage is Coverage.PARTIAL:
-            yield _window(corner, queries, keys), ~self.mask.block(queries, keys)
+            yield _window(corner, queries, keys), (queries, keys)
+
+    def _columns_of(self, i: int) -> list[range]:
+        """Return the columns of a run of queries that are not foreign."""
+        if not self.foreign:
+            return [range(self.n_columns)]
+        pairs = zip([0, *self._key_ends], self._key_ends, strict=False)
+        return [range(first, end) for j, (first, end) in enumerate(pairs) if (i, j) not in self.foreign]
 
     @cached_property
-    def _found(self) -> dict[tuple[range, tuple[range, ...]], list[Hidden]]:
+    def _found(self) -> dict[tuple[range, tuple[range, ...]], list[HiddenPart]]:
+        return {}
+
+    @cached_property
+    def _masked_runs(self) -> dict[int, bool]:
         return {}
 
     @cached_property

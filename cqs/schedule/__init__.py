@@ -1,5 +1,6 @@
 """From a problem to a plan: groups of tokens, tasks, and what they cost. Integers only."""
 
+from cqs.schedule.bundling import worth_one_piece
 from cqs.schedule.call_shape import CallShape
 from cqs.schedule.cost import Rates
 from cqs.schedule.divide import divide
@@ -50,4 +51,5 @@ __all__ = [
     "parts_of",
     "reads",
     "scratch_bytes",
+    "worth_one_piece",
 ]

@@ -75,7 +75,7 @@ class Candidate:
     def held_bytes(self, problem: AttentionProblem) -> int:
         """Return the most that it may hold, whatever the mask."""
         p, grain = problem, self.grain
-        sizes = bounded_sizes(p, self.strategy, self.workers, self.size, grain)
+        sizes = bounded_sizes(p, self.strategy, self.workers, self.size, grain, self.setting)
         return footprint(p, sizes, grain, self.setting, rows_pending(p, self.strategy, self.workers, grain)).total
 
     def seconds(self, problem: AttentionProblem, flops: int) -> float:
@@ -91,7 +91,7 @@ class Candidate:
         return traffic(problem, self._reads(problem), self.setting)
 
     def _reads(self, problem: AttentionProblem) -> TaskReads:
-        return estimated_reads(problem, self.strategy, self.workers, self.size, self.grain)
+        return estimated_reads(problem, self.strategy, self.workers, self.size, self.grain, self.setting)
 
     def __str__(self) -> str:
         heads = "all heads" if self.grain.kv_heads is None else plural(self.grain.kv_heads, "key head")

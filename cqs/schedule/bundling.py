@@ -1,51 +1,107 @@
-"""Strips that are small are computed together: a few large matrix products in place of many small ones."""
+"""Which strips of a task are computed together: in one kernel call, and within it in one piece. Integers only."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
+from typing import TypeVar
 
-from cqs.schedule.task import Bundle, Group, Strip
+from cqs.problem import AttentionProblem
+from cqs.schedule.grain import Grain, Setting
+from cqs.schedule.task import Bundle, Strip
 
-__all__ = ["MOST_BUNDLED_ROWS", "SMALL_ROWS", "bundled"]
+__all__ = ["MOST_BUNDLED_ROWS", "SMALL_ROWS", "bundled", "bundled_rows", "worth_one_piece"]
 
 SMALL_ROWS = 128  # rows; a strip with more fills a matrix product by itself
 # Together strips may have so many rows and columns; and of the rectangle that they span they must own this share.
 MOST_BUNDLED_ROWS, _MOST_COLUMNS, _LEAST_SHARE = 512, 1024, 0.75
+_Key = TypeVar("_Key")
+_CALL_BLOCKS = 2  # blocks of scores that the queries of a call may take; they are copied side by side
 
 
-def bundled(strips: Iterable[Strip]) -> Iterator[Bundle]:
-    """Cut a task's strips into runs that are worth computing in one piece; usually each by itself.
+def bundled_rows(problem: AttentionProblem, grain: Grain, setting: Setting) -> int | None:
+    """Return how many rows the strips of a kernel call may have together; None for a kernel that computes all tiles.
 
-    The rectangle that a bundle spans may have tiles that the task does not own. They are at most a quarter of it; their
-    scores are computed and thrown away, which for groups of a few dozen tokens costs less than a product a strip.
+    The NumPy kernel leaves out tiles that are not the task's own, and copies keys side by side once a call: so it is
+    given a task's strips in few calls, as long as their queries, which are copied as well, do not take much.
     """
-    together: list[Strip] = []
-    keys: dict[int, Group] = {}  # of all strips together, and how many rows and columns these span and own
-    n_rows = n_columns = n_owned = 0
-    for strip in strips:
-        height, own = len(strip.query), {key.start: key for key in strip.keys}
-        width = sum(map(len, strip.keys))
-        columns = n_columns + sum(len(key) for start, key in own.items() if start not in keys)
-        rows, owned = n_rows + height, n_owned + height * width
-        is_small = bool(together) and max(len(together[0].query), height) <= SMALL_ROWS
-        fits = is_small and rows <= MOST_BUNDLED_ROWS and columns <= _MOST_COLUMNS
-        if fits and owned >= _LEAST_SHARE * rows * columns:
-            together.append(strip)
-            keys |= own
-            n_rows, n_columns, n_owned = rows, columns, owned
-            continue
-        if together:
-            yield _bundle(together, keys)
-        together, keys = [strip], own
-        n_rows, n_columns, n_owned = height, width, height * width
-    if together:
-        yield _bundle(together, keys)
+    if setting.kernel != "numpy":
+        return None
+    if grain.kv_heads is None:
+        n_heads = problem.n_batch_heads
+    else:
+        n_heads = grain.kv_heads * (problem.n_heads // problem.n_kv_heads)
+    row = n_heads * problem.width * problem.itemsize
+    return max(_CALL_BLOCKS * grain.block_bytes // max(row, 1), MOST_BUNDLED_ROWS)
 
 
-def _bundle(strips: list[Strip], keys: dict[int, Group]) -> Bundle:
-    columns = tuple(keys[start] for start in sorted(keys))
+def worth_one_piece(rows: Sequence[int], keys: Sequence[Mapping[_Key, int]]) -> list[range]:
+    """Cut strips into those that are worth computing as one rectangle; most are worth one each.
+
+    Small strips are computed together: a large matrix product in place of many small ones. The rectangle that they span
+    may have tiles that are not theirs. They are at most a quarter of it; their scores are computed and thrown away,
+    which for groups of a few dozen tokens costs less than a product a strip.
+
+    Parameters
+    ----------
+    rows : sequence of int
+        Of each strip.
+    keys : sequence of mapping
+        For each strip its groups of keys, by any names, and their sizes.
+    """
+    cuts = [0]
+    seen: dict[_Key, int] = {}  # by all strips since the last cut, and how many rows and columns these span and own
+    n_rows = n_columns = n_owned = tallest = 0
+    for i, (height, own) in enumerate(zip(rows, keys, strict=True)):
+        width = sum(own.values())
+        more = sum(size for key, size in own.items() if key not in seen)
+        together, owned = (n_rows + height) * (n_columns + more), n_owned + height * width
+        fits = n_rows + height <= MOST_BUNDLED_ROWS and n_columns + more <= _MOST_COLUMNS
+        if i and not (fits and max(tallest, height) <= SMALL_ROWS and owned >= _LEAST_SHARE * together):
+            cuts.append(i)
+            seen, n_rows, n_owned, tallest, more, owned = {}, 0, 0, 0, width, height * width
+            n_columns = 0
+        seen |= own
+        n_rows, n_columns, n_owned, tallest = n_rows + height, n_columns + more, owned, max(tallest, height)
+    return _between(cuts, len(rows))
+
+
+def bundled(strips: Iterable[Strip], most_rows: int | None = None) -> Iterator[Bundle]:
+    """Cut a task's strips into those that share a kernel call.
+
+    Parameters
+    ----------
+    strips : iterable of Strip
+        In increasing order of their queries.
+    most_rows : int or None
+        As of `bundled_rows`. None: they share a call if they are worth computing in one piece.
+    """
+    strips = list(strips)
+    rows = [len(strip.query) for strip in strips]
+    if most_rows is None:
+        runs = worth_one_piece(rows, [{key: len(key) for key in strip.keys} for strip in strips])
+    else:
+        runs = _by_rows(rows, most_rows)
+    for run in runs:
+        yield _bundle(strips[run.start : run.stop])
+
+
+def _by_rows(rows: Sequence[int], most: int) -> list[range]:
+    cuts, ends = [0], list(accumulate(rows, initial=0))
+    for i in range(1, len(rows)):
+        if ends[i + 1] - ends[cuts[-1]] > most:
+            cuts.append(i)
+    return _between(cuts, len(rows))
+
+
+def _between(cuts: Sequence[int], n: int) -> list[range]:
+    return [range(*pair) for pair in pairwise([*cuts, n])] if n else []
+
+
+def _bundle(strips: Sequence[Strip]) -> Bundle:
+    columns = tuple(sorted({key for strip in strips for key in strip.keys}, key=lambda key: (key.start, key.stop)))
     foreign = frozenset(
         (i, j)
-        for i, own in enumerate({key.start for key in strip.keys} for strip in strips)
+        for i, own in enumerate(set(strip.keys) for strip in strips)
         for j, key in enumerate(columns)
-        if key.start not in own
+        if key not in own
     )
     return Bundle(tuple(strips), columns, foreign)

@@ -31,7 +31,7 @@ def layout_of(
     return QuorumLayout(T, quorums)
 
 
-def bundles_of(tiles: Iterable[Tile], mask: Mask, is_trimmed: bool) -> tuple[Bundle, ...]:
+def bundles_of(tiles: Iterable[Tile], mask: Mask, is_trimmed: bool, most_rows: int | None) -> tuple[Bundle, ...]:
     """Return what is to be computed of a task's tiles.
 
     Parameters
@@ -42,12 +42,15 @@ def bundles_of(tiles: Iterable[Tile], mask: Mask, is_trimmed: bool) -> tuple[Bun
         Tiles that it leaves empty are dropped.
     is_trimmed : bool
         Whether of the others only the keys are kept that are seen.
+    most_rows : int or None
+        As of `bundled`.
     """
     tiles = (tile for tile in tiles if tile.query and tile.key)
     if not mask.hides_nothing:
         tiles = (seen for tile in tiles for seen in _seen(tile, mask, is_trimmed))
     of_queries = groupby(tiles, key=lambda tile: tile.query)
-    return tuple(bundled(Strip(query, tuple(tile.key for tile in of_query)) for query, of_query in of_queries))
+    strips = (Strip(query, tuple(tile.key for tile in of_query)) for query, of_query in of_queries)
+    return tuple(bundled(strips, most_rows))
 
 
 def _seen(tile: Tile, mask: Mask, is_trimmed: bool) -> Iterator[Tile]:

@@ -11,6 +11,7 @@ from cqs.checks import whole_number
 from cqs.errors import CQSError, OptionError
 from cqs.problem import DTYPES, AttentionProblem
 from cqs.quorum import CyclicQuorumSet
+from cqs.schedule.bundling import bundled_rows
 from cqs.schedule.cost import Rates, Run
 from cqs.schedule.grain import Grain, Setting, head_block, n_head_blocks
 from cqs.schedule.layout import Layout
@@ -254,12 +255,12 @@ def _layout(plan: Plan) -> Layout:
 def _tasks(plan: Plan) -> Callable[[int], Task]:
     """Return what makes the tasks of a plan, and remembers the last of them; it does not hold the plan."""
     problem, kv_heads, W, layout = plan.problem, plan.grain.kv_heads, plan.workers, _layout(plan)
-    is_trimmed = plan.base is None
+    is_trimmed, most_rows = plan.base is None, bundled_rows(problem, plan.grain, plan.setting)
 
     @lru_cache(maxsize=CACHED_TASKS)
     def task(i: int) -> Task:
         block, own = divmod(i, W)
-        bundles = bundles_of(layout.tiles(own), problem.mask, is_trimmed=is_trimmed)
+        bundles = bundles_of(layout.tiles(own), problem.mask, is_trimmed=is_trimmed, most_rows=most_rows)
         return Task(i, bundles, head_block(problem, kv_heads, block))
 
     return task
@@ -269,11 +270,13 @@ def _tasks(plan: Plan) -> Callable[[int], Task]:
 def _sizes(plan: Plan) -> TaskSizes:
     if plan.workers <= _MOST_COUNTED:
         return counted_sizes(map(plan.task, range(plan.workers)), plan.grain)
-    return bounded_sizes(plan.problem, plan.strategy, plan.workers, len(plan.base or ()), plan.grain)
+    size = len(plan.base or ())
+    return bounded_sizes(plan.problem, plan.strategy, plan.workers, size, plan.grain, plan.setting)
 
 
 @_kept
 def _reads(plan: Plan) -> TaskReads:
     if plan.workers <= _MOST_COUNTED:
         return reads_of(map(plan.task, range(plan.workers)), plan.strategy, plan.grain)
-    return estimated_reads(plan.problem, plan.strategy, plan.workers, len(plan.base or ()), plan.grain)
+    size = len(plan.base or ())
+    return estimated_reads(plan.problem, plan.strategy, plan.workers, size, plan.grain, plan.setting)

@@ -8,11 +8,20 @@ from cqs.schedule.gemm_blocks import gemm_bytes
 from cqs.schedule.grain import BLOCK_BYTES
 from cqs.schedule.task import largest_cut
 
-__all__ = ["MERGE_BLOCK", "UnitShape", "blockwise_block", "merge_block", "numpy_block", "numpy_unit", "scratch_bytes"]
+__all__ = [
+    "COLUMNS_IN_ALL",
+    "MERGE_BLOCK",
+    "UnitShape",
+    "blockwise_block",
+    "merge_block",
+    "numpy_block",
+    "numpy_unit",
+    "scratch_bytes",
+]
 
 _MOST_ROWS, _MOST_COLUMNS, _LEAST_MASKED_ROWS = 512, 4096, 128
-_LEAST_UNITS = 8  # that work is cut into if there is enough of it for several threads
-_ROWS_IN_ALL, _COLUMNS_IN_ALL = 1024, 4096  # most rows, and rows or columns, of all heads of a unit
+LEAST_UNITS = 8  # that work is cut into if there is enough of it for several threads
+_ROWS_IN_ALL, COLUMNS_IN_ALL = 1024, 4096  # most rows, and rows or columns, of all heads of a unit's block
 _MASK_COLUMNS = 128  # that a mask is evaluated for at a time
 _VECTORS = 10  # numbers a row: sums, maxima, divisors
 _HALF, _JOINED_BLOCKS, _CUDNN_WORKSPACE = 2, 32, 1 << 20  # bytes of a number, blocks, bytes: see `cqs.kernels.cudnn`
@@ -52,19 +61,27 @@ class UnitShape(NamedTuple):
     columns: int
 
 
-def numpy_unit(call: CallShape, block_bytes: int, n_seen: int | None = None) -> UnitShape:
+def numpy_unit(call: CallShape, block_bytes: int, rows: int) -> UnitShape:
     """Return the largest units that the NumPy kernel cuts a call into: by rows, then by heads.
 
-    Small blocks take several heads at once, but not so many that too few units are left to share out. See `numpy_block`
-    for the arguments.
+    Small blocks take several heads at once, but not so many that too few units are left to share out.
+
+    Parameters
+    ----------
+    call : CallShape
+        Its sizes.
+    block_bytes : int
+        As of `numpy_block`.
+    rows : int
+        Of the tallest block, at least 1.
     """
-    rows, columns = numpy_block(call.n_queries, call.widest_bytes, block_bytes, n_seen)
-    rows = largest_cut(call.n_queries, rows)
-    columns = min(columns, call.n_keys) if n_seen is not None else largest_cut(call.n_keys, columns)
+    most = max(block_bytes // call.widest_bytes, 16)
+    columns = min(block_bytes // 4 // rows, _MOST_COLUMNS, most)
+    columns = min(columns, call.n_keys) if call.is_masked else largest_cut(call.n_keys, columns)
     heads = min(block_bytes // 4 // (rows * columns), block_bytes // (max(rows, columns) * call.widest_bytes))
-    heads = min(heads, _ROWS_IN_ALL // rows, _COLUMNS_IN_ALL // max(rows, columns))
+    heads = min(heads, _ROWS_IN_ALL // rows, COLUMNS_IN_ALL // max(rows, columns))
     if call.is_shared:
-        heads = min(heads, call.n_heads * call.n_queries // rows // _LEAST_UNITS)
+        heads = min(heads, call.n_heads * call.n_queries // rows // LEAST_UNITS)
     heads = max(heads, 1)
     kv_heads = largest_cut(call.kv_heads, max(heads // call.shared, 1))
     return UnitShape(kv_heads, largest_cut(call.shared, heads), rows, columns)
@@ -123,16 +140,17 @@ def _numpy(call: CallShape, block_bytes: int, has_scores: bool) -> int:
     """Bound what a thread holds in any call of at most these sizes; smaller calls may take more heads at once."""
     area, most = block_bytes // 4, max(block_bytes // call.widest_bytes, 16)
     rows, _ = numpy_block(call.n_queries, call.widest_bytes, block_bytes)
-    fewest = min(_LEAST_MASKED_ROWS, rows) if call.is_masked or call.is_bundled else max(rows - 1, 1)
-    columns = min(area // fewest, _MOST_COLUMNS, most, call.n_keys)
+    least_rows = min(_LEAST_MASKED_ROWS, rows) if call.is_masked else rows
+    tallest = [largest_cut(n, least_rows) for n in (call.n_queries, max(call.n_queries - 1, 1))]
+    columns = min(area // (1 if call.is_bundled else min(tallest)), _MOST_COLUMNS, most, call.n_keys)
     block = min(call.n_heads * rows * columns, area)
     rows_in_all = max(min(call.n_heads * rows, _ROWS_IN_ALL, most), rows)
-    keys_in_all = max(min(call.kv_heads * columns, _COLUMNS_IN_ALL, most), columns)
+    keys_in_all = max(min(call.kv_heads * call.n_keys, COLUMNS_IN_ALL, most), columns)
     a = call.itemsize
     bytes_held = block * a + rows_in_all * (call.width + 2 * call.value_width + _VECTORS) * a
     bytes_held += keys_in_all * (call.width + call.value_width) * a * call.is_gathered
-    # where values are not finite: copies of them without, and which scores count
-    bytes_held += keys_in_all * call.value_width * (a + 2) + 2 * block
+    # where values are not finite: copies of them, side by side and without, and which scores count
+    bytes_held += keys_in_all * call.value_width * (2 * a + 2) + 2 * block
     bytes_held += rows * min(_MASK_COLUMNS, call.n_keys) * 24 * call.is_masked
     return bytes_held + _SCORE_COPIES * block * a * has_scores
 

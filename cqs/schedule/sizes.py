@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from cqs.problem import AttentionProblem
-from cqs.schedule.bundling import MOST_BUNDLED_ROWS, SMALL_ROWS
-from cqs.schedule.grain import Grain
+from cqs.schedule.bundling import MOST_BUNDLED_ROWS, SMALL_ROWS, bundled_rows
+from cqs.schedule.grain import Grain, Setting
 from cqs.schedule.layout import BalancedLayout
 from cqs.schedule.task import Task, largest_cut
 
@@ -87,7 +87,9 @@ def _object_bytes(n_tiles: int, n_groups: int) -> int:
     return 4000 + 80 * n_tiles + 400 * n_groups
 
 
-def bounded_sizes(problem: AttentionProblem, strategy: str, workers: int, size: int, grain: Grain) -> TaskSizes:
+def bounded_sizes(
+    problem: AttentionProblem, strategy: str, workers: int, size: int, grain: Grain, setting: Setting
+) -> TaskSizes:
     """Return sizes that no task of a plan exceeds, whatever its mask. O(1).
 
     Parameters
@@ -98,19 +100,19 @@ def bounded_sizes(problem: AttentionProblem, strategy: str, workers: int, size: 
         As of `Plan`.
     workers, size : int
         W, and for "cqs" the size m of its cover.
-    grain : Grain
+    grain, setting : Grain, Setting
         As of `Plan`.
     """
     T, S, W = problem.n_queries, problem.n_keys, workers
     if strategy == "cqs":
         n = -(-T // W)
         held = min(size * n, T)
-        rows = n if n > SMALL_ROWS else min(MOST_BUNDLED_ROWS, held)
+        rows, is_bundled = _bundle_rows(problem, n, held, grain, setting)
         # where tiles are given out by their work, a task may have more of them, or parts, with groups of their own
         is_balanced = BalancedLayout.is_worth(W, problem.mask)
         n_tiles = 2 * size * size if is_balanced else min(W, size * size)
         n_bytes = _object_bytes(n_tiles, 2 * (n_tiles if is_balanced else size))
-        return TaskSizes(held, rows, rows, held, held, n, size, n_bytes, n <= SMALL_ROWS)
+        return TaskSizes(held, rows, rows, held, held, n, size, n_bytes, is_bundled)
     if strategy == "ring":
         rows, keys, n_groups = -(-T // W), S, W
     elif strategy == "tree":
@@ -127,6 +129,14 @@ def bounded_sizes(problem: AttentionProblem, strategy: str, workers: int, size: 
     part = min(grain.keys, keys) if not problem.mask.hides_nothing else _largest_cut(keys, grain.keys)
     call_rows = _largest_cut(rows, grain.rows)
     return TaskSizes(rows, rows, call_rows, part, min(2 * part, keys), part, 1, n_bytes, False)
+
+
+def _bundle_rows(p: AttentionProblem, n: int, held: int, grain: Grain, setting: Setting) -> tuple[int, bool]:
+    """Return how many rows a bundle of strips of at most n has at most, and whether any has two."""
+    most = bundled_rows(p, grain, setting)
+    if most is None:
+        return (n, False) if n > SMALL_ROWS else (min(MOST_BUNDLED_ROWS, held), True)
+    return (n, False) if 2 * (n - 1) > most else (max(min(most, held), n), True)
 
 
 def rows_pending(problem: AttentionProblem, strategy: str, workers: int, grain: Grain) -> int:

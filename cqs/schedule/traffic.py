@@ -6,7 +6,7 @@ from itertools import pairwise
 from math import prod
 
 from cqs.problem import DTYPES, AttentionProblem
-from cqs.schedule.bundling import MOST_BUNDLED_ROWS, SMALL_ROWS
+from cqs.schedule.bundling import MOST_BUNDLED_ROWS, SMALL_ROWS, bundled_rows
 from cqs.schedule.grain import Grain, Setting
 from cqs.schedule.layout import GridLayout
 from cqs.schedule.task import Task
@@ -101,7 +101,9 @@ def traffic(problem: AttentionProblem, reads: TaskReads, setting: Setting) -> Tr
     )
 
 
-def estimated_reads(problem: AttentionProblem, strategy: str, workers: int, size: int, grain: Grain) -> TaskReads:
+def estimated_reads(
+    problem: AttentionProblem, strategy: str, workers: int, size: int, grain: Grain, setting: Setting
+) -> TaskReads:
     """Return about what tasks read, without making any: exact where nothing is masked, a little more where it is.
 
     See `bounded_sizes` for the arguments.
@@ -109,7 +111,8 @@ def estimated_reads(problem: AttentionProblem, strategy: str, workers: int, size
     T, S, W = problem.n_queries, problem.n_keys, workers
     if strategy == "cqs":
         n_strips, n = min(size * W, size * T), -(-T // W)  # of n queries each
-        n_calls = n_strips if n > SMALL_ROWS else -(-size * T // MOST_BUNDLED_ROWS)
+        most = bundled_rows(problem, grain, setting) or (MOST_BUNDLED_ROWS if n <= SMALL_ROWS else n)
+        n_calls = min(W, T) * -(-size // max(most // n, 1)) if n else 0
         return TaskReads(size * T, size * S, 0, n_calls, 3 * n_strips)
     if strategy == "ring":
         return TaskReads(T, W * S, (W - 1) * S, W, (2 * W + 1) * W)
