@@ -5,7 +5,7 @@ of what came before. It is as exact as the other as long as no exponential overf
 the sums themselves show. Where they do not, the unit is computed again by the *running maximum* of the textbook.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import isfinite
 from typing import NamedTuple, Protocol
 
@@ -117,16 +117,15 @@ def _running_maximum(
         total += weights @ np.ones(weights.shape[-1], out.dtype)
         out *= rescale[..., None]
         if is_careful:
-            whole = values[0] if len(values) == 1 else np.concatenate(values, axis=1)
-            out += np.matmul(weights, np.where(np.isfinite(whole), whole, 0), out=product)
-            _add_what_is_not_finite(out, weights, whole, load.visible(n))
+            _weigh(weights, (np.where(np.isfinite(piece), piece, 0) for piece in values), out, product, adds=True)
+            _add_what_is_not_finite(out, weights, values, load.visible(n))
         else:
             _weigh(weights, values, out, product, adds=True)
         top = new_top
     return total, top
 
 
-def _weigh(weights: Floats, values: Sequence[Floats], out: Floats, product: Floats, adds: bool = False) -> None:
+def _weigh(weights: Floats, values: Iterable[Floats], out: Floats, product: Floats, adds: bool = False) -> None:
     """Write the sums of weighted values to `out`, or add them to it."""
     first = 0
     for piece in values:
@@ -138,11 +137,16 @@ def _weigh(weights: Floats, values: Sequence[Floats], out: Floats, product: Floa
         first += piece.shape[1]
 
 
-def _add_what_is_not_finite(out: Floats, weights: Floats, values: Floats, visible: npt.NDArray[np.bool_]) -> None:
+def _add_what_is_not_finite(
+    out: Floats, weights: Floats, values: Sequence[Floats], visible: npt.NDArray[np.bool_]
+) -> None:
     """Add infinite and NaN values to the rows that see them, and to no other: 0 times infinity would be NaN there."""
-    for g, key in np.argwhere(~np.isfinite(values).all(axis=-1)):
-        value, rows = values[g, key], visible[:, key]
-        out[g, rows] += weights[g, rows, key, None] * np.where(np.isfinite(value), 0, value)
+    first = 0
+    for piece in values:
+        for g, key in np.argwhere(~np.isfinite(piece).all(axis=-1)):
+            value, rows = piece[g, key], visible[:, first + key]
+            out[g, rows] += weights[g, rows, first + key, None] * np.where(np.isfinite(value), 0, value)
+        first += piece.shape[1]
 
 
 def _is_finite(out: Floats) -> bool:

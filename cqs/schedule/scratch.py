@@ -149,8 +149,8 @@ def _numpy(call: CallShape, block_bytes: int, has_scores: bool) -> int:
     a = call.itemsize
     bytes_held = block * a + rows_in_all * (call.width + 2 * call.value_width + _VECTORS) * a
     bytes_held += keys_in_all * (call.width + call.value_width) * a * call.is_gathered
-    # where values are not finite: copies of them, side by side and without, and which scores count
-    bytes_held += keys_in_all * call.value_width * (2 * a + 2) + 2 * block
+    # where values are not finite: copies of them without, and which scores count
+    bytes_held += keys_in_all * call.value_width * (a + 2) + 2 * block
     bytes_held += rows * min(_MASK_COLUMNS, call.n_keys) * 24 * call.is_masked
     return bytes_held + _SCORE_COPIES * block * a * has_scores
 
