@@ -23,7 +23,7 @@ from cqs.masks.mask import Booleans
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
 from cqs.schedule import BLOCK_BYTES, CallShape, UnitShape, even_cuts, numpy_block, numpy_unit
-from cqs.schedule.scratch import COLUMNS_IN_ALL, LEAST_UNITS
+from cqs.schedule.scratch import LEAST_UNITS, joined_keys
 
 __all__ = ["attend"]
 
@@ -135,10 +135,8 @@ class _Call:
     def are_keys_joined(self) -> bool:
         """Whether the keys and values of a unit are copied side by side once, for all its blocks of rows."""
         n_keys = self.largest.kv_heads * sum(self.sizes)
-        fits = n_keys <= min(COLUMNS_IN_ALL, self.block_bytes // self.shape.widest_bytes)
-        arrays = [array for chunk in self.chunks for array in chunk]
-        is_ready = len(self.chunks) == 1 and all(x.dtype == self.dtype and _is_blasable(x) for x in arrays)
-        return fits and len(self.blocks) > 1 and not is_ready
+        fits = n_keys <= joined_keys(self.shape.widest_bytes, self.block_bytes)
+        return fits and len(self.blocks) > 1 and bool(self.region.foreign)
 
     def units(self, n_threads: int) -> list[_Unit]:
         """Cut the work: by heads, of which small blocks take several at once, and by rows."""

@@ -18,12 +18,13 @@ _CALL_BLOCKS = 2  # blocks of scores that the queries of a call may take; they a
 
 
 def bundled_rows(problem: AttentionProblem, grain: Grain, setting: Setting) -> int | None:
-    """Return how many rows the strips of a kernel call may have together; None for a kernel that computes all tiles.
+    """Return how many rows the strips of a kernel call may have together; None: no more than is worth one piece.
 
     The NumPy kernel leaves out tiles that are not the task's own, and copies keys side by side once a call: so it is
-    given a task's strips in few calls, as long as their queries, which are copied as well, do not take much.
+    given a task's strips in few calls, as long as their queries, which are copied as well, do not take much; under a
+    budget they are not, since memory is better spent on larger groups.
     """
-    if setting.kernel != "numpy":
+    if setting.kernel != "numpy" or setting.memory is not None:
         return None
     if grain.kv_heads is None:
         n_heads = problem.n_batch_heads

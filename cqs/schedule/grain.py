@@ -47,7 +47,9 @@ class Grain:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a plan runs on and with. It decides what a call holds; only the kernel has a part in the result's last bits.
+    """What a plan runs on and with.
+
+    It decides what a call holds. Only the kernel, and whether there is a budget, have a part in the result's last bits.
 
     Parameters
     ----------

@@ -9,10 +9,11 @@ from cqs.schedule.grain import BLOCK_BYTES
 from cqs.schedule.task import largest_cut
 
 __all__ = [
-    "COLUMNS_IN_ALL",
+    "LEAST_UNITS",
     "MERGE_BLOCK",
     "UnitShape",
     "blockwise_block",
+    "joined_keys",
     "merge_block",
     "numpy_block",
     "numpy_unit",
@@ -21,7 +22,7 @@ __all__ = [
 
 _MOST_ROWS, _MOST_COLUMNS, _LEAST_MASKED_ROWS = 512, 4096, 128
 LEAST_UNITS = 8  # that work is cut into if there is enough of it for several threads
-_ROWS_IN_ALL, COLUMNS_IN_ALL = 1024, 4096  # most rows, and rows or columns, of all heads of a unit's block
+_ROWS_IN_ALL, _COLUMNS_IN_ALL = 1024, 4096  # most rows, and rows or columns, of all heads of a unit's block
 _MASK_COLUMNS = 128  # that a mask is evaluated for at a time
 _VECTORS = 10  # numbers a row: sums, maxima, divisors
 _HALF, _JOINED_BLOCKS, _CUDNN_WORKSPACE = 2, 32, 1 << 20  # bytes of a number, blocks, bytes: see `cqs.kernels.cudnn`
@@ -79,12 +80,17 @@ def numpy_unit(call: CallShape, block_bytes: int, rows: int) -> UnitShape:
     columns = min(block_bytes // 4 // rows, _MOST_COLUMNS, most)
     columns = min(columns, call.n_keys) if call.is_masked else largest_cut(call.n_keys, columns)
     heads = min(block_bytes // 4 // (rows * columns), block_bytes // (max(rows, columns) * call.widest_bytes))
-    heads = min(heads, _ROWS_IN_ALL // rows, COLUMNS_IN_ALL // max(rows, columns))
+    heads = min(heads, _ROWS_IN_ALL // rows, _COLUMNS_IN_ALL // max(rows, columns))
     if call.is_shared:
         heads = min(heads, call.n_heads * call.n_queries // rows // LEAST_UNITS)
     heads = max(heads, 1)
     kv_heads = largest_cut(call.kv_heads, max(heads // call.shared, 1))
     return UnitShape(kv_heads, largest_cut(call.shared, heads), rows, columns)
+
+
+def joined_keys(widest_bytes: int, block_bytes: int) -> int:
+    """Return how many keys of a unit's heads the NumPy kernel copies side by side at once, and not for each block."""
+    return block_bytes // 2 // widest_bytes
 
 
 def scratch_bytes(
@@ -145,10 +151,13 @@ def _numpy(call: CallShape, block_bytes: int, has_scores: bool) -> int:
     columns = min(area // (1 if call.is_bundled else min(tallest)), _MOST_COLUMNS, most, call.n_keys)
     block = min(call.n_heads * rows * columns, area)
     rows_in_all = max(min(call.n_heads * rows, _ROWS_IN_ALL, most), rows)
-    keys_in_all = max(min(call.kv_heads * call.n_keys, COLUMNS_IN_ALL, most), columns)
+    keys_in_all = max(min(call.kv_heads * columns, _COLUMNS_IN_ALL, most), columns)
+    copied_keys = keys_in_all
+    if call.is_bundled:
+        copied_keys = max(keys_in_all, min(call.kv_heads * call.n_keys, joined_keys(call.widest_bytes, block_bytes)))
     a = call.itemsize
     bytes_held = block * a + rows_in_all * (call.width + 2 * call.value_width + _VECTORS) * a
-    bytes_held += keys_in_all * (call.width + call.value_width) * a * call.is_gathered
+    bytes_held += copied_keys * (call.width + call.value_width) * a * call.is_gathered
     # where values are not finite: copies of them without, and which scores count
     bytes_held += keys_in_all * call.value_width * (a + 2) + 2 * block
     bytes_held += rows * min(_MASK_COLUMNS, call.n_keys) * 24 * call.is_masked
