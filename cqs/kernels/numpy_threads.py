@@ -7,7 +7,7 @@ one thread, so the result is bitwise the same on any number of threads.
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import Self
@@ -145,12 +145,11 @@ class _Call:
             return []
         cuts = even_cuts(self.heads[0], self.largest.kv_heads), even_cuts(self.heads[1], self.largest.shared)
         heads = [(slice(g.start, g.stop), slice(r.start, r.stop)) for g, r in itertools.product(*cuts)]
-        n_parts = len(self.blocks)
-        if self.are_keys_joined:
-            n_parts = min(-(-LEAST_UNITS // (len(heads) * prod(batch))), n_parts) if n_threads > 1 else 1
-        parts = [
-            self.blocks[cut.start : cut.stop] for cut in even_cuts(len(self.blocks), -(-len(self.blocks) // n_parts))
-        ]
+        n_blocks = n_parts = len(self.blocks)
+        if self.are_keys_joined:  # once a unit: so it has as many blocks as leave something for every thread
+            n_parts = 1 if n_threads == 1 else -(-LEAST_UNITS // (len(heads) * prod(batch)))
+        cuts = even_cuts(n_blocks, max(n_blocks // n_parts, 1))
+        parts = [self.blocks[cut.start : cut.stop] for cut in cuts]
         return [_Unit(b, g, r, part) for b in np.ndindex(*batch) for (g, r), part in itertools.product(heads, parts)]
 
     @property
@@ -208,10 +207,10 @@ class _UnitKeys:
     def of(cls, call: _Call, unit: _Unit, work: Workspace) -> Self:
         """Return them, side by side if that is worth it."""
         keys = cls(call, unit, work, {})
-        if call.are_keys_joined:
-            everything = [range(sum(call.sizes))]
-            keys.joined.update({name: keys._gathered(name, keys._parts(name, everything)) for name in ("k", "v")})
-        return keys
+        if not call.are_keys_joined:
+            return keys
+        everything = [range(sum(call.sizes))]
+        return replace(keys, joined={name: keys._gathered(name, keys._parts(name, everything)) for name in ("k", "v")})
 
     def take(self, name: str, pieces: Sequence[range]) -> list[Floats]:
         """Return the keys or values of some columns, `(g, columns, width)` each: views where they can be."""

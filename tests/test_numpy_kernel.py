@@ -1,0 +1,102 @@
+"""The NumPy kernel by itself: strips that share a call, their keys copied once, and what is not theirs left out."""
+
+from itertools import accumulate
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cqs.kernels import KERNELS, KeyChunk, Region
+from cqs.kernels.numpy_threads import _Call, attend
+from cqs.masks import Causal, Documents, NoMask, SlidingWindow
+from cqs.partial import Partial
+
+BLOCK_BYTES = 64 << 10  # so that calls of a few hundred tokens have many blocks
+D = 8
+
+
+@st.composite
+def strips(draw: st.DrawFn) -> Region:
+    """Strips of one call, some of whose tiles are not the task's own; each owns one at least."""
+    sizes = st.one_of(st.integers(1, 20), st.integers(100, 250))
+    runs, start = [], 0
+    for gap, size in draw(st.lists(st.tuples(st.integers(0, 50), sizes), min_size=1, max_size=5)):
+        runs.append(range(start + gap, start + gap + size))
+        start = runs[-1].stop
+    places = [(i, j) for i in range(len(runs)) for j in range(len(runs)) if i != j]
+    foreign = frozenset(draw(st.sets(st.sampled_from(places)))) if places else frozenset()
+    masks = [
+        st.just(NoMask()),
+        st.builds(Causal, st.integers(-100, 100)),
+        st.builds(SlidingWindow, st.integers(0, 300), st.integers(0, 300)),
+        st.builds(lambda size: Documents(np.arange(start) // size), st.integers(1, 400)),
+    ]
+    return Region(tuple(runs), tuple(runs), draw(st.one_of(masks)), foreign)
+
+
+def arrays_of(region: Region, heads: int, kv_heads: int) -> tuple[np.ndarray, list[KeyChunk]]:
+    """Queries of the rows, and a chunk of keys for each run of columns."""
+    rng = np.random.default_rng(len(region.keys))
+    q = rng.standard_normal((heads, sum(map(len, region.queries)), D))
+    return q, [KeyChunk(*rng.standard_normal((2, kv_heads, len(keys), D))) for keys in region.keys]
+
+
+def assert_equal(found: Partial, expected: Partial) -> None:
+    np.testing.assert_allclose(found.out, expected.out, rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(found.lse, expected.lse, rtol=1e-12, atol=1e-12)
+
+
+def run(q: np.ndarray, chunks: list[KeyChunk], region: Region, threads: int = 1) -> Partial:
+    return attend(q, chunks, scale=0.5, region=region, threads=threads, block_bytes=BLOCK_BYTES)
+
+
+@given(region=strips(), heads=st.sampled_from([(1, 1), (3, 3), (6, 2)]))
+def test_strips_that_share_a_call_are_as_the_formula_says(region: Region, heads: tuple[int, int]) -> None:
+    q, chunks = arrays_of(region, *heads)
+    assert_equal(run(q, chunks, region), KERNELS["reference"].attend(q, chunks, scale=0.5, region=region))
+
+
+@given(region=strips(), hidden=st.sampled_from([np.nan, np.inf]))
+def test_what_is_foreign_to_a_strip_does_not_reach_it(region: Region, hidden: float) -> None:
+    q, chunks = arrays_of(region, 2, 1)
+    expected = run(q, chunks, region)
+    rows = list(accumulate(map(len, region.queries), initial=0))
+    for i in range(len(region.queries)):
+        spoilt = [
+            KeyChunk(chunk.k, np.full_like(chunk.v, hidden)) if (i, j) in region.foreign else chunk
+            for j, chunk in enumerate(chunks)
+        ]
+        own, found = slice(rows[i], rows[i + 1]), run(q, spoilt, region)
+        assert_equal(*(Partial(x.out[:, own], x.lse[:, own]) for x in (found, expected)))
+
+
+def three_strips() -> Region:
+    """Three strips of 150 rows; each but the first lacks a group, which splits the columns of the second in two."""
+    runs = tuple(range(i * 150, i * 150 + 150) for i in range(3))
+    return Region(runs, runs, NoMask(), frozenset([(1, 1), (2, 0)]))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_a_call_is_bitwise_the_same_on_any_number_of_threads(dtype: str) -> None:
+    region = three_strips()
+    q, chunks = arrays_of(region, 2, 2)
+    wide = [KeyChunk(*(np.tile(array, 64).astype(dtype) for array in chunk)) for chunk in chunks]
+    q = np.tile(q, 64).astype(dtype)
+    one, *others = (attend(q, wide, scale=0.01, region=region, threads=n) for n in (1, 2, 5))
+    call = _Call(q, wide, (150,) * 3, 0.01, region, one, 2 << 20)
+    assert call.shape.is_shared
+    assert len(call.units(2)) > len(call.units(1))
+    for found in others:
+        assert np.array_equal(found.out, one.out)
+        assert np.array_equal(found.lse, one.lse)
+
+
+def test_keys_of_strips_that_share_a_call_are_copied_once_if_they_are_few() -> None:
+    region = three_strips()
+    q, chunks = arrays_of(region, 1, 1)
+    result = run(q, chunks, region)
+    assert _Call(q, chunks, (150,) * 3, 0.5, region, result, 2 << 20).are_keys_joined
+    assert not _Call(q, chunks, (150,) * 3, 0.5, region, result, 1 << 14).are_keys_joined
+    whole = _Call(q, chunks, (150,) * 3, 0.5, Region(region.queries, region.keys), result, 2 << 20)
+    assert not whole.are_keys_joined
