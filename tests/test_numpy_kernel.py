@@ -80,11 +80,11 @@ def three_strips() -> Region:
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
 def test_a_call_is_bitwise_the_same_on_any_number_of_threads(dtype: str) -> None:
     region = three_strips()
-    q, chunks = arrays_of(region, 2, 2)
-    wide = [KeyChunk(*(np.tile(array, 64).astype(dtype) for array in chunk)) for chunk in chunks]
-    q = np.tile(q, 64).astype(dtype)
-    one, *others = (attend(q, wide, scale=0.01, region=region, threads=n) for n in (1, 2, 5))
-    call = _Call(q, wide, (150,) * 3, 0.01, region, one, 2 << 20)
+    q, chunks = arrays_of(region, 6, 6)
+    wide = [KeyChunk(*(np.tile(array, 16).astype(dtype) for array in chunk)) for chunk in chunks]
+    q = np.tile(q, 16).astype(dtype)
+    one, *others = (attend(q, wide, scale=0.05, region=region, threads=n) for n in (1, 2, 5))
+    call = _Call(q, wide, (150,) * 3, 0.05, region, one, 2 << 20)
     assert call.shape.is_shared
     assert len(call.units(2)) > len(call.units(1))
     for found in others:
