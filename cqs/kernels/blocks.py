@@ -38,7 +38,7 @@ def row_blocks(region: Region, most: int, most_masked: int) -> list[range]:
         runs = [range(starts[piece.start], starts[piece.stop]) for piece in pieces]
     blocks = []
     for run in runs:
-        cuts = even_cuts(len(run), most_masked if region.masks(run) else most)
+        cuts = even_cuts(len(run), most_masked if region.hides_from(run) else most)
         blocks += [run[cut.start : cut.stop] for cut in cuts]
     return blocks
 

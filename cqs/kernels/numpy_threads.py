@@ -148,8 +148,7 @@ class _Call:
         n_blocks = n_parts = len(self.blocks)
         if self.are_keys_joined:  # once a unit: so it has as many blocks as leave something for every thread
             n_parts = 1 if n_threads == 1 else -(-LEAST_UNITS // (len(heads) * prod(batch)))
-        cuts = even_cuts(n_blocks, max(n_blocks // n_parts, 1))
-        parts = [self.blocks[cut.start : cut.stop] for cut in cuts]
+        parts = [self.blocks[cut.start : cut.stop] for cut in even_cuts(n_blocks, max(n_blocks // n_parts, 1))]
         return [_Unit(b, g, r, part) for b in np.ndindex(*batch) for (g, r), part in itertools.product(heads, parts)]
 
     @property

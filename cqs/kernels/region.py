@@ -87,7 +87,7 @@ class Region:
         """Whether every row sees every column."""
         return not self.foreign and not self.is_masked
 
-    def masks(self, rows: range) -> bool:
+    def hides_from(self, rows: range) -> bool:
         """Whether the mask hides anything from these rows, or others of their runs, that is not foreign."""
         return any(self._is_run_masked(i) for i, _, _ in _overlaps(self.queries, self._query_ends, rows))
 
@@ -97,7 +97,7 @@ class Region:
         if len(runs) == 1 and not self._is_run_masked(runs[0][0]):
             yield from self._columns_of(runs[0][0])
             return
-        is_masked = self.masks(rows)
+        is_masked = self.hides_from(rows)
         for j, (keys, end) in enumerate(zip(self.keys, self._key_ends, strict=True)):
             first = end - len(keys)
             own = [queries for i, _, queries in runs if (i, j) not in self.foreign]

@@ -49,19 +49,18 @@ def worth_one_piece(rows: Sequence[int], keys: Sequence[Mapping[_Key, int]]) -> 
         For each strip its groups of keys, by any names, and their sizes.
     """
     cuts = [0]
-    seen: dict[_Key, int] = {}  # by all strips since the last cut, and how many rows and columns these span and own
-    n_rows = n_columns = n_owned = tallest = 0
+    seen: Mapping[_Key, int] = {}  # by the strips since the last cut
+    n_rows = n_owned = tallest = 0
     for i, (height, own) in enumerate(zip(rows, keys, strict=True)):
-        width = sum(own.values())
-        more = sum(size for key, size in own.items() if key not in seen)
-        together, owned = (n_rows + height) * (n_columns + more), n_owned + height * width
-        fits = n_rows + height <= MOST_BUNDLED_ROWS and n_columns + more <= _MOST_COLUMNS
-        if i and not (fits and max(tallest, height) <= SMALL_ROWS and owned >= _LEAST_SHARE * together):
+        width, together = sum(own.values()), {**seen, **own}
+        n_columns = sum(together.values())
+        is_small = max(tallest, height) <= SMALL_ROWS
+        fits = is_small and n_rows + height <= MOST_BUNDLED_ROWS and n_columns <= _MOST_COLUMNS
+        if i and not (fits and n_owned + height * width >= _LEAST_SHARE * (n_rows + height) * n_columns):
             cuts.append(i)
-            seen, n_rows, n_owned, tallest, more, owned = {}, 0, 0, 0, width, height * width
-            n_columns = 0
-        seen |= own
-        n_rows, n_columns, n_owned, tallest = n_rows + height, n_columns + more, owned, max(tallest, height)
+            together, n_rows, n_owned, tallest = dict(own), 0, 0, 0
+        seen, tallest = together, max(tallest, height)
+        n_rows, n_owned = n_rows + height, n_owned + height * width
     return _between(cuts, len(rows))
 
 
