@@ -90,7 +90,7 @@ def numpy_unit(call: CallShape, block_bytes: int, rows: int) -> UnitShape:
 
 def joined_keys(widest_bytes: int, block_bytes: int) -> int:
     """Return how many keys of a unit's heads the NumPy kernel copies side by side at once, and not for each block."""
-    return block_bytes // 2 // widest_bytes
+    return block_bytes // widest_bytes
 
 
 def scratch_bytes(
