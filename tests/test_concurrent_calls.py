@@ -168,6 +168,33 @@ def test_a_call_from_within_a_score_or_a_mask_comes_back(options: str, how: str)
     assert done.stdout == "calls\n", done.stderr
 
 
+WAITING = """
+import faulthandler
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import cqs
+
+faulthandler.dump_traceback_later(60, exit=True)
+x, small = np.ones((1, 512, 8), np.float32), np.ones((1, 8, 8), np.float32)
+
+
+def visible(b, h, q_idx, k_idx):
+    pool.submit(cqs.attention, small, small, small).result()
+    return q_idx >= k_idx
+
+
+with ThreadPoolExecutor(1) as pool:
+    cqs.attention(x, x, x, mask=cqs.masks.Predicate(visible))
+print("done")
+"""
+
+
+def test_a_mask_may_wait_for_a_call_in_another_thread() -> None:
+    done = subprocess.run([sys.executable, "-c", WAITING], capture_output=True, text=True, timeout=100, check=False)
+    assert done.stdout == "done\n", done.stderr
+
+
 def test_work_that_is_called_off_ends_what_it_has_shared_out_itself() -> None:
     inside, ended = threading.Event(), threading.Event()
 

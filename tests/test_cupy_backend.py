@@ -15,7 +15,7 @@ from fake_cupy import Machine, install
 from problems import DTYPES, odd_qkv
 
 import cqs
-from cqs.backend import CudaDevice, import_cupy
+from cqs.backend import CudaDevice, HostDevice, import_cupy
 from cqs.errors import BackendError, OptionError
 from cqs.kernels import cudnn_missing
 from cqs.masks import Causal, Dense, Documents, SlidingWindow
@@ -221,6 +221,8 @@ def test_what_is_missing_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatc
             CudaDevice(number)
     with pytest.raises(BackendError, match="`backend` must fit the devices, of which one is cuda:0 Fake GPU, got 'nu"):
         cqs.attention(X, X, X, backend="numpy", devices=[CudaDevice(0)])
+    with pytest.raises(OptionError, match=r"`devices` must be of one array library.*cuda:0 Fake GPU and numpy"):
+        cqs.attention(X, X, X, devices=[CudaDevice(0), HostDevice()])
     x = cupy.asarray(X)
     with pytest.raises(OptionError, match="`devices` must be left out for arrays that are on a device"):
         cqs.attention(x, x, x, backend="cupy", devices=[0])

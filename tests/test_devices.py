@@ -241,6 +241,11 @@ X = np.ones((2, 8, 4), np.float32)
             BackendError,
             "`backend` must fit the devices, .* got 'numpy'; leave",
         ),
+        (
+            {"devices": [*STRICT, HostDevice()]},
+            OptionError,
+            "`devices` must be of one array library, .* got .*device1.* and numpy; leave out the others",
+        ),
         ({"devices": [HostDevice()], "backend": "cupy"}, BackendError, "`backend` must fit the devices, .* numpy, got"),
         ({"devices": [-1], "backend": "cupy"}, OptionError, "`devices` must be a whole number of at least 0"),
         ({"devices": [1.5], "backend": "cupy"}, OptionError, "`devices` must be a whole number of at least 0"),

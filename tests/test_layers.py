@@ -12,7 +12,7 @@ ROOT = Path(cqs.__file__).parent
 
 # Lowest first. A name is a module of `cqs`, or a package with all that is in it.
 LAYERS = (
-    ("errors", "checks", "units", "types", "machine", "events"),
+    ("errors", "checks", "units", "types", "machine", "once", "events"),
     ("quorum",),
     ("masks", "problem"),
     ("schedule",),

@@ -80,6 +80,9 @@ def _devices(backend: str | None, devices: Any, xp: Namespace) -> tuple[Device, 
     if any(place in places[:i] for i, place in enumerate(places)):
         raise OptionError.of("devices", "name each device once", repr(devices), "leave out what is doubled")
     chosen = tuple(CudaDevice(device) if isinstance(device, int) else device for device in named)
+    if len({device.xp.__name__ for device in chosen}) > 1:
+        rule = "be of one array library, since all of them run one kernel"
+        raise OptionError.of("devices", rule, " and ".join(device.name for device in chosen), "leave out the others")
     for device in chosen:
         if backend is not None and not _FITS[backend](device.xp):
             remedy = "leave `backend` out: devices say by themselves what computes"

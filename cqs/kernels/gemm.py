@@ -10,7 +10,6 @@ float32 is multiplied as float32 whatever CuPy's or the environment's setting is
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from math import prod
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from cqs.kernels.cuda import cuda_kernel
 from cqs.kernels.gemm_products import Products, is_ready, stacks, step_of
 from cqs.kernels.region import Region
 from cqs.kernels.value_scan import scan_values
+from cqs.once import once
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
 from cqs.schedule import BLOCK_BYTES, CallShape, even_cuts
@@ -142,17 +142,17 @@ class _Call:
         """The type of scores and sums."""
         return self.products.dtype
 
-    @cached_property
+    @once
     def facts(self) -> Array:
         """Whether some value is infinite or NaN, and whether some are large; known to the device alone."""
         return self.cupy.zeros(2, np.int32)
 
-    @cached_property
+    @once
     def factor(self) -> Any:
         """What weights are multiplied by where values are large: then a sum over all keys cannot overflow."""
         return self.dtype.type(2.0 ** -(self.shape.n_keys.bit_length() + 1))
 
-    @cached_property
+    @once
     def by_group(self) -> tuple[Array, Array]:
         """Queries and output as `(*B, G, H/G, T, width)`: splitting an axis is always a view."""
         heads = self.shape.kv_heads, self.shape.shared

@@ -8,7 +8,6 @@ one thread, so the result is bitwise the same on any number of threads.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from math import prod
 from typing import Self
 
@@ -20,6 +19,7 @@ from cqs.kernels.contract import KeyChunk
 from cqs.kernels.numpy_unit import Floats, UnitBuffers, attend_unit
 from cqs.kernels.region import Region
 from cqs.masks.mask import Booleans
+from cqs.once import once
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
 from cqs.schedule import BLOCK_BYTES, CallShape, UnitShape, even_cuts, numpy_block, numpy_unit
@@ -92,7 +92,7 @@ class _Call:
         dtype: np.dtype[np.floating] = self.result.out.dtype
         return dtype
 
-    @cached_property
+    @once
     def shape(self) -> CallShape:
         """The sizes of the call."""
         *batch, _, T, D = self.q.shape
@@ -101,7 +101,7 @@ class _Call:
         is_masked = self.region.is_masked
         return CallShape(prod(batch), G, shared, T, sum(self.sizes), D, E, dtype.itemsize, True, is_masked)
 
-    @cached_property
+    @once
     def blocks(self) -> list[range]:
         """The blocks that the rows are cut into."""
         T = self.q.shape[-2]
@@ -113,7 +113,7 @@ class _Call:
             masked_rows, _ = numpy_block(T, self.shape.widest_bytes, self.block_bytes, n_seen)
         return row_blocks(self.region, rows, masked_rows)
 
-    @cached_property
+    @once
     def largest(self) -> UnitShape:
         """The sizes of the largest unit, by which buffers are allocated, and the most columns of a block."""
         return numpy_unit(self.shape, self.block_bytes, max(map(len, self.blocks)))
@@ -127,11 +127,11 @@ class _Call:
                 self._columns[rows] = found
         return found
 
-    @cached_property
+    @once
     def _columns(self) -> dict[range, list[list[range]]]:
         return {}
 
-    @cached_property
+    @once
     def are_keys_joined(self) -> bool:
         """Whether the keys and values of a unit are copied side by side once, for all its blocks of rows."""
         n_keys = self.largest.kv_heads * sum(self.sizes)

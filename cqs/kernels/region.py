@@ -8,7 +8,6 @@ import itertools
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import accumulate
 from math import prod
 from types import EllipsisType
@@ -18,6 +17,7 @@ import numpy as np
 
 from cqs.masks import Coverage, Mask, NoMask
 from cqs.masks.mask import Booleans, Integers, merged
+from cqs.once import once
 from cqs.scores import Scores
 from cqs.types import Array, Namespace
 
@@ -63,7 +63,7 @@ class Region:
         """The number of keys."""
         return self._key_ends[-1]
 
-    @cached_property
+    @once
     def is_masked(self) -> bool:
         """Whether the mask hides anything that is not foreign."""
         return any(map(self._is_run_masked, range(len(self.queries))))
@@ -248,19 +248,19 @@ class Region:
         pairs = zip([0, *self._key_ends], self._key_ends, strict=False)
         return [range(first, end) for j, (first, end) in enumerate(pairs) if (i, j) not in self.foreign]
 
-    @cached_property
+    @once
     def _found(self) -> dict[tuple[range, tuple[range, ...]], list[HiddenPart]]:
         return {}
 
-    @cached_property
+    @once
     def _masked_runs(self) -> dict[int, bool]:
         return {}
 
-    @cached_property
+    @once
     def _query_ends(self) -> list[int]:
         return list(accumulate(map(len, self.queries)))
 
-    @cached_property
+    @once
     def _key_ends(self) -> list[int]:
         return list(accumulate(map(len, self.keys)))
 

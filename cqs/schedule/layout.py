@@ -7,7 +7,6 @@ size W^2 is ever built.
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import isqrt, sqrt
 from typing import Protocol
 
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cqs.masks import Causal, Mask
+from cqs.once import once
 from cqs.quorum import CyclicQuorumSet
 from cqs.schedule.balance import balanced_owners
 from cqs.schedule.balance_parts import Assignment, even_parts
@@ -92,7 +92,7 @@ class BalancedLayout:
         """Return all queries for the last task."""
         return range(self.n_tokens) if i == self.n_tasks - 1 else range(0)
 
-    @cached_property
+    @once
     def _assignment(self) -> Assignment:
         groups = [group(g, self.n_tasks, self.n_tokens) for g in range(self.n_tasks)]
         weights = _visible_pairs(self.mask, groups)
