@@ -1,8 +1,9 @@
 """The fast kernel for NumPy arrays: threads of its own, one BLAS thread each, buffers allocated once a thread.
 
-The work is cut into *units*, some rows of some heads; a thread takes a unit, walks over the columns that those rows
-see, and writes the unit's rows of the result. Where units are cut depends on the shapes alone, and each is computed by
-one thread, so the result is bitwise the same on any number of threads.
+The work is cut into *blocks* of rows, of one head or several; for each of them a thread walks over the columns that it
+sees, and writes its rows of the result. Where blocks are cut depends on the shapes alone, and each is computed by one
+thread, so the result is bitwise the same on any number of threads. What a thread takes at a time is a *unit*: a block,
+or all blocks for which it puts the same keys side by side.
 """
 
 import itertools
@@ -22,7 +23,7 @@ from cqs.masks.mask import Booleans
 from cqs.once import once
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
-from cqs.schedule import BLOCK_BYTES, CallShape, UnitShape, even_cuts, numpy_block, numpy_unit
+from cqs.schedule import BLOCK_BYTES, CallShape, UnitShape, even_cuts, numpy_rows, numpy_unit
 from cqs.schedule.scratch import LEAST_UNITS, joined_keys
 
 __all__ = ["attend"]
@@ -105,12 +106,12 @@ class _Call:
     def blocks(self) -> list[range]:
         """The blocks that the rows are cut into."""
         T = self.q.shape[-2]
-        rows, _ = numpy_block(T, self.shape.widest_bytes, self.block_bytes)
+        rows = numpy_rows(T, self.shape.widest_bytes, self.block_bytes)
         masked_rows = rows
         if self.region.is_masked:
             middle = range((T - rows) // 2, (T + rows) // 2)
             n_seen = sum(map(len, self.region.seen(middle)))
-            masked_rows, _ = numpy_block(T, self.shape.widest_bytes, self.block_bytes, n_seen)
+            masked_rows = numpy_rows(T, self.shape.widest_bytes, self.block_bytes, n_seen)
         return row_blocks(self.region, rows, masked_rows)
 
     @once

@@ -9,7 +9,7 @@ from cqs.schedule.layout import BalancedLayout, GridLayout, Layout, QuorumLayout
 from cqs.schedule.memory import UNSEEN_BYTES, WRITE_BYTES, Footprint, SlotBytes
 from cqs.schedule.plan import Plan
 from cqs.schedule.scheduler import Scheduler, default_workers
-from cqs.schedule.scratch import UnitShape, blockwise_block, merge_block, numpy_block, numpy_unit, scratch_bytes
+from cqs.schedule.scratch import UnitShape, blockwise_block, merge_block, numpy_rows, numpy_unit, scratch_bytes
 from cqs.schedule.task import Bundle, Group, HeadBlock, Read, Strip, Task, Tile, even_cuts, group, parts_of, reads
 from cqs.schedule.traffic import Traffic
 
@@ -46,7 +46,7 @@ __all__ = [
     "even_cuts",
     "group",
     "merge_block",
-    "numpy_block",
+    "numpy_rows",
     "numpy_unit",
     "parts_of",
     "reads",

@@ -15,7 +15,7 @@ __all__ = [
     "blockwise_block",
     "joined_keys",
     "merge_block",
-    "numpy_block",
+    "numpy_rows",
     "numpy_unit",
     "scratch_bytes",
 ]
@@ -31,8 +31,8 @@ _MOST_MERGES, _LARGEST_MERGE = 16, 1 << 25  # into how many blocks a GPU cuts wh
 _SCORE_COPIES = 4  # blocks that changing scores takes, beyond the block itself
 
 
-def numpy_block(n_queries: int, widest_bytes: int, block_bytes: int, n_seen: int | None = None) -> tuple[int, int]:
-    """Return the most rows and columns of a block of scores of the NumPy kernel, for one head.
+def numpy_rows(n_queries: int, widest_bytes: int, block_bytes: int, n_seen: int | None = None) -> int:
+    """Return the most rows of a block of scores of the NumPy kernel, for one head.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def numpy_block(n_queries: int, widest_bytes: int, block_bytes: int, n_seen: int
     rows = min(_MOST_ROWS, isqrt(area // 2), most, n_queries)
     if n_seen is not None:
         rows = min(rows, max(min(n_queries // 16, n_seen // 4), _LEAST_MASKED_ROWS))
-    return rows, min(area // max(rows, 1), _MOST_COLUMNS, most)
+    return rows
 
 
 class UnitShape(NamedTuple):
@@ -72,7 +72,7 @@ def numpy_unit(call: CallShape, block_bytes: int, rows: int) -> UnitShape:
     call : CallShape
         Its sizes.
     block_bytes : int
-        As of `numpy_block`.
+        As of `numpy_rows`.
     rows : int
         Of the tallest block, at least 1.
     """
@@ -145,7 +145,7 @@ def merge_block(n_elements: int, on_gpu: bool) -> int:
 def _numpy(call: CallShape, block_bytes: int, has_scores: bool) -> int:
     """Bound what a thread holds in any call of at most these sizes; smaller calls may take more heads at once."""
     area, most = block_bytes // 4, max(block_bytes // call.widest_bytes, 16)
-    rows, _ = numpy_block(call.n_queries, call.widest_bytes, block_bytes)
+    rows = numpy_rows(call.n_queries, call.widest_bytes, block_bytes)
     least_rows = min(_LEAST_MASKED_ROWS, rows) if call.is_masked else rows
     tallest = [largest_cut(n, least_rows) for n in (call.n_queries, max(call.n_queries - 1, 1))]
     columns = min(area // (1 if call.is_bundled else min(tallest)), _MOST_COLUMNS, most, call.n_keys)
