@@ -31,7 +31,7 @@ def bundled_rows(problem: AttentionProblem, grain: Grain, setting: Setting) -> i
     else:
         n_heads = grain.kv_heads * (problem.n_heads // problem.n_kv_heads)
     row = n_heads * problem.width * problem.itemsize
-    return max(_CALL_BLOCKS * grain.block_bytes // max(row, 1), MOST_BUNDLED_ROWS)
+    return max(_CALL_BLOCKS * grain.block_bytes // max(row, 1), SMALL_ROWS)
 
 
 def worth_one_piece(rows: Sequence[int], keys: Sequence[Mapping[_Key, int]]) -> list[range]:
