@@ -1,9 +1,9 @@
-"""Properties that are computed once."""
+"""What is computed once: properties, and a few lists."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Generic, Self, TypeVar, overload
 
-__all__ = ["once"]
+__all__ = ["Few", "once"]
 
 Value = TypeVar("Value")
 
@@ -34,3 +34,21 @@ class once(Generic[Value]):  # noqa: N801  # a decorator
             return self
         value: Value = instance.__dict__.setdefault(self._name, self._function(instance))
         return value
+
+
+class Few(Generic[Value]):
+    """Remembers lists, as long as they have at most so many items together, each list itself counted as one more."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+        self._found: dict[Hashable, list[Value]] = {}
+
+    def get(self, key: Hashable, make: Callable[[], list[Value]]) -> list[Value]:
+        """Return the list that is remembered for the key, or make it."""
+        found = self._found.get(key)
+        if found is None:
+            found = make()
+            if len(found) < self._left:
+                self._left -= len(found) + 1
+                self._found[key] = found
+        return found

@@ -1,9 +1,9 @@
-"""Properties that are computed once, and wait for nobody."""
+"""What is computed once: properties, which wait for nobody, and a few lists."""
 
 import threading
 from dataclasses import dataclass
 
-from cqs.once import once
+from cqs.once import Few, once
 
 
 @dataclass(frozen=True)
@@ -59,3 +59,18 @@ def test_threads_that_compute_it_at_the_same_time_get_the_same_object() -> None:
     for thread in threads:
         thread.join()
     assert found[0] is found[1]
+
+
+def test_lists_are_remembered_as_long_as_they_are_few() -> None:
+    few, made = Few[int](10), []
+
+    def make(n: int) -> list[int]:
+        made.append(n)
+        return list(range(n))
+
+    for n in (4, 4, 9, 9, 4, 4, 0, 0):
+        assert few.get(n, lambda n=n: make(n)) == list(range(n))
+    assert made == [4, 9, 9, 0]  # 9 are too many beside 4
+    few.get("other", lambda: make(4))
+    few.get("other", lambda: make(4))
+    assert made == [4, 9, 9, 0, 4, 4]

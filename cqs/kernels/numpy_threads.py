@@ -20,7 +20,7 @@ from cqs.kernels.contract import KeyChunk
 from cqs.kernels.numpy_unit import Floats, UnitBuffers, attend_unit
 from cqs.kernels.region import Region
 from cqs.masks.mask import Booleans
-from cqs.once import once
+from cqs.once import Few, once
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
 from cqs.schedule import BLOCK_BYTES, CallShape, UnitShape, even_cuts, numpy_rows, numpy_unit
@@ -28,7 +28,7 @@ from cqs.schedule.scratch import LEAST_UNITS, joined_keys
 
 __all__ = ["attend"]
 
-_MOST_KEPT = 256  # blocks of rows of which it is remembered what they see
+_MOST_KEPT = 512  # blocks of columns that are remembered
 
 
 def attend(
@@ -98,9 +98,8 @@ class _Call:
         """The sizes of the call."""
         *batch, _, T, D = self.q.shape
         G, shared = self.heads
-        dtype, E = self.result.out.dtype, self.result.out.shape[-1]
-        is_masked = self.region.is_masked
-        return CallShape(prod(batch), G, shared, T, sum(self.sizes), D, E, dtype.itemsize, True, is_masked)
+        E, is_masked = self.result.out.shape[-1], self.region.is_masked
+        return CallShape(prod(batch), G, shared, T, sum(self.sizes), D, E, self.dtype.itemsize, True, is_masked)
 
     @once
     def blocks(self) -> list[range]:
@@ -121,16 +120,11 @@ class _Call:
 
     def columns(self, rows: range) -> list[list[range]]:
         """Return the blocks of columns that a block of rows sees; found once for all heads, if they are few."""
-        found = self._columns.get(rows)
-        if found is None:
-            found = column_blocks(self.region, rows, self.largest.columns)
-            if len(self._columns) < _MOST_KEPT:
-                self._columns[rows] = found
-        return found
+        return self._columns.get(rows, lambda: column_blocks(self.region, rows, self.largest.columns))
 
     @once
-    def _columns(self) -> dict[range, list[list[range]]]:
-        return {}
+    def _columns(self) -> Few[list[range]]:
+        return Few(_MOST_KEPT)
 
     @once
     def are_keys_joined(self) -> bool:
@@ -179,7 +173,7 @@ class _Call:
         lse[...] = unit_lse.reshape(lse.shape)
 
     def _scaled(self, q: Floats, work: Workspace) -> Floats:
-        dtype, for_q = self.result.out.dtype, split_scale(self.scale)[0]
+        dtype, for_q = self.dtype, split_scale(self.scale)[0]
         scaled: Floats = work.buffer("q", q.shape, dtype, self.most_rows * q.shape[-1])
         if q.dtype == dtype:
             np.multiply(q, dtype.type(for_q), out=scaled)

@@ -17,7 +17,7 @@ import numpy as np
 
 from cqs.masks import Coverage, Mask, NoMask
 from cqs.masks.mask import Booleans, Integers, merged
-from cqs.once import once
+from cqs.once import Few, once
 from cqs.scores import Scores
 from cqs.types import Array, Namespace
 
@@ -28,7 +28,7 @@ Hidden = tuple[Window, Booleans | Literal[True]]  # part of a block of scores, a
 HiddenPart = tuple[Window, tuple[range, range] | None]  # all of it, or what the mask hides of queries and keys
 
 _FINEST = 128  # a rectangle that is visible in part is halved down to this many columns before the mask is evaluated
-_MOST_KEPT = 256  # blocks of which it is remembered what is hidden
+_MOST_KEPT = 512  # rectangles that are remembered to be hidden
 
 
 @dataclass(frozen=True)
@@ -187,12 +187,7 @@ class Region:
 
     def _hidden_parts(self, rows: range, pieces: tuple[range, ...]) -> list[HiddenPart]:
         """Return the rectangles of a block that are hidden, or where to ask the mask; found once for all heads."""
-        found = self._found.get((rows, pieces))
-        if found is None:
-            found = list(self._hide(rows, pieces))
-            if len(self._found) < _MOST_KEPT:
-                self._found[rows, pieces] = found
-        return found
+        return self._found.get((rows, pieces), lambda: list(self._hide(rows, pieces)))
 
     def _hide(self, rows: range, pieces: Sequence[range]) -> Iterator[HiddenPart]:
         for i, j, corner, queries, keys in self._rectangles(rows, pieces):
@@ -249,8 +244,8 @@ class Region:
         return [range(first, end) for j, (first, end) in enumerate(pairs) if (i, j) not in self.foreign]
 
     @once
-    def _found(self) -> dict[tuple[range, tuple[range, ...]], list[HiddenPart]]:
-        return {}
+    def _found(self) -> Few[HiddenPart]:
+        return Few(_MOST_KEPT)
 
     @once
     def _masked_runs(self) -> dict[int, bool]:

@@ -13,8 +13,9 @@ __all__ = ["MOST_BUNDLED_ROWS", "SMALL_ROWS", "bundled", "bundled_rows", "worth_
 SMALL_ROWS = 128  # rows; a strip with more fills a matrix product by itself
 # Together strips may have so many rows and columns; and of the rectangle that they span they must own this share.
 MOST_BUNDLED_ROWS, _MOST_COLUMNS, _LEAST_SHARE = 512, 1024, 0.75
-_Key = TypeVar("_Key")
 _CALL_BLOCKS = 2  # blocks of scores that the queries of a call may take; they are copied side by side
+
+_Key = TypeVar("_Key")
 
 
 def bundled_rows(problem: AttentionProblem, grain: Grain, setting: Setting) -> int | None:

@@ -32,7 +32,7 @@ class CallShape:
     is_masked : bool
         Whether a mask hides anything.
     is_bundled : bool
-        Whether some calls have fewer rows, being made of small strips.
+        Whether strips share calls, of which some then have fewer rows.
     """
 
     batch: int

@@ -96,7 +96,7 @@ class Strip:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """Strips that one kernel call computes: usually one, but small strips share a call.
+    """Strips that one kernel call computes; which share a call is decided by `cqs.schedule.bundling`.
 
     Parameters
     ----------
