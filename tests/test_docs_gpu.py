@@ -93,6 +93,7 @@ def what_does_not_fit(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[str]:
     for devices in ([2], 0, [0, 0], [-1]):
         yield refused(backend="cupy", devices=devices)
     yield refused(devices=[0])
+    yield refused(devices=[cqs.backend.CudaDevice(0), cqs.backend.HostDevice()])
     yield refused(backend="cupy", devices=[0], engine=cqs.engines.LocalEngine(2))
     with ThreadPoolExecutor(1) as executor:
         yield refused(arrays=(x,) * 3, engine=executor)
