@@ -140,11 +140,19 @@ def test_row_blocks_keep_apart_what_sees_other_keys_unless_it_is_small(region, m
         runs = sorted(set(run_of_row[rows.start : rows.stop].tolist()))
         assert len(rows) <= (most_masked if region.hides_from(rows) else most)
         assert region.hides_from(rows) == any(is_hidden(region, i) for i in runs)
-        if region.foreign and len(runs) > 1:  # at most a quarter of the rectangle that their runs span is foreign
+        if region.foreign and len(runs) > 1:
             assert max(len(region.queries[i]) for i in runs) <= 128
         if region.foreign and len(runs) == 1:
             columns = [column for piece in region.seen(rows) for column in piece]
             assert not {(runs[0], j) for j in run_of_column[columns].tolist()} & region.foreign
+
+
+@given(region=regions())
+def test_at_most_a_quarter_of_what_is_computed_in_one_piece_is_foreign(region: Region) -> None:
+    (run_of_row, _), (run_of_column, _) = numbered(region.queries), numbered(region.keys)
+    for rows in row_blocks(region, 10**6, 10**6) if region.foreign else []:
+        own = np.array([[(i, j) not in region.foreign for j in run_of_column] for i in run_of_row[list(rows)]])
+        assert own.sum() >= 0.75 * len(rows) * own.any(axis=0).sum()
 
 
 def is_hidden(region: Region, i: int) -> bool:
