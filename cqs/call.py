@@ -107,6 +107,7 @@ def ready(
             output=target.kind,
             output_dtype=target.dtype,
             keeps_lse=return_lse,
+            has_sink_logits=logits is not None,
             read_bytes=place.setting.read_bytes + target.write_bytes,
         )
         plan = Scheduler(workers, strategy, place.memory, setting).plan(problem)

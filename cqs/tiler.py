@@ -62,6 +62,10 @@ class Tiler:
         self._plan = plan
         self._xp = xp
         self._dtype = dtype
+        self._result_dtypes = {
+            "out": (problem.accumulator_dtype, plan.result_dtype),
+            "lse": (problem.accumulator_dtype,),
+        }
         self._device = like.device
         self._emit = emit
         is_in_place = isinstance(self._sink, ArraySink) and like.dtype == dtype and not plan.keeps_sums_on_device
@@ -169,8 +173,17 @@ class Tiler:
         step = max(_BROUGHT_BYTES // max(prod(partial.out.shape) // max(len(rows), 1) * 8, 1), 1)
         for first in range(0, len(rows), step):
             part = slice(first, min(first + step, len(rows)))
-            here = Partial(on_host(partial.out[..., part, :]), on_host(partial.lse[..., part]))
+            here = Partial(on_host(self._rounded(partial.out[..., part, :])), on_host(partial.lse[..., part]))
             self._finish(task, rows[part], here)
+
+    def _rounded(self, out: Array) -> Array:
+        """Round complete rows on the device that has them, if nothing is added to them on the host."""
+        dtype = dtype_name(self._sink)
+        if self._sink_logits is not None or dtype != self._plan.problem.dtype:
+            return out
+        xp = namespace_of(out=out)
+        rounded: Array = xp.astype(out, dtype_of(xp, dtype), copy=False)
+        return rounded
 
     def _finish(self, task: Task, rows: range, partial: Partial, spilled: int = 0) -> None:
         """Take complete rows to where they belong."""
@@ -225,7 +238,7 @@ class Tiler:
             raise TileError(f"the result for {tile} must have shape {expected}, got {tuple(partial.out.shape)}")
         dtype = self._plan.problem.accumulator_dtype
         for name, array in (("out", partial.out), ("lse", partial.lse)):
-            if dtype_name(array) != dtype:
+            if dtype_name(array) not in self._result_dtypes[name]:
                 rule = f"have the accumulator's type, {dtype}, in the result for {tile}"
                 remedy = "partial results are kept in `problem.accumulator_dtype`, whatever the inputs' type"
                 raise DTypeError.of(name, rule, dtype_name(array), remedy)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cqs.kernels import Region
+from cqs.kernels import Region, by_coverage
 from cqs.kernels.by_coverage import Shape, cut_by_coverage, part_of
 from cqs.kernels.cudnn_graphs import Layout, Spec, _mask_options
 from cqs.masks import Causal, Coverage, Dense, Documents, Mask, NoMask, PrefixLM, Sinks, SlidingWindow
@@ -51,12 +51,14 @@ def regions(draw: st.DrawFn) -> tuple[Region, list[int]]:
     return Region(queries, keys, draw(masks), foreign), sizes
 
 
-@given(regions())
-def test_every_visible_pair_is_in_one_part(case: tuple[Region, list[int]]) -> None:
+@given(regions(), st.sampled_from([by_coverage._LEAST_SQUARE, 3]))
+def test_every_visible_pair_is_in_one_part(case: tuple[Region, list[int]], least_square: int) -> None:
     region, sizes = case
     n_rows, n_columns = sum(map(len, region.queries)), region.n_columns
     times = np.zeros((n_rows, n_columns), dtype=int)
-    cut = cut_by_coverage(region, sizes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(by_coverage, "_LEAST_SQUARE", least_square)
+        cut = cut_by_coverage(region, sizes)
     ends = np.cumsum([0, *sizes])
     for rows, columns, shape in cut.parts:
         seen = shape.visible(len(rows), len(columns))
@@ -70,6 +72,15 @@ def test_every_visible_pair_is_in_one_part(case: tuple[Region, list[int]]) -> No
         index = np.concatenate([list(piece) for piece in pieces])
         times[np.ix_(range(rows.start, rows.stop), index)] += own.visible(range(len(rows)), [range(len(index))])
     assert (times == region.visible(range(n_rows), [range(n_columns)])).all()
+
+
+def test_keys_that_stream_by_a_diagonal_want_two_graphs() -> None:
+    n, part = 1 << 20, 1 << 16
+    kinds = set()
+    for first in range(0, n, part):
+        region = Region((range(n),), (range(first, first + part),), Causal())
+        kinds |= {(len(rows), len(columns), shape) for rows, columns, shape in cut_by_coverage(region, [part]).parts}
+    assert kinds == {(part, part, Shape.FULL), (part, part, Shape.CAUSAL)}
 
 
 @given(regions(), st.integers(1, 20))

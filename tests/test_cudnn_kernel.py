@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import fake_cudnn
+import gemm_emulation  # noqa: F401
 import ml_dtypes
 import numpy as np
 import pytest

@@ -7,7 +7,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cqs.backend import Device, Download, Session, TimedSession, numbered, quiet_floats, stopped_by
+from cqs.backend import Device, Download, Session, TimedSession, dtype_of, numbered, quiet_floats, stopped_by
 from cqs.engines.turns import Accept, Turns
 from cqs.errors import OptionError
 from cqs.events import DeviceBusy, Event
@@ -15,6 +15,7 @@ from cqs.partial import Partial
 from cqs.reading import Direct, Feed, ReadAhead
 from cqs.schedule import Plan, Read, Task
 from cqs.staging import DeviceSource, Uploads
+from cqs.types import DType
 from cqs.worker import TaskResult, Worker
 
 __all__ = ["DeviceEngine"]
@@ -96,7 +97,8 @@ class DeviceEngine:
             if timed is not None and worker.emit is not None:
                 timed.listen(_renamed(worker.emit, device.name, name))
             results = (_timed(own, timed, task).run(task, feed=feed) for task in mine.tasks())
-            for result in results if plan.keeps_sums_on_device else _returned(results, session):
+            dtype = dtype_of(session.xp, plan.result_dtype)
+            for result in results if plan.keeps_sums_on_device else _returned(results, session, dtype):
                 # what is merged on the device is computed there; complete rows come back, too, which is not
                 is_merged = plan.keeps_sums_on_device and not plan.completes(result.task.index)
                 with timed.timed(result.task.index) if timed is not None and is_merged else nullcontext():
@@ -126,11 +128,11 @@ def _timed(worker: Worker, timed: TimedSession | None, task: Task) -> Worker:
     return replace(worker, attend=attend)
 
 
-def _returned(results: Iterator[TaskResult], session: Session) -> Iterator[TaskResult]:
-    """Yield results as they come back from a device, each while the next is computed."""
+def _returned(results: Iterator[TaskResult], session: Session, dtype: DType) -> Iterator[TaskResult]:
+    """Yield results as they come back from a device, rounded to a type, each while the next is computed."""
     last: _Return | None = None
     for result in results:
-        returning = _Return.of(result, session)
+        returning = _Return.of(result, session, dtype)
         del result
         if last is not None:
             yield last.result()
@@ -147,8 +149,11 @@ class _Return:
     downloads: tuple[tuple[Download, Download], ...]
 
     @classmethod
-    def of(cls, result: TaskResult, session: Session) -> "_Return":
-        pairs = tuple((session.download(p.out), session.download(p.lse)) for p in result.partials)
+    def of(cls, result: TaskResult, session: Session, dtype: DType) -> "_Return":
+        astype = session.xp.astype
+        pairs = tuple(
+            (session.download(astype(p.out, dtype, copy=False)), session.download(p.lse)) for p in result.partials
+        )
         return cls(result.task, pairs)
 
     def result(self) -> TaskResult:

@@ -23,6 +23,7 @@ __all__ = ["Cut", "Part", "Rest", "Shape", "cut_by_coverage", "part_of"]
 _MOST_GRAPHS = 32  # a shape of part with less than 1/32 of a rectangle's visible pairs is not worth a graph of its own
 _FEW, _LEAST_PAIRS = 8, 1 << 16  # if a rectangle has more than a few parts, each has so many visible pairs
 _MOST_CHANGES = 256  # of which more are not looked at one by one, if too small on average
+_LEAST_SQUARE = 1 << 15  # columns; with so many a square takes much longer than starting it
 _NOTHING = 1 << 60  # stands for an edge that a row does not have; far from any token
 
 
@@ -259,7 +260,11 @@ def _worth_it(groups: list[list[Part]]) -> Iterator[tuple[list[Part], bool]]:
 
 
 def _joined_parts(parts: Sequence[Part], ends: set[int]) -> Iterator[Part]:
-    """Join full parts of the same rows that stand side by side in an array, and then those of the same columns."""
+    """Join full parts of the same rows that stand side by side in an array, and then those of the same columns.
+
+    Those that are tall and large are cut into squares: where keys stream by a diagonal, each would have another height,
+    and so want a graph of its own.
+    """
     by_rows: defaultdict[tuple[int, int], list[range]] = defaultdict(list)
     by_columns: defaultdict[tuple[int, int], list[range]] = defaultdict(list)
     for rows, columns, shape in parts:
@@ -268,9 +273,19 @@ def _joined_parts(parts: Sequence[Part], ends: set[int]) -> Iterator[Part]:
     for (start, stop), pieces in by_rows.items():
         for columns in _side_by_side(pieces, ends):
             by_columns[columns.start, columns.stop].append(range(start, stop))
-    full = [Part(rows, range(*columns), Shape.FULL) for columns, runs in by_columns.items() for rows in merged(runs)]
+    full = [
+        Part(piece, range(*columns), Shape.FULL)
+        for columns, runs in by_columns.items()
+        for rows in merged(runs)
+        for piece in _square_rows(rows, columns[1] - columns[0])
+    ]
     yield from sorted(full, key=lambda part: (part.rows.start, part.columns.start))
     yield from (part for part in parts if part.shape is not Shape.FULL)
+
+
+def _square_rows(rows: range, n_columns: int) -> list[range]:
+    height = n_columns if n_columns >= _LEAST_SQUARE else len(rows)
+    return [rows[start : start + height] for start in range(0, len(rows), height)]
 
 
 def _side_by_side(pieces: list[range], ends: set[int]) -> list[range]:

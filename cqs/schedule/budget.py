@@ -19,7 +19,7 @@ from cqs.quorum.finite_field import prime_power
 from cqs.schedule.cost import Rates, Run
 from cqs.schedule.grain import Grain, Setting, n_head_blocks
 from cqs.schedule.memory import footprint
-from cqs.schedule.sizes import bounded_sizes, rows_pending
+from cqs.schedule.sizes import bounded_sizes, result_dtype, rows_pending
 from cqs.schedule.traffic import TaskReads, Traffic, estimated_reads, traffic
 from cqs.units import format_bytes, plural
 
@@ -47,6 +47,7 @@ _DEVICE_LEVELS = (
 )
 _MOST_WORKERS = 1_000_000
 _AS_FAST = 1.01
+_TASKS_OF_A_DEVICE = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +77,27 @@ class Candidate:
         """Return the most that it may hold, whatever the mask."""
         p, grain = problem, self.grain
         sizes = bounded_sizes(p, self.strategy, self.workers, self.size, grain, self.setting)
-        return footprint(p, sizes, grain, self.setting, rows_pending(p, self.strategy, self.workers, grain)).total
+        return footprint(p, sizes, grain, self.setting, self._rows_pending(p)).total
 
     def seconds(self, problem: AttentionProblem, flops: int) -> float:
         """Predict its time on a typical machine."""
         reads, blocks = self._reads(problem), n_head_blocks(problem, self.grain.kv_heads)
-        moved = traffic(problem, reads, self.setting)
+        moved = self.traffic(problem)
         rates = Rates.typical(self.setting)
         rates = replace(rates, flops=rates.flops * self.speed)
-        return Run(flops, moved, self.workers, reads, blocks, self.setting).seconds(rates)
+        run = Run(
+            flops, moved, self.workers, blocks, reads, self.setting,
+            is_streamed=self.grain.keys is not None, is_summed=self._rows_pending(problem) > 0,
+        )  # fmt: skip
+        return run.seconds(rates)
 
     def traffic(self, problem: AttentionProblem) -> Traffic:
         """Return about what it moves."""
-        return traffic(problem, self._reads(problem), self.setting)
+        dtype = result_dtype(problem, self.setting, self._rows_pending(problem))
+        return traffic(problem, self._reads(problem), self.setting, dtype)
+
+    def _rows_pending(self, problem: AttentionProblem) -> int:
+        return rows_pending(problem, self.strategy, self.workers, self.grain)
 
     def _reads(self, problem: AttentionProblem) -> TaskReads:
         return estimated_reads(problem, self.strategy, self.workers, self.size, self.grain, self.setting)
@@ -128,9 +137,10 @@ def best_within(
     flops = problem.flops(problem.n_pairs)
     fitting = []
     for family in _families(problem, strategies, setting):
-        W = family.first_within(problem, memory) if workers is None else workers
-        if W is not None and family.at(W).held_bytes(problem) <= memory:
-            fitting.append(family.at(W))
+        least = family.first_within(problem, memory) if workers is None else workers
+        if least is not None:
+            tried = map(family.at, [least] if workers else family.worth_a_try(least, len(setting.devices)))
+            fitting += [candidate for candidate in tried if candidate.held_bytes(problem) <= memory]
     if fitting:
         seconds = [candidate.seconds(problem, flops) for candidate in fitting]
         near = [x for x, own in zip(fitting, seconds, strict=True) if own <= _AS_FAST * min(seconds)]
@@ -156,6 +166,12 @@ class _Family:
             if first < len(self.choices):
                 return self.choices[first]
         return next(filter(fits, _spread(self.choices)), None)  # it shrinks until the tasks themselves take most
+
+    def worth_a_try(self, least: int, n_devices: int) -> list[int]:
+        """Return the fewest workers, and with devices up to 32 times as many as these: for each some, and smaller."""
+        wanted = (n_devices * few for few in _TASKS_OF_A_DEVICE)
+        more = [bisect_left(self.choices, W) for W in wanted if n_devices and W > least]
+        return list(dict.fromkeys([least, *(self.choices[i] for i in more if i < len(self.choices))]))
 
 
 def _families(

@@ -66,22 +66,57 @@ class Run:
         Kernel calls and slices for each block of heads.
     setting : Setting
         What it runs on.
+    is_streamed : bool
+        Whether a task begins before all of its keys are read.
+    is_summed : bool
+        Whether results are added to each other.
     """
 
     flops: int
     moved: Traffic
     workers: int
-    reads: TaskReads
     blocks: int
+    reads: TaskReads
     setting: Setting
+    is_streamed: bool
+    is_summed: bool
 
     def seconds(self, rates: Rates) -> float:
-        """Predict the time of a run that computes while it reads, and writes in between."""
+        """Predict the time of a run that computes while it reads."""
+        return self._on_devices(rates) if self.setting.devices else self._here(rates)
+
+    @property
+    def _n_tasks(self) -> int:
+        return self.workers * self.blocks
+
+    def _here(self, rates: Rates) -> float:
+        """Predict it where tasks share one processor, and write in between."""
         computing, reading = self._computing(rates), self._reading(rates)
         longer, shorter = max(computing, reading), min(computing, reading)
         writing = (self.moved.spilled + self.moved.written) / rates.bytes
         merging = self.moved.results / rates.merged
-        return longer + _BESIDES * shorter + writing + merging + self.workers * self.blocks * _TASK_SECONDS
+        return longer + _BESIDES * shorter + writing + merging + self._n_tasks * _TASK_SECONDS
+
+    def _on_devices(self, rates: Rates) -> float:
+        """Predict it for devices that draw tasks, each with a thread that copies for it while it computes.
+
+        Nothing is computed while the first task is copied in, or the last result back, and nothing by the devices that
+        have no task left: so tasks are to be several for each, and small beside the whole.
+        """
+        n_devices, n_tasks = len(self.setting.devices), max(self._n_tasks, 1)
+        computing = self.flops / n_tasks / (rates.flops / n_devices)
+        reading = self.moved.read / n_tasks / rates.bytes
+        first = reading * min(1.0, 3 * self.workers / max(self.reads.slices, 1)) if self.is_streamed else reading
+        returning, at_the_end = (self.moved.results + self.moved.written) / rates.bytes, 0.0
+        if self.is_summed:
+            is_there = self.setting.sums_on_device
+            returning = 0.0 if is_there else self.moved.results / rates.bytes
+            at_the_end = self.moved.results / rates.merged + (1 + is_there) * self.moved.written / rates.bytes
+        returning /= n_tasks
+        thread = reading + returning + _TASK_SECONDS + self.reads.calls / self.workers * _CALL_SECONDS
+        n_before = -(-n_tasks // n_devices) - 1  # the last of one device
+        last = max(computing, thread - first - returning) + returning
+        return first + n_before * max(computing, thread) + last + at_the_end
 
     def _computing(self, rates: Rates) -> float:
         setting, calls = self.setting, self.reads.calls * self.blocks

@@ -72,6 +72,8 @@ class Setting:
         machine, and not in that of the device.
     has_scores : bool
         Whether scores are changed (softcap, bias, `score_mod`), which takes temporary blocks of them.
+    has_sink_logits : bool
+        Whether every softmax has one more term, which complete rows are given where the output is.
     read_bytes : int
         What reading a slice of an input may hold beyond the slice itself, such as a chunk that is decompressed.
     memory : int or None
@@ -92,6 +94,7 @@ class Setting:
     keeps_lse: bool = True
     is_spilled: bool = False
     has_scores: bool = False
+    has_sink_logits: bool = False
     read_bytes: int = 0
     memory: int | None = None
     devices: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from cqs.checks import whole_number
 from cqs.errors import CQSError, OptionError
-from cqs.problem import DTYPES, AttentionProblem
+from cqs.problem import AttentionProblem
 from cqs.quorum import CyclicQuorumSet
 from cqs.schedule.bundling import bundled_rows
 from cqs.schedule.cost import Rates, Run
@@ -17,7 +17,7 @@ from cqs.schedule.grain import Grain, Setting, head_block, n_head_blocks
 from cqs.schedule.layout import Layout
 from cqs.schedule.making import bundles_of, layout_of
 from cqs.schedule.memory import CACHED_TASKS, Footprint, SlotBytes, footprint, slot_bytes
-from cqs.schedule.sizes import TaskSizes, bounded_sizes, counted_sizes, rows_pending
+from cqs.schedule.sizes import TaskSizes, bounded_sizes, counted_sizes, result_dtype, rows_pending
 from cqs.schedule.task import Read, Task, reads
 from cqs.schedule.traffic import TaskReads, Traffic, estimated_reads, reads_of, traffic
 from cqs.units import format_bytes, format_count, plural
@@ -127,10 +127,14 @@ class Plan:
         return self.problem.input_bytes(n_queries, n_keys) * self._n_heads(task) // max(self.problem.n_batch_heads, 1)
 
     def partial_bytes(self, task: Task) -> int:
-        """Return the bytes of a task's result: output and lse, in the accumulator's type, for each of its strips."""
-        p = self.problem
+        """Return the bytes of a task's result: output, in the type of results, and lse, for each of its strips."""
         n_rows = sum(len(strip.query) for strip in task.strips)
-        return n_rows * self._n_heads(task) * (p.value_width + 1) * DTYPES[p.accumulator_dtype][0]
+        return n_rows * self._n_heads(task) * self.problem.row_bytes(self.result_dtype)
+
+    @property
+    def result_dtype(self) -> str:
+        """The type of the output in results of tasks: the accumulators', or that of the whole if a device rounds it."""
+        return result_dtype(self.problem, self.setting, self._rows_pending)
 
     @property
     def keeps_sums_on_device(self) -> bool:
@@ -155,13 +159,16 @@ class Plan:
     @property
     def traffic(self) -> Traffic:
         """The bytes that a run moves."""
-        return traffic(self.problem, _reads(self), self.setting)
+        return traffic(self.problem, _reads(self), self.setting, self.result_dtype)
 
     def seconds(self, rates: Rates | None = None) -> float:
         """Predict the time of a run on a machine of such rates, by default a typical one."""
         rates = rates or Rates.typical(self.setting)
         p, blocks = self.problem, n_head_blocks(self.problem, self.grain.kv_heads)
-        run = Run(p.flops(p.n_pairs), self.traffic, self.workers, _reads(self), blocks, self.setting)
+        run = Run(
+            p.flops(p.n_pairs), self.traffic, self.workers, blocks, _reads(self), self.setting,
+            is_streamed=self.grain.keys is not None, is_summed=not self.completes_each,
+        )  # fmt: skip
         return run.seconds(rates)
 
     def _n_heads(self, task: Task) -> int:

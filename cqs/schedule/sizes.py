@@ -10,7 +10,7 @@ from cqs.schedule.grain import Grain, Setting
 from cqs.schedule.layout import BalancedLayout
 from cqs.schedule.task import Task, largest_cut
 
-__all__ = ["MOST_PARTS", "TaskSizes", "bounded_sizes", "counted_sizes", "rows_pending"]
+__all__ = ["MOST_PARTS", "TaskSizes", "bounded_sizes", "counted_sizes", "result_dtype", "rows_pending"]
 
 MOST_PARTS = 64  # of a tile, that a mask leaves to be read
 
@@ -144,3 +144,12 @@ def rows_pending(problem: AttentionProblem, strategy: str, workers: int, grain: 
     if strategy == "ring" or workers == 1 or (strategy == "tiles" and grain.row_groups == workers):
         return 0
     return problem.n_queries
+
+
+def result_dtype(problem: AttentionProblem, setting: Setting, rows_pending: int) -> str:
+    """Return the type of results of tasks: that of sums, or of the output if a device completes and rounds them.
+
+    Rounded there, half as much is copied back, and the machine, which rounds to float16 slowly, has nothing to do.
+    """
+    is_rounded = setting.devices and rows_pending == 0 and not setting.has_sink_logits
+    return (setting.output_dtype or problem.dtype) if is_rounded else problem.accumulator_dtype

@@ -85,10 +85,10 @@ def reads_of(tasks: Iterable[Task], strategy: str, grain: Grain) -> TaskReads:
     return TaskReads(queries, keys, passed, calls, slices)
 
 
-def traffic(problem: AttentionProblem, reads: TaskReads, setting: Setting) -> Traffic:
-    """Return the bytes of what tasks read, over all heads."""
-    p, wide = problem, DTYPES[problem.accumulator_dtype][0]
-    row = p.n_batch_heads * (p.value_width + 1) * wide
+def traffic(problem: AttentionProblem, reads: TaskReads, setting: Setting, result_dtype: str) -> Traffic:
+    """Return the bytes of what tasks read, over all heads, and hand to the Tiler in a type."""
+    p = problem
+    row = p.n_batch_heads * p.row_bytes(result_dtype)
     key = prod(p.batch) * p.n_kv_heads * (p.width + p.value_width) * p.itemsize
     results = reads.queries * row
     return Traffic(
