@@ -99,7 +99,7 @@ def ready(
         logits = None if sink_logits is None else checked_sink_logits(sink_logits, problem, like=like)
         place = placed(
             problem, source, backend=backend, devices=devices, kernel=kernel, engine=engine, memory=memory,
-            has_scores=scores is not None,
+            has_scores=scores is not None, has_sink_logits=logits is not None,
         )  # fmt: skip
         target = open_output(out, problem, source)
         setting = replace(
@@ -107,7 +107,6 @@ def ready(
             output=target.kind,
             output_dtype=target.dtype,
             keeps_lse=return_lse,
-            has_sink_logits=logits is not None,
             read_bytes=place.setting.read_bytes + target.write_bytes,
         )
         plan = Scheduler(workers, strategy, place.memory, setting).plan(problem)

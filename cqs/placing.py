@@ -50,6 +50,7 @@ def placed(
     engine: Engine | Executor | None,
     memory: int | str | None,
     has_scores: bool,
+    has_sink_logits: bool,
 ) -> Place:
     """Decide what computes a call; see `cqs.attention` for the arguments.
 
@@ -65,7 +66,8 @@ def placed(
     if chosen:
         xp = chosen[0].xp
     found, passed_over = choose_kernel(kernel, Request(xp, problem, has_scores, tuple(chosen)))
-    common = {"kernel": found.name, "has_scores": has_scores, "passed_over": passed_over}
+    wanted = {"has_scores": has_scores, "has_sink_logits": has_sink_logits}
+    common = {"kernel": found.name, "passed_over": passed_over, **wanted}
     if chosen:
         names = numbered(device.name for device in chosen)
         setting = Setting(threads=1, in_flight=1, is_staged=True, devices=names, **common)  # type: ignore[arg-type]

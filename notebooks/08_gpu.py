@@ -158,8 +158,8 @@ label = axes[-1].set_xlabel("ticks")
 # ## When is copying hidden?
 #
 # A task of a quorum set reads m groups of n = N/W tokens, as queries, keys and values: 3mn rows of D numbers, of s
-# bytes each. It computes its share of the pairs, N²/W = Wn², and 4D operations for each. With H heads both are
-# H times as much. H and D drop out of the intensity:
+# bytes each. It computes its share of the pairs, N²/W = Wn², and 4D operations for each. With H heads both are H times
+# as much (the library makes H times as many tasks instead). So H and D drop out of the intensity:
 #
 # $$ \frac{\text{operations}}{\text{bytes}} = \frac{4 D W n^2}{3 m n D s} = \frac{4 W n}{3 m s} = \frac{4 N}{3 m s}. $$
 #
@@ -174,7 +174,7 @@ label = axes[-1].set_xlabel("ticks")
 # Is this what plans come to? They are made for a device with 64 GiB, which is only described; nothing is computed.
 
 # %%
-F, B, H, D = 400e12, 50e9, 16, 64
+F, B, H, D = 400e12, 50e9, 1, 64
 described = HostDevice(memory=64 << 30)
 lengths = [2**12 * 2**i for i in range(8)]
 for W in (7, 31):

@@ -104,19 +104,20 @@ def _problem(args: Arguments) -> tuple[AttentionProblem, int | None, Setting]:
         problem = AttentionProblem.of(source.q, source.k, source.v, mask=mask, scale=args.scale)
         place = placed(
             problem, source, backend=args.backend, devices=args.devices, kernel=args.kernel, engine=engine,
-            memory=args.memory, has_scores=_has_scores(args, problem),
+            memory=args.memory, **_changes(args, problem),
         )  # fmt: skip
     written = problem.accumulator_dtype if is_run and problem.dtype == "bfloat16" else problem.dtype
     output: Literal["sink", "new"] = "sink" if is_run else "new"
     return problem, place.memory, replace(place.setting, output=output, output_dtype=written, keeps_lse=args.lse)
 
 
-def _has_scores(args: Arguments, problem: AttentionProblem) -> bool:
-    """Whether the options change scores before the mask; what is wrong with them is refused."""
+def _changes(args: Arguments, problem: AttentionProblem) -> dict[str, bool]:
+    """Return what the options change, of scores and of complete rows; refuse what is wrong with them."""
     choice, like = scores_of(args, problem.n_heads), np.empty(0)
     if choice["sink_logits"] is not None:
         checked_sink_logits(choice["sink_logits"], problem, like)
-    return Scores.of(problem, like, choice["softcap"], choice["bias"], None) is not None
+    scores = Scores.of(problem, like, choice["softcap"], choice["bias"], None)
+    return {"has_scores": scores is not None, "has_sink_logits": choice["sink_logits"] is not None}
 
 
 def _rates(args: Arguments, setting: Setting) -> Rates:

@@ -170,7 +170,7 @@ class _Family:
     def worth_a_try(self, least: int, n_devices: int) -> list[int]:
         """Return the fewest workers, and with devices up to 32 times as many as these: for each some, and smaller."""
         wanted = (n_devices * few for few in _TASKS_OF_A_DEVICE)
-        more = [bisect_left(self.choices, W) for W in wanted if n_devices and W > least]
+        more = [bisect_left(self.choices, W) for W in wanted if n_devices and least < W]
         return list(dict.fromkeys([least, *(self.choices[i] for i in more if i < len(self.choices))]))
 
 
