@@ -19,6 +19,7 @@ from cqs.backend import CudaDevice, HostDevice, import_cupy
 from cqs.errors import BackendError, OptionError
 from cqs.kernels import cudnn_missing
 from cqs.masks import Causal, Dense, Documents, SlidingWindow
+from cqs.sources import ArraySink
 from cqs.testing import assert_exact
 from cqs.trace import Recorder
 
@@ -162,6 +163,18 @@ def test_arrays_on_a_device_are_computed_in_large_blocks_if_they_fit(machine: Ma
     plans = [cqs.plan(x, x, x, memory=memory, workers=1) for memory in ("8 GiB", "200 MiB")]
     assert [plan.grain.block_bytes for plan in plans] == [256 << 20, 128 << 20]
     assert all(plan.projected_bytes <= plan.setting.memory for plan in plans)
+
+
+def test_arrays_on_a_device_are_computed_at_once_and_written_at_once(machine: Machine) -> None:
+    import cupy
+
+    x, lane = cupy.zeros((2, 9000, 64), dtype=cupy.float16), machine.current_lane()
+    assert cqs.plan(x, x, x).workers == 1
+    rows = cupy.full((2, 9000, 64), 1 / 3, dtype=cupy.float32)
+    before = lane.tick
+    ArraySink(x).write(None, 0, 9000, rows)
+    assert lane.tick - before == 1
+    assert (x.get() == np.float16(1 / 3)).all()
 
 
 def test_arrays_on_a_device_are_computed_in_the_thread_that_has_it(machine: Machine, qkv: list[np.ndarray]) -> None:

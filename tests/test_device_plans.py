@@ -37,11 +37,11 @@ def test_no_device_is_without_work(n_devices: int, N: int, H: int) -> None:
 
 
 @pytest.mark.parametrize("memory", [2 * GIB, 64 * GIB])
-@pytest.mark.parametrize("N", [1 << 18, 1 << 20, 1 << 22])
-def test_copies_of_long_sequences_are_hidden(N: int, memory: int) -> None:
+@pytest.mark.parametrize(("N", "most"), [(1 << 18, 1.15), (1 << 20, 1.05), (1 << 22, 1.02)])
+def test_copies_of_long_sequences_are_hidden(N: int, most: float, memory: int) -> None:
     plan = planned(1, N, memory=memory, is_causal=True)
     computing = plan.problem.flops(plan.problem.n_pairs) / Rates.typical(plan.setting).flops
-    assert computing < plan.seconds() < 1.1 * computing
+    assert computing < plan.seconds() < most * computing
 
 
 def test_one_task_hides_nothing_and_many_all_but_the_first_and_the_last() -> None:

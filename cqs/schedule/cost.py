@@ -12,6 +12,7 @@ _HOST_MERGING, _DEVICE_MERGING = 4e9, 1e12  # bytes of partial results a second;
 _DEVICE_FLOPS = {"cudnn": 5e14, "gemm": 3e13}  # of recent data-centre GPUs, or that of other kernels:
 _OTHER_DEVICE_FLOPS, _DEVICE_BYTES = 5e12, 1e10
 _TASK_SECONDS, _CALL_SECONDS = 2e-4, 1e-4  # for each task and kernel call, whatever its size
+_MERGE_SECONDS = 4e-4  # for each on a device: some sixty launches
 _SLICE_SECONDS, _CHUNKED_SECONDS = 1e-5, 8e-4  # for each slice that is read, or of arrays that are kept in chunks
 _BESIDES = 0.3  # of the shorter of computing and reading adds to the longer: they overlap, but share the cores
 
@@ -113,7 +114,8 @@ class Run:
             returning = 0.0 if is_there else self.moved.results / rates.bytes
             at_the_end = self.moved.results / rates.merged + (1 + is_there) * self.moved.written / rates.bytes
         returning /= n_tasks
-        thread = reading + returning + _TASK_SECONDS + self.reads.calls / self.workers * _CALL_SECONDS
+        a_call = _CALL_SECONDS + _MERGE_SECONDS * (self.is_streamed or self.is_summed)
+        thread = reading + returning + _TASK_SECONDS + self.reads.calls / self.workers * a_call
         n_before = -(-n_tasks // n_devices) - 1  # the last of one device
         last = max(computing, thread - first - returning) + returning
         return first + n_before * max(computing, thread) + last + at_the_end

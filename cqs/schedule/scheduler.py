@@ -102,7 +102,8 @@ class Scheduler:
             found = best_within(problem, strategies, workers, self.setting, memory)
             return _plan(problem, found.strategy, found.workers, found.grain, found.setting)
         strategy, grain = strategies[0], Grain(block_bytes=DEVICE_BLOCK_BYTES) if self.setting.is_for_gpu else Grain()
-        return _plan(problem, strategy, workers or default_workers(problem.n_queries), grain, self.setting)
+        n_cpus = 1 if self.setting.threads == self.setting.in_flight == 1 else None  # as where a GPU has the arrays
+        return _plan(problem, strategy, workers or default_workers(problem.n_queries, n_cpus), grain, self.setting)
 
     def alternatives(self, problem: AttentionProblem) -> dict[str, Plan | BudgetError]:
         """Return the plan of each strategy that could be taken, or the error that says why it could not."""

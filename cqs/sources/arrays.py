@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from math import prod
 
+from array_api_compat import is_cupy_array
+
 from cqs.backend import dtype_of, is_writeable, may_overlap, namespace_of, overlaps_itself
 from cqs.errors import DTypeError, OptionError, ShapeError
 from cqs.problem import AttentionProblem, dtype_name
@@ -56,9 +58,12 @@ class ArraySink:
         return self.array.dtype
 
     def write(self, lead: tuple[int | slice, ...] | None, start: int, stop: int, rows: Array) -> None:
-        """Write some rows of some heads, or of all; they are converted, if need be, a little at a time."""
+        """Write some rows of some heads, or of all.
+
+        If need be, they are converted: a little at a time, or by CuPy as it copies, in one launch and without a copy.
+        """
         heads = (...,) if lead is None else lead
-        if rows.dtype == self.array.dtype:
+        if rows.dtype == self.array.dtype or is_cupy_array(self.array):
             self.array[(*heads, slice(start, stop), slice(None))] = rows
             return
         xp = namespace_of(rows=rows)

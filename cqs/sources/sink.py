@@ -13,8 +13,8 @@ __all__ = ["Sink", "steps"]
 class Sink(Protocol):
     """A place for an array `(*B, H, T, E)`, which is filled by rows and looks finished only when it is.
 
-    Rows come from one thread at a time, in any order, each once, as blocks of the accumulators' type. Then comes either
-    `finish` or, if anything failed, `abandon`.
+    Rows come from one thread at a time, in any order, each once, as blocks of the accumulators' type, or rounded to
+    that of the array. Then comes either `finish` or, if anything failed, `abandon`.
     """
 
     @property
