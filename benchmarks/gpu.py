@@ -7,7 +7,9 @@
 budgets of device memory, with its rate as a share of that of resident arrays, and how much of the copying was hidden;
 (float) float32 and float64. Contestants take turns; times are medians, of the device's own clock where arrays are on
 it. A contestant that fails or has no kernel for a case is named with its error. TFLOP/s count 4 H N^2 D operations,
-half for causal. After `--seconds` no new case is begun, and what was left out is listed.
+half for causal. No case is begun that would probably not be done after `--seconds`, and what was left out is listed;
+results are written after every case. Sequences of the resident part can be cut evenly for all W: else every size of a
+group, and every sum of sizes, wants a graph of its own, and building these takes longer than all else.
 """
 
 import argparse
@@ -33,6 +35,9 @@ from cqs.trace import hidden_share
 WORKERS = (1, 7, 31, 133)
 BUDGETS = (2, 8, 32)  # GiB
 PARTS = ("resident", "host", "float")
+_EVEN = 4123  # tokens: the least multiple of 7, 31 and 133
+_TYPICAL_FLOPS, _LONG, _CONTESTANTS = 3e14, 20, 5  # to foretell how long a case takes; seconds; of long sequences
+_MOST_DRAWN = 1 << 24  # random numbers
 _NO_TORCH = "torch with CUDA is not installed"
 
 
@@ -52,6 +57,23 @@ class Case:
         """Operations of the two matrix products."""
         return 4 * self.n_heads * self.n_tokens**2 * self.width / (2 if self.is_causal else 1)
 
+    @property
+    def least_seconds(self) -> float:
+        """About how long it takes to measure, without what shorter sequences take as well."""
+        seconds = self.flops / _TYPICAL_FLOPS
+        return _CONTESTANTS * seconds * (1 if seconds > _LONG else 2)
+
+    def numbers(self, seed: int) -> Any:
+        """Draw an array; of long ones the same again and again, as drawing takes longer than what is timed."""
+        shape = (self.n_heads, self.n_tokens, self.width)
+        dtype: Any = self.dtype
+        if self.dtype == "bfloat16":
+            import ml_dtypes
+
+            dtype = ml_dtypes.bfloat16
+        few = np.random.default_rng(seed).standard_normal(min(math.prod(shape), _MOST_DRAWN), dtype=np.float32)
+        return np.resize(few.astype(dtype), shape)
+
 
 def cases(parts: list[str], longest: int, shortest: int = 4096) -> Iterator[Case]:
     """Yield the cases, the short ones of every part first."""
@@ -61,7 +83,7 @@ def cases(parts: list[str], longest: int, shortest: int = 4096) -> Iterator[Case
         for width in (64, 128):
             for is_causal in (False, True):
                 if "resident" in parts and n <= 131072:
-                    yield Case("resident", 16, n, width, "bfloat16", is_causal)
+                    yield Case("resident", 16, n * _EVEN // 4096 if n >= 4096 else n, width, "bfloat16", is_causal)
         if "float" in parts and n <= 32768:
             yield Case("float", 16, n, 64, "float32", False)
             yield Case("float", 16, n, 64, "float64", False)
@@ -76,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shortest", type=int, default=4096)
     parser.add_argument("--longest", type=int, default=4 << 20)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=420)
+    parser.add_argument("--seconds", type=float, default=450)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gpu.json")
     options = parser.parse_args(arguments)
     try:
@@ -84,18 +106,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except CQSError as error:
         parser.exit(2, f"{error}\n")
     rows: list[dict[str, Any]] = []
-    left_out, start = [], time.perf_counter()
+    result: dict[str, Any] = {"machine": machine, "rows": rows, "left_out": [], "targets": []}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
     # not the null stream, which torch cannot be told to work on; events on it would not see what torch does
     with import_cupy().cuda.Stream(non_blocking=True):
         for case in cases(options.parts, options.longest, options.shortest):
-            if time.perf_counter() - start > options.seconds:
-                left_out.append(asdict(case))
+            if time.perf_counter() - start + case.least_seconds > options.seconds:
+                result["left_out"].append(asdict(case))
                 continue
             rows += measure(case, options.rounds)
             report_case(case, rows)
-    result = {"machine": machine, "rows": rows, "left_out": left_out, "targets": targets(rows)}
+            result["targets"] = targets(rows)
+            options.out.write_text(json.dumps(result, indent=1) + "\n")
     report(result)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
@@ -130,11 +154,14 @@ def measure(case: Case, rounds: int) -> list[dict[str, Any]]:
             errors[name] = f"{type(error).__name__}: {str(error)[:200]}"
             return math.nan
 
-    for name in contestants:  # the first time, kernels are compiled
-        run(name)
+    for name in contestants:  # the first time, kernels are compiled; of what takes long, that is a hundredth
+        seconds = run(name)
+        if seconds > _LONG:
+            times[name] = [seconds]
     for n in range(rounds):
         for name in contestants:
-            if name not in errors and (n == 0 or sum(seconds[0] for seconds in times.values()) < 5):
+            is_enough = sum(seconds[0] for seconds in times.values()) > 5 if n else name in times
+            if name not in errors and not is_enough:
                 times.setdefault(name, []).append(run(name))
     rows = []
     for name, contestant in contestants.items():
@@ -204,7 +231,7 @@ def timed(contestant: Contestant) -> float:
 def on_device(case: Case) -> Iterator[tuple[str, Contestant]]:
     """Yield contestants for arrays that are on the device: torch and cqs get the same memory."""
     cupy = import_cupy()
-    q, k, v = (_random(cupy, case, seed) for seed in range(3))
+    q, k, v = (cupy.asarray(case.numbers(seed)) for seed in range(3))
     for W in WORKERS:
         yield f"cqs W={W}", Contestant(lambda W=W: cqs.attention(q, k, v, workers=W, is_causal=case.is_causal))
     torch = _torch()
@@ -236,9 +263,7 @@ def on_device(case: Case) -> Iterator[tuple[str, Contestant]]:
 
 def on_host(case: Case) -> Iterator[tuple[str, Contestant]]:
     """Yield contestants for arrays in the memory of the machine, and cqs for arrays on the device to compare with."""
-    rng = np.random.default_rng(0)
-    shape = (case.n_heads, case.n_tokens, case.width)
-    q, k, v = (rng.standard_normal(shape, dtype=np.float32).astype(case.dtype) for _ in range(3))
+    q, k, v = map(case.numbers, range(3))
     cupy = import_cupy()
 
     @cache
@@ -319,16 +344,6 @@ def report(result: dict[str, Any]) -> None:
         print(f"{t['what']:64} {t['got']:7.2f} {t['aim']:7.2f} {'' if t['met'] else '  missed'}")
     for case in result["left_out"]:
         print(f"left out for lack of time: {case}")
-
-
-def _random(cupy: Any, case: Case, seed: int) -> Any:
-    shape = (case.n_heads, case.n_tokens, case.width)
-    numbers = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-    if case.dtype == "bfloat16":
-        import ml_dtypes
-
-        return cupy.asarray(numbers.astype(ml_dtypes.bfloat16))
-    return cupy.asarray(numbers.astype(case.dtype))
 
 
 def _torch() -> Any:

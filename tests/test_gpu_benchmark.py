@@ -76,9 +76,37 @@ def test_inputs_that_do_not_fit_are_not_the_end(
     def full(*args: Any) -> Any:
         raise MemoryError("no room")
 
-    monkeypatch.setattr(benchmark, "_random", full)
+    monkeypatch.setattr(benchmark.Case, "numbers", full)
     found = run(benchmark, tmp_path, "--shortest", "32", "--longest", "32", "--parts", "float")
     assert {row["error"] for row in found["rows"]} == {"LookupError: no inputs for them: MemoryError: no room"}
+
+
+def test_what_was_measured_is_kept_if_it_is_stopped(
+    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, measured = benchmark.measure, []
+
+    def stopped(case: Any, rounds: int) -> Any:
+        if measured:
+            raise KeyboardInterrupt
+        measured.append(case)
+        return measure(case, rounds)
+
+    monkeypatch.setattr(benchmark, "measure", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(benchmark, tmp_path, "--shortest", "32", "--longest", "64", "--parts", "float")
+    rows = json.loads((tmp_path / "new" / "gpu.json").read_text())["rows"]
+    assert {row["dtype"] for row in rows} == {"float32"}
+
+
+def test_what_is_long_is_even_for_every_number_of_workers(benchmark: ModuleType) -> None:
+    sizes = {case.n_tokens for case in benchmark.cases(["resident"], 131072)}
+    assert len(sizes) == 6
+    assert all(n % W == 0 for n in sizes for W in (1, 7, 31, 133))
+    long = next(case for case in benchmark.cases(["host"], 1 << 22, 1 << 22 >> 2) if case.n_tokens == 1 << 22)
+    assert 100 < long.least_seconds < 400
+    small = benchmark.Case("host", 2, 100, 8, "bfloat16", True).numbers(3)
+    assert (small.shape, small.dtype.name) == ((2, 100, 8), "bfloat16")
 
 
 def test_what_there_is_no_time_for_is_listed(
