@@ -1,5 +1,6 @@
 """Which device computes how much: a slow one less, one that failed nothing more, and nobody what was called off."""
 
+import itertools
 import threading
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from slow_device import SlowDevice
 
 import cqs
+from cqs.engines.devices import _Drawn
 from cqs.engines.turns import Turns
 from cqs.events import TaskStarted
 from cqs.trace import Recorder
@@ -48,6 +50,23 @@ def test_a_slow_device_computes_fewer_tasks(inputs: dict[str, list[Any]], where:
     n_slow, n_fast = (sum(device.name in lane for lane in lanes) for device in devices)
     assert n_slow + n_fast == WORKERS
     assert 0 < n_slow < n_fast
+
+
+@pytest.mark.parametrize(("n_tasks", "n_devices", "most"), [(2, 2, 1), (4, 2, 2), (3, 3, 1), (8, 3, 3), (24, 3, 8)])
+def test_no_device_draws_ahead_what_another_would_begin(n_tasks: int, n_devices: int, most: int) -> None:
+    plan = cqs.plan(*[(1, 1000, 8)] * 3, workers=n_tasks, strategy="tiles")
+    drawn = _Drawn(plan, n_devices)
+    shares = [drawn.share() for _ in range(n_devices)]
+    tasks = [share.tasks() for share in shares]
+    reads = [share.reads_so_far() for share in shares]
+    begun: list[list[int]] = [[] for _ in shares]
+    while len(plan) > sum(map(len, begun)):  # all devices are equally fast, and copy as far ahead as they may
+        for own, own_tasks, own_reads in zip(begun, tasks, reads, strict=True):
+            own += [task.index for task in itertools.islice(own_tasks, 1)]
+            for _ in itertools.takewhile(lambda read: read is not None, own_reads):
+                pass
+    assert sorted(itertools.chain(*begun)) == list(range(n_tasks))
+    assert max(map(len, begun)) == most
 
 
 @pytest.mark.usefixtures("nothing_is_left_behind")

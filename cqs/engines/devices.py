@@ -21,12 +21,12 @@ from cqs.worker import TaskResult, Worker
 __all__ = ["DeviceEngine"]
 
 _HOST_BYTES = 256 << 20  # of inputs on disk that are read ahead, for each device
-_MOST_AHEAD = 2  # tasks that a device draws beyond the one it computes: one is copied in, one is read from disk
+_MOST_AHEAD = 2  # tasks that one of several devices draws beyond the one it computes: one is copied, one is read
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceEngine:
-    """Devices that draw tasks from one list: whoever is done takes the next, and has two more on their way.
+    """Devices that draw tasks from one list: whoever is done takes the next, and may have two more on their way.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class DeviceEngine:
 
     def run(self, plan: Plan, worker: Worker, accept: Accept) -> None:
         """Pass on results in the plan's order, in the memory of the machine, unless their sums stay on the device."""
-        drawn = _Drawn(plan, most_ahead=_MOST_AHEAD if len(self.devices) > 1 else len(plan))
+        drawn = _Drawn(plan, len(self.devices))
         if len(self.devices) == 1:
             self._run_on(self.devices[0], self.devices[0].name, drawn, worker, accept)
         else:
@@ -162,19 +162,28 @@ class _Return:
 
 
 class _Drawn:
-    """The list of tasks that devices draw from, each at most so many beyond the one that it computes."""
+    """The list of tasks that devices draw from, each a little ahead of what it computes."""
 
-    def __init__(self, plan: Plan, most_ahead: int) -> None:
+    def __init__(self, plan: Plan, n_devices: int) -> None:
         self.plan = plan
-        self.most_ahead = most_ahead
         self.is_closed = False
-        self._indices = iter(range(len(plan)))
+        self._n_devices = n_devices
+        self._n_drawn = 0
         self._lock = threading.Lock()
 
     def next(self) -> int | None:
         """Draw a task; None if there are no more."""
         with self._lock:
-            return None if self.is_closed else next(self._indices, None)
+            if self.is_closed or self._n_drawn == len(self.plan):
+                return None
+            self._n_drawn += 1
+            return self._n_drawn - 1
+
+    def may_draw(self, n_ahead: int) -> bool:
+        """Whether a device may draw its so-manyth task beyond the one it computes: if the others find as many."""
+        if self._n_devices == 1:
+            return True
+        return n_ahead <= _MOST_AHEAD and len(self.plan) - self._n_drawn >= n_ahead * self._n_devices
 
     def close(self) -> None:
         """Let nobody draw any more, nor begin what was drawn."""
@@ -237,7 +246,7 @@ class _Share:
 
     def _may_know(self, n: int) -> bool:
         """Whether its n-th task is drawn, or may be."""
-        return n < max(len(self._mine), self._n_begun + self._drawn.most_ahead)
+        return n < max(len(self._mine), self._n_begun) or self._drawn.may_draw(n + 1 - self._n_begun)
 
     def _nth(self, n: int) -> int | None:
         """Return the number of its n-th task, drawn if it is not yet; None after the last."""
