@@ -36,6 +36,15 @@ def test_no_device_is_without_work(n_devices: int, N: int, H: int) -> None:
         assert plan.seconds() < 1.1 * one.seconds() / n_devices
 
 
+@pytest.mark.parametrize(("n_devices", "H"), [(2, 1), (8, 1), (3, 8), (8, 8)])
+def test_devices_share_a_long_causal_mask_about_evenly(n_devices: int, H: int) -> None:
+    plan = planned(n_devices, 1 << 22, H, is_causal=True)
+    busy = [0] * n_devices
+    for load in plan.loads():  # whoever is done takes the next
+        busy[busy.index(min(busy))] += load
+    assert max(busy) < 1.15 * sum(busy) / n_devices
+
+
 @pytest.mark.parametrize("memory", [2 * GIB, 64 * GIB])
 @pytest.mark.parametrize(("N", "most"), [(1 << 18, 1.15), (1 << 20, 1.05), (1 << 22, 1.02)])
 def test_copies_of_long_sequences_are_hidden(N: int, most: float, memory: int) -> None:

@@ -19,7 +19,7 @@ from cqs.quorum.finite_field import prime_power
 from cqs.schedule.cost import Rates, Run
 from cqs.schedule.grain import Grain, Setting, n_head_blocks
 from cqs.schedule.memory import footprint
-from cqs.schedule.sizes import bounded_sizes, result_dtype, rows_pending
+from cqs.schedule.sizes import bounded_sizes, heaviest_rows, result_dtype, rows_pending
 from cqs.schedule.traffic import TaskReads, Traffic, estimated_reads, traffic
 from cqs.units import format_bytes, plural
 
@@ -85,9 +85,11 @@ class Candidate:
         moved = self.traffic(problem)
         rates = Rates.typical(self.setting)
         rates = replace(rates, flops=rates.flops * self.speed)
+        is_shared = len(self.setting.devices) > 1
         run = Run(
             flops, moved, self.workers, blocks, reads, self.setting,
             is_streamed=self.grain.keys is not None, is_summed=self._rows_pending(problem) > 0,
+            heaviest=heaviest_rows(problem, self.strategy, self.grain) if is_shared else 1.0,
         )  # fmt: skip
         return run.seconds(rates)
 

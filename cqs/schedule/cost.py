@@ -71,6 +71,8 @@ class Run:
         Whether a task begins before all of its keys are read.
     is_summed : bool
         Whether results are added to each other.
+    heaviest : float
+        What the heaviest task computes, as a multiple of the mean.
     """
 
     flops: int
@@ -81,6 +83,7 @@ class Run:
     setting: Setting
     is_streamed: bool
     is_summed: bool
+    heaviest: float = 1.0
 
     def seconds(self, rates: Rates) -> float:
         """Predict the time of a run that computes while it reads."""
@@ -102,7 +105,8 @@ class Run:
         """Predict it for devices that draw tasks, each with a thread that copies for it while it computes.
 
         Nothing is computed while the first task is copied in, or the last result back, and nothing by the devices that
-        have no task left: so tasks are to be several for each, and small beside the whole.
+        have no task left: so tasks are to be several for each, and small beside the whole. The heaviest is taken to be
+        the last, as under a causal mask.
         """
         n_devices, n_tasks = len(self.setting.devices), max(self._n_tasks, 1)
         computing = self.flops / n_tasks / (rates.flops / n_devices)
@@ -118,7 +122,8 @@ class Run:
         thread = reading + returning + _TASK_SECONDS + self.reads.calls / self.workers * a_call
         n_before = -(-n_tasks // n_devices) - 1  # the last of one device
         last = max(computing, thread - first - returning) + returning
-        return first + n_before * max(computing, thread) + last + at_the_end
+        uneven = n_tasks / n_devices + (self.heaviest - 1) * (1 - 1 / n_devices) - (n_before + 1)
+        return first + n_before * max(computing, thread) + last + max(uneven, 0) * computing + at_the_end
 
     def _computing(self, rates: Rates) -> float:
         setting, calls = self.setting, self.reads.calls * self.blocks

@@ -10,7 +10,7 @@ from cqs.schedule.grain import Grain, Setting
 from cqs.schedule.layout import BalancedLayout
 from cqs.schedule.task import Task, largest_cut
 
-__all__ = ["MOST_PARTS", "TaskSizes", "bounded_sizes", "counted_sizes", "result_dtype", "rows_pending"]
+__all__ = ["MOST_PARTS", "TaskSizes", "bounded_sizes", "counted_sizes", "heaviest_rows", "result_dtype", "rows_pending"]
 
 MOST_PARTS = 64  # of a tile, that a mask leaves to be read
 
@@ -153,3 +153,15 @@ def result_dtype(problem: AttentionProblem, setting: Setting, rows_pending: int)
     """
     is_rounded = setting.devices and rows_pending == 0 and not setting.has_sink_logits
     return (setting.output_dtype or problem.dtype) if is_rounded else problem.accumulator_dtype
+
+
+def heaviest_rows(problem: AttentionProblem, strategy: str, grain: Grain) -> float:
+    """Return how many pairs the last group of rows of a grid sees, as a multiple of the mean, at least 1.
+
+    Only of masks that have edges; tasks of quorums are equally heavy.
+    """
+    T, R, mask = problem.n_queries, grain.row_groups or 1, problem.mask
+    if strategy != "tiles" or R == 1 or not mask.has_edges or not problem.n_pairs:
+        return 1.0
+    rows = range((R - 1) * T // R, T)
+    return max(R * mask.count(rows, range(problem.n_keys)) / problem.n_pairs, 1.0)
