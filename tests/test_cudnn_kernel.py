@@ -78,6 +78,8 @@ CASES = {
     "sinks and window": Case(mask=Sinks(3) | SlidingWindow(8)),
     "documents": Case(mask=Documents((9, 14, 17))),
     "documents, causal": Case(mask=Documents((9, 14, 10)) & Causal()),
+    "one head, documents, causal": Case(heads=(1, 1), mask=Documents((9, 14, 17)) & Causal()),
+    "one head, rows see nothing": Case(heads=(1, 1), mask=Causal(-7)),
     "not": Case(mask=~Causal(3)),
     "lengths": Case(batch=(3,), mask=KeyLengths((5, 0, 40))),
     "lengths of both": Case(batch=(2,), mask=KeyLengths((5, 40), (30, 7)) & Causal()),

@@ -116,7 +116,8 @@ def sdpa(q: Array, k: Array, v: Array, out: Array, lse: Array, *, scale: float, 
     """
     cupy = import_cupy()
     q, k, v = (_readable(cupy, array) for array in (q, k, v))
-    stats = lse if lse.flags.c_contiguous else cupy.empty(lse.shape, dtype=lse.dtype)
+    is_writable = lse.flags.c_contiguous and lse.data.ptr % _ALIGNED == 0  # rows of a single head begin anywhere
+    stats = lse if is_writable else cupy.empty(lse.shape, dtype=lse.dtype)
     spec = Spec(dtype_name(q), Layout.of(q), Layout.of(k), Layout.of(v), Layout.of(out), float(scale), shape)
     with _lent(cupy) as (cudnn, runner):
         cudnn.set_stream(handle=runner.handle, stream=cupy.cuda.get_current_stream().ptr)
