@@ -284,6 +284,7 @@ def _joined_parts(parts: Sequence[Part], ends: set[int]) -> Iterator[Part]:
 
 
 def _square_rows(rows: range, n_columns: int) -> list[range]:
+    """Cut the rows of a full part into those of squares, if they are large; the last may be less."""
     height = n_columns if n_columns >= _LEAST_SQUARE else len(rows)
     return [rows[start : start + height] for start in range(0, len(rows), height)]
 

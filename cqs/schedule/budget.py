@@ -47,7 +47,7 @@ _DEVICE_LEVELS = (
 )
 _MOST_WORKERS = 1_000_000
 _AS_FAST = 1.01
-_TASKS_OF_A_DEVICE = (1, 2, 4, 8, 16, 32)
+_TASKS_OF_A_DEVICE = (1, 2, 4, 8, 16, 32)  # that are tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +85,10 @@ class Candidate:
         moved = self.traffic(problem)
         rates = Rates.typical(self.setting)
         rates = replace(rates, flops=rates.flops * self.speed)
-        is_shared = len(self.setting.devices) > 1
         run = Run(
             flops, moved, self.workers, blocks, reads, self.setting,
             is_streamed=self.grain.keys is not None, is_summed=self._rows_pending(problem) > 0,
-            heaviest=heaviest_rows(problem, self.strategy, self.grain) if is_shared else 1.0,
+            heaviest=heaviest_rows(problem, self.strategy, self.grain, self.setting),
         )  # fmt: skip
         return run.seconds(rates)
 

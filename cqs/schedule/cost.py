@@ -83,7 +83,7 @@ class Run:
     setting: Setting
     is_streamed: bool
     is_summed: bool
-    heaviest: float = 1.0
+    heaviest: float
 
     def seconds(self, rates: Rates) -> float:
         """Predict the time of a run that computes while it reads."""

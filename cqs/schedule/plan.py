@@ -168,7 +168,7 @@ class Plan:
         run = Run(
             p.flops(p.n_pairs), self.traffic, self.workers, blocks, _reads(self), self.setting,
             is_streamed=self.grain.keys is not None, is_summed=not self.completes_each,
-            heaviest=heaviest_rows(p, self.strategy, self.grain),
+            heaviest=heaviest_rows(p, self.strategy, self.grain, self.setting),
         )  # fmt: skip
         return run.seconds(rates)
 

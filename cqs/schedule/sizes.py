@@ -155,13 +155,14 @@ def result_dtype(problem: AttentionProblem, setting: Setting, rows_pending: int)
     return (setting.output_dtype or problem.dtype) if is_rounded else problem.accumulator_dtype
 
 
-def heaviest_rows(problem: AttentionProblem, strategy: str, grain: Grain) -> float:
+def heaviest_rows(problem: AttentionProblem, strategy: str, grain: Grain, setting: Setting) -> float:
     """Return how many pairs the last group of rows of a grid sees, as a multiple of the mean, at least 1.
 
-    Only of masks that have edges; tasks of quorums are equally heavy.
+    Only where several devices share them, and of masks that have edges; tasks of quorums are equally heavy.
     """
     T, R, mask = problem.n_queries, grain.row_groups or 1, problem.mask
-    if strategy != "tiles" or R == 1 or not mask.has_edges or not problem.n_pairs:
+    is_even = strategy != "tiles" or R == 1 or len(setting.devices) < 2
+    if is_even or not mask.has_edges or not problem.n_pairs:
         return 1.0
     rows = range((R - 1) * T // R, T)
     return max(R * mask.count(rows, range(problem.n_keys)) / problem.n_pairs, 1.0)
