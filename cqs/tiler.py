@@ -62,10 +62,9 @@ class Tiler:
         self._plan = plan
         self._xp = xp
         self._dtype = dtype
-        self._result_dtypes = {
-            "out": (problem.accumulator_dtype, plan.result_dtype),
-            "lse": (problem.accumulator_dtype,),
-        }
+        wide = problem.accumulator_dtype
+        rounded = plan.result_dtype if sink_logits is None else wide  # what is added to is not to be rounded before
+        self._result_dtypes = {"out": (wide, rounded), "lse": (wide,)}
         self._device = like.device
         self._emit = emit
         is_in_place = isinstance(self._sink, ArraySink) and like.dtype == dtype and not plan.keeps_sums_on_device
