@@ -6,8 +6,9 @@ from math import prod
 from typing import Self
 
 from cqs.backend import is_cupy, namespace_of
+from cqs.cuda import merge_rows
 from cqs.errors import OptionError, ShapeError
-from cqs.schedule import merge_block
+from cqs.schedule import MERGE_BLOCK
 from cqs.types import Array, DType, Namespace
 
 __all__ = ["Partial", "merge", "merge_into"]
@@ -85,13 +86,17 @@ def merge(a: Partial, b: Partial) -> Partial:
 
 def merge_into(xp: Namespace, totals: Sequence[Partial], parts: Sequence[Partial]) -> None:
     """Merge each part into the total beside it, in place, some rows at a time, so that little is held meanwhile."""
+    if is_cupy(xp):
+        for total, part in zip(totals, parts, strict=True):
+            merge_rows(total.out, total.lse, part.out, part.lse)
+        return
     weights = _weights(xp, *(_side_by_side(xp, [p.lse for p in partials]) for partials in (totals, parts)))
     first = 0
     for total, part in zip(totals, parts, strict=True):
         *heads, n_rows, width = part.out.shape
         weight_total, weight_part, lse = (w[..., first : first + n_rows] for w in weights)
         a_row = max(prod(heads) * width, 1)
-        step = max(merge_block(n_rows * a_row, is_cupy(xp)) // a_row, 1)
+        step = max(MERGE_BLOCK // a_row, 1)
         for start in range(0, n_rows, step):
             rows = slice(start, min(start + step, n_rows))
             out = total.out[..., rows, :]

@@ -84,6 +84,8 @@ void launch(void (*kernel)(P...), int grid, int threads, void** arguments) {
 
 inline void __syncthreads() { on_cpu::wait_for_all(); }
 
+inline void __syncwarp() { on_cpu::wait_for_all(); }
+
 template <typename T>
 T __shfl_xor_sync(unsigned, T own, int step) {
     on_cpu::slots[threadIdx.x] = own;

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cqs.kernels.cuda import cuda_source
+from cqs.cuda import cuda_source
 
 HAS_COMPILER = shutil.which("g++") is not None
 

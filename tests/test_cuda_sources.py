@@ -6,13 +6,13 @@ from importlib import resources
 import pytest
 from cuda_compiler import compiled, nvrtc
 
-from cqs.kernels.cuda import SOURCES, cuda_source
+from cqs.cuda import SOURCES, cuda_source
 
 _CASES = [(file, option) for file, options in SOURCES.items() for option in options]
 
 
 def test_every_source_is_listed_with_its_options() -> None:
-    files = resources.files("cqs.kernels.cuda").iterdir()
+    files = resources.files("cqs.cuda").iterdir()
     assert sorted(SOURCES) == sorted(file.name for file in files if file.name.endswith(".cu"))
 
 

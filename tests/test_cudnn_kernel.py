@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
+import cuda_emulation  # noqa: F401
 import fake_cudnn
-import gemm_emulation  # noqa: F401
 import ml_dtypes
 import numpy as np
 import pytest

@@ -3,8 +3,8 @@
 from types import ModuleType
 from typing import Any
 
+import cuda_emulation
 import cuda_on_cpu
-import gemm_emulation
 import numpy as np
 import pytest
 from fake_cupy import Machine, cupy, fake_gpu  # noqa: F401
@@ -18,7 +18,7 @@ from cqs.testing import assert_exact
 def repairs(request: pytest.FixtureRequest, fake_gpu: Machine) -> None:  # noqa: F811
     """The kernel that computes rows again, in NumPy and as it is, run on the CPU."""
     if request.param == "cuda":
-        fake_gpu.kernels.update(gemm_emulation.ON_CPU)
+        fake_gpu.kernels.update(cuda_emulation.ON_CPU)
 
 
 CUT = {

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import gemm_emulation  # noqa: F401  # what the library's CUDA kernels do, for the fake
+import cuda_emulation  # noqa: F401  # what the library's CUDA kernels do, for the fake
 import numpy as np
 import pytest
 from command_line import Run

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import array_api_strict
-import gemm_emulation  # noqa: F401  # what the library's CUDA kernels do, for the fake
+import cuda_emulation  # noqa: F401  # what the library's CUDA kernels do, for the fake
 import numpy as np
 import pytest
 from fake_cupy import Machine

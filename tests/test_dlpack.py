@@ -4,7 +4,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-import gemm_emulation  # noqa: F401  # what the library's CUDA kernels do, for the fake
+import cuda_emulation  # noqa: F401  # what the library's CUDA kernels do, for the fake
 import numpy as np
 import pytest
 from fake_cupy import Machine, cupy, fake_gpu  # noqa: F401

@@ -11,9 +11,9 @@ from types import ModuleType
 from typing import Any
 
 import array_api_compat.numpy as numpy_namespace
+import cuda_emulation
 import cuda_on_cpu
 import fake_cupy
-import gemm_emulation
 import numpy as np
 import pytest
 from hypothesis import given
@@ -65,7 +65,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 def _fake(patch: pytest.MonkeyPatch, kind: str = "numpy", **options: Any) -> Device:
     machine = fake_cupy.install(patch, **options)
     if kind == "cuda":
-        machine.kernels.update(gemm_emulation.ON_CPU)
+        machine.kernels.update(cuda_emulation.ON_CPU)
     return Device(sys.modules["cupy"], machine)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cuda_emulation  # noqa: F401  # what the library's CUDA kernels do, for the fake
 import fake_cudnn
-import gemm_emulation  # noqa: F401  # what the library's CUDA kernels do, for the fake
 import pytest
 from fake_cupy import install
 

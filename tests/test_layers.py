@@ -17,6 +17,7 @@ LAYERS = (
     ("masks", "problem"),
     ("schedule",),
     ("backend",),
+    ("cuda",),
     ("scores",),
     ("partial",),
     ("kernels",),

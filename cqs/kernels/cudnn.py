@@ -73,12 +73,11 @@ def attend(
 
     - chunks that are joined: ``min(32 * block_bytes, bytes of all chunks)``, and 0 where no two neighbours have at most
       ``4 * block_bytes`` each;
-    - while a part is computed or merged: its result and ten numbers a row for the merge, ``4 * H * T * (E + 11)``; the
-      merge's products, ``4 * min(H * T * E, merge_block(H * T * E))`` twice; copies of what cuDNN cannot read where it
-      is, of contiguous arrays none, else ``2 * H * T * D + 2 * G * S * (D + E)``; and what cuDNN asks for, which is 256
-      bytes in every graph for Hopper, and taken to be a MiB;
-    - while the rest is computed or merged: the same with the largest rest's T, with what `other` holds instead of
-      copies and workspace.
+    - while a part is computed: its result, ``4 * H * T * (E + 1)``, which is merged in place; copies of what cuDNN
+      cannot read where it is, of contiguous arrays none, else ``2 * H * T * D + 2 * G * S * (D + E)``; and what cuDNN
+      asks for, which is 256 bytes in every graph for Hopper, and taken to be a MiB;
+    - while the rest is computed: the same with the largest rest's T, with what `other` holds instead of copies and
+      workspace.
 
     H and G count the heads of all batch entries. cuDNN's graphs, code on the device, stay for later calls.
 

@@ -5,11 +5,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from cqs.backend import import_cupy
+from cqs.cuda import launch, scan_values, steps_of
 from cqs.kernels.by_coverage import Shape
 from cqs.kernels.contract import KeyChunk
-from cqs.kernels.cuda import cuda_kernel
-from cqs.kernels.gemm_products import step_of
-from cqs.kernels.value_scan import scan_values
 from cqs.partial import Partial
 from cqs.problem import dtype_name
 from cqs.types import Array
@@ -56,19 +54,10 @@ class Repair:
         B, H, n, D = q.shape
         G, s, E = chunk.v.shape[1:]
         is_left, is_right = shape.value
-        kernel = cuda_kernel("attend_rows.cu", _OPTIONS[dtype_name(q)], "attend_rows")
-        steps = [(x, *(np.int64(step_of(x, axis)) for axis in range(4))) for x in (q, *chunk)]
-        numbers = map(np.int64, (B, H, H // G, n, s, D, E))
-        kernel(
-            (min(B * H * n, _MOST_BLOCKS),),
-            (_THREADS,),
-            (
-                *(argument for array in steps for argument in array),
-                *(found.out, *(np.int64(step_of(found.out, axis)) for axis in range(3))),
-                *(found.lse, *(np.int64(step_of(found.lse, axis)) for axis in range(2))),
-                *numbers,
-                np.float32(scale),
-                *(np.int64(is_left), np.int64(is_right)),
-                self._facts,
-            ),
+        launch(
+            *("attend_rows.cu", _OPTIONS[dtype_name(q)], "attend_rows"),
+            *(min(B * H * n, _MOST_BLOCKS), _THREADS),
+            *(argument for array in (q, *chunk) for argument in (array, *steps_of(array, 4))),
+            *(found.out, *steps_of(found.out, 3), found.lse, *steps_of(found.lse, 2)),
+            *(B, H, H // G, n, s, D, E, np.float32(scale), is_left, is_right, self._facts),
         )

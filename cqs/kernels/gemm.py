@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cqs.backend import dtype_of, import_cupy, is_cupy, namespace_of, quiet_floats
+from cqs.cuda import launch, scan_values, stacks, step_of
 from cqs.kernels.blocks import column_blocks, in_chunks
 from cqs.kernels.contract import KeyChunk, Request
-from cqs.kernels.cuda import cuda_kernel
-from cqs.kernels.gemm_products import Products, is_ready, stacks, step_of
+from cqs.kernels.gemm_products import Products, is_ready
 from cqs.kernels.region import Region
-from cqs.kernels.value_scan import scan_values
 from cqs.once import once
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
@@ -101,7 +100,7 @@ class _Hidden(NamedTuple):
     @property
     def arguments(self) -> tuple[Any, ...]:
         """What kernels are given."""
-        return self.bounds, self.bits, np.int64(0 if self.bits is None else self.bits.shape[1])
+        return self.bounds, self.bits, 0 if self.bits is None else self.bits.shape[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,10 +223,9 @@ class _Call:
         )
 
     def _launch(self, name: str, n_blocks: int, threads: int, *arguments: Any) -> None:
-        """Start a kernel of `softmax_block.cu`: whole numbers become long long."""
+        """Start a kernel of `softmax_block.cu`."""
         option = "-DREAL=float" if self.dtype.itemsize == 4 else "-DREAL=double"
-        values = tuple(np.int64(x) if isinstance(x, int) else x for x in arguments)
-        cuda_kernel("softmax_block.cu", option, name)((n_blocks,), (threads,), values)
+        launch("softmax_block.cu", option, name, n_blocks, threads, *arguments)
 
     def _columns(self, name: str, heads: Heads, pieces: Sequence[range]) -> Array:
         """Return the keys or values of a block, `(*B, G, columns, width)`."""

@@ -1,6 +1,5 @@
 """Matrix products of CuPy arrays by cuBLAS, of stacks of matrices with any strides that it can take."""
 
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cqs.cuda import stacks, step_of
 from cqs.types import Array, DType
 
-__all__ = ["Products", "is_ready", "stacks", "step_of"]
+__all__ = ["Products", "is_ready"]
 
 # of cublas_api.h and library_types.h
 _N, _T = 0, 1  # CUBLAS_OP_N, CUBLAS_OP_T
@@ -31,37 +31,6 @@ def is_ready(array: Array) -> bool:
     is_forward = all(stride >= 0 and stride % size == 0 for stride, n in zip(lead, n_lead, strict=True) if n > 1)
     is_dense = width == 1 or column == size
     return is_forward and is_dense and pitch % size == 0 and width <= pitch // size <= _LARGEST_PITCH
-
-
-def stacks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
-    """Cut arrays `(*L, rows, width)`, with the same axes L, into views `(n, rows, width)` that together are all.
-
-    There are few of them, with large n: cuBLAS and our kernels go along one axis in equal steps.
-    """
-    views = _merged(arrays)
-    lead = views[0].shape[:-2]
-    longest = lead.index(max(lead))
-    for index in np.ndindex(*lead[:longest], *lead[longest + 1 :]):
-        place = (*index[:longest], slice(None), *index[longest:])
-        yield tuple(view[place] for view in views)
-
-
-def step_of(array: Array, axis: int) -> int:
-    """Return how many elements apart the entries along an axis are."""
-    return int(array.strides[axis] // array.itemsize)
-
-
-def _merged(arrays: tuple[Array, ...]) -> list[Array]:
-    """View arrays `(*L, rows, width)` with as few axes L as all of them allow, but one."""
-    lead = arrays[0].shape[:-2]
-    kept = [axis for axis, n in enumerate(lead) if n > 1]
-    place = tuple(slice(None) if n > 1 else 0 for n in lead)
-    views = [array[place] for array in arrays]
-    sizes = [lead[axis] for axis in kept[:1]] or [1]
-    for before, axis in itertools.pairwise(kept):
-        follows = all(array.strides[before] == array.strides[axis] * array.shape[axis] for array in arrays)
-        sizes[-1:] = [sizes[-1] * lead[axis]] if follows else [sizes[-1], lead[axis]]
-    return [view.reshape(*sizes, *view.shape[-2:]) for view in views]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,13 @@ from cqs.schedule.layout import BalancedLayout, GridLayout, Layout, QuorumLayout
 from cqs.schedule.memory import UNSEEN_BYTES, WRITE_BYTES, Footprint, SlotBytes
 from cqs.schedule.plan import Plan
 from cqs.schedule.scheduler import Scheduler, default_workers
-from cqs.schedule.scratch import UnitShape, blockwise_block, merge_block, numpy_rows, numpy_unit, scratch_bytes
+from cqs.schedule.scratch import MERGE_BLOCK, UnitShape, blockwise_block, numpy_rows, numpy_unit, scratch_bytes
 from cqs.schedule.task import Bundle, Group, HeadBlock, Read, Strip, Task, Tile, even_cuts, group, parts_of, reads
 from cqs.schedule.traffic import Traffic
 
 __all__ = [
     "BLOCK_BYTES",
+    "MERGE_BLOCK",
     "UNSEEN_BYTES",
     "WRITE_BYTES",
     "BalancedLayout",
@@ -45,7 +46,6 @@ __all__ = [
     "divide",
     "even_cuts",
     "group",
-    "merge_block",
     "numpy_rows",
     "numpy_unit",
     "parts_of",

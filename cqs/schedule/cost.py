@@ -12,7 +12,7 @@ _HOST_MERGING, _DEVICE_MERGING = 4e9, 1e12  # bytes of partial results a second;
 _DEVICE_FLOPS = {"cudnn": 5e14, "gemm": 3e13}  # of recent data-centre GPUs, or that of other kernels:
 _OTHER_DEVICE_FLOPS, _DEVICE_BYTES = 5e12, 1e10
 _TASK_SECONDS, _CALL_SECONDS = 2e-4, 1e-4  # for each task and kernel call, whatever its size
-_MERGE_SECONDS = 4e-4  # for each on a device: some sixty launches
+_MERGE_SECONDS = 5e-5  # for each on a device: a launch or a few
 _SLICE_SECONDS, _CHUNKED_SECONDS = 1e-5, 8e-4  # for each slice that is read, or of arrays that are kept in chunks
 _BESIDES = 0.3  # of the shorter of computing and reading adds to the longer: they overlap, but share the cores
 

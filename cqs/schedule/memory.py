@@ -6,7 +6,7 @@ from math import prod
 from cqs.problem import DTYPES, AttentionProblem
 from cqs.schedule.call_shape import CallShape
 from cqs.schedule.grain import Grain, Setting
-from cqs.schedule.scratch import merge_block, scratch_bytes
+from cqs.schedule.scratch import MERGE_BLOCK, scratch_bytes
 from cqs.schedule.sizes import TaskSizes
 from cqs.units import format_bytes
 
@@ -15,7 +15,7 @@ __all__ = ["CACHED_TASKS", "UNSEEN_BYTES", "WRITE_BYTES", "Footprint", "SlotByte
 CACHED_TASKS = 4  # that are kept because they are soon asked for again
 WRITE_BYTES = 1 << 20  # of the output that are converted and written at a time
 UNSEEN_BYTES = 128 << 10  # of rows that see no key, made at a time: so little is counted with what never grows
-_MERGE_VECTORS = 10  # numbers a row that a merge takes
+_MERGE_VECTORS = 10  # numbers a row that a merge takes on a CPU
 _DEVICE_BASE_BYTES = 2 << 20  # arrays begin at multiples of 512 bytes, and pieces of memory that are kept do not fit
 _SHARE_FOR_SLOTS = 0.9  # of memory that nothing else is planned for; slots are rounded up
 _BASE_BYTES = 1_000_000  # threads, events, mask classification, and whatever else does not grow
@@ -218,11 +218,12 @@ def _sums_bytes(p: AttentionProblem, setting: Setting, call: _Call, sizes: TaskS
 
 
 def _merging_bytes(setting: Setting, call: _Call, sizes: TaskSizes, grain: Grain, rows_pending: int) -> int:
-    """Count what adding results to sums takes: weights of all their rows, and products of some."""
+    """Count what adding results to sums takes: weights of all their rows, and products of some; nothing on a GPU."""
     rows = sizes.call_rows if grain.keys is not None else sizes.query_rows if rows_pending else 0
-    block = merge_block(rows * call.row_bytes // call.wide, on_gpu=setting.kernel != "numpy")  # if it may be one
-    products = 2 * min(block * call.wide, rows * call.row_bytes)
     step = sizes.call_rows * call.row_bytes if grain.keys is not None else 0  # a result that is added to its strip's
+    if setting.is_for_gpu:
+        return step
+    products = 2 * min(MERGE_BLOCK * call.wide, rows * call.row_bytes)
     return products + step + _MERGE_VECTORS * rows * call.shape.n_heads * call.wide
 
 

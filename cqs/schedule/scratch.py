@@ -14,7 +14,6 @@ __all__ = [
     "UnitShape",
     "blockwise_block",
     "joined_keys",
-    "merge_block",
     "numpy_rows",
     "numpy_unit",
     "scratch_bytes",
@@ -27,7 +26,6 @@ _MASK_COLUMNS = 128  # that a mask is evaluated for at a time
 _VECTORS = 10  # numbers a row: sums, maxima, divisors
 _HALF, _JOINED_BLOCKS, _CUDNN_WORKSPACE = 2, 32, 1 << 20  # bytes of a number, blocks, bytes: see `cqs.kernels.cudnn`
 MERGE_BLOCK = 1 << 18  # elements that a CPU merges at a time: they fit a core's cache
-_MOST_MERGES, _LARGEST_MERGE = 16, 1 << 25  # into how many blocks a GPU cuts what it merges, up to blocks of so many
 _SCORE_COPIES = 4  # blocks that changing scores takes, beyond the block itself
 
 
@@ -127,19 +125,10 @@ def _cudnn(call: CallShape, block_bytes: int) -> int:
     rows, n_kv, wide = call.n_heads * call.n_queries, call.batch * call.kv_heads, call.itemsize
     keys = n_kv * call.n_keys * (call.width + call.value_width) * _HALF
     joined = min(_JOINED_BLOCKS * block_bytes, keys) if call.is_gathered else 0
-    n_merged = min(rows * call.value_width, merge_block(rows * call.value_width, on_gpu=True))
-    result = rows * (call.value_width + 11) * wide + 2 * n_merged * wide
+    result = rows * (call.value_width + 1) * wide
     copies = rows * call.width * _HALF + keys
     rest = gemm_bytes(call, block_bytes) if call.is_masked or call.is_bundled else 0
     return joined + result + max(copies + _CUDNN_WORKSPACE, rest)
-
-
-def merge_block(n_elements: int, on_gpu: bool) -> int:
-    """Return how many of the elements of a result are merged at a time.
-
-    Every block is a few launches on a GPU, so there it is not cut into many, nor merged at once, which takes memory.
-    """
-    return min(max(MERGE_BLOCK, n_elements // _MOST_MERGES), _LARGEST_MERGE) if on_gpu else MERGE_BLOCK
 
 
 def _numpy(call: CallShape, block_bytes: int, has_scores: bool) -> int:

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from cqs.kernels.cuda import cuda_kernel
-from cqs.kernels.gemm_products import stacks, step_of
+from cqs.cuda.compiling import launch
+from cqs.cuda.strides import stacks, steps_of
 from cqs.problem import dtype_name
 from cqs.types import Array
 
@@ -38,7 +38,6 @@ def scan_values(array: Array, n_keys: int, facts: Array) -> None:
     large = ones if name == "float16" else ones - 1 - n_keys.bit_length() - 1
     limits = np.uint64(ones << shift), np.uint64(large << shift)
     for (part,) in stacks(array) if array.size else ():
-        counts, steps = map(np.int64, part.shape), (np.int64(step_of(part, axis)) for axis in range(3))
-        kernel = cuda_kernel("scan_values.cu", f"-DWORD_BYTES={part.itemsize}", "scan_values")
-        grid = min(-(-part.size // (4 * _THREADS)), _MOST_BLOCKS)
-        kernel((grid,), (_THREADS,), (part, *counts, *steps, *limits, facts))
+        n_blocks = min(-(-part.size // (4 * _THREADS)), _MOST_BLOCKS)
+        kernel = "scan_values.cu", f"-DWORD_BYTES={part.itemsize}", "scan_values"
+        launch(*kernel, n_blocks, _THREADS, part, *part.shape, *steps_of(part, 3), *limits, facts)

@@ -11,7 +11,7 @@ import fake_cupy
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-_FILES = {"scan_values": "scan_values.cu", "attend_rows": "attend_rows.cu"}  # the others are in softmax_block.cu
+_NAMED_ALIKE = "attend_rows", "merge_rows", "scan_values"  # as their files; the others are in softmax_block.cu
 
 
 def _at(first: np.ndarray, shape: tuple[int, ...], steps: tuple[int, ...]) -> np.ndarray:
@@ -146,7 +146,28 @@ def attend_rows(
         lses[b, h, r] = -np.inf if total == 0 else (0 if top == -np.inf else top) + np.log(total)
 
 
-NUMPY = {kernel.__name__: kernel for kernel in (softmax_block, repair_values, finish_rows, scan_values, attend_rows)}
+@fake_cupy.kernel("merge_rows", writes=(0, 4))
+def merge_rows(
+    out: Any, out_matrix: int, out_row: int, out_column: int,
+    lse: Any, lse_matrix: int, lse_row: int,
+    part: Any, part_matrix: int, part_row: int, part_column: int,
+    part_lse: Any, part_lse_matrix: int, part_lse_row: int,
+    n_matrices: int, n_rows: int, width: int,
+) -> None:  # fmt: skip
+    total = _at(out, (n_matrices, n_rows, width), (out_matrix, out_row, out_column))
+    own = _at(part, total.shape, (part_matrix, part_row, part_column))
+    a = _at(lse, total.shape[:-1], (lse_matrix, lse_row))
+    b = _at(part_lse, total.shape[:-1], (part_lse_matrix, part_lse_row))
+    top = np.maximum(a, b)
+    shift = np.where(top == -np.inf, 0, top)
+    share_a, share_b = np.exp(a - shift), np.exp(b - shift)
+    divisor = np.maximum(share_a + share_b, 1)
+    total[...] = total * (share_a / divisor)[..., None] + own * (share_b / divisor)[..., None]
+    a[...] = top + np.log(divisor)
+
+
+_KERNELS = softmax_block, repair_values, finish_rows, scan_values, attend_rows, merge_rows
+NUMPY = {kernel.__name__: kernel for kernel in _KERNELS}
 
 
 def _on_cpu(name: str) -> Callable[..., None]:
@@ -158,7 +179,7 @@ def _on_cpu(name: str) -> Callable[..., None]:
             option = f"-DWORD_BYTES={arguments[0].itemsize}"
         if name == "attend_rows":
             option = f"-DEXPONENT_BITS={5 if arguments[0].dtype == np.float16 else 8}"
-        file = _FILES.get(name, "softmax_block.cu")
+        file = f"{name}.cu" if name in _NAMED_ALIKE else "softmax_block.cu"
         cuda_on_cpu.launch(file, option, name, grid[0], block[0], arguments)
 
     run.writes, run.wants_launch = NUMPY[name].writes, True  # type: ignore[attr-defined]
