@@ -191,8 +191,7 @@ def attention(
     `cqs.plan` says how much it comes to. With `memory` all of it stays within that, or the call is refused.
     *Numerics.* Scores and sums are kept in float32, float64 for float64. NaN and infinity in the inputs come out as in
     PyTorch: a NaN in a query spoils its row, one in a key every row that sees it; a score of +inf gives NaN.
-    What a row does not see never reaches it; only `kernel="cudnn"` cannot promise that for NaN and infinity in values
-    of a tile that a mask cuts.
+    What a row does not see never reaches it.
     *Determinism.* One plan gives the same output bit for bit, for any number of threads and order of tasks.
 
     Examples

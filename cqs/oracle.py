@@ -15,7 +15,7 @@ from cqs.errors import BackendError
 from cqs.masks import Mask
 from cqs.problem import DTYPES, dtype_name
 
-__all__ = ["EVALUATIONS", "ULPS", "Floats", "Judgement", "Rows", "as_numpy", "judge"]
+__all__ = ["EVALUATIONS", "ULPS", "Deviation", "Floats", "Judgement", "Rows", "as_numpy", "judge_lse", "judge_out"]
 
 # What the rule grants beyond twice the error of the plain formula. A merge weighs its sides by exponentials of
 # log-sum-exps, whose own rounding is a few units; where the plain formula is right to the last place, that shows.
@@ -50,42 +50,78 @@ def as_numpy(name: str, array: Any) -> npt.NDArray[Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """How far an array is from float64, and how far it may be.
+class Deviation:
+    """How far an array is from float64 by one measure, and how far it may be.
 
     Parameters
     ----------
     error, plain_error : float
-        Largest absolute error against float64, and the largest of the plain softmax formula.
-    largest : float
-        What the units in the last place are counted of.
-    eps : float
-        One unit in the last place of 1, in the array's type.
+        Largest error against float64, and the largest of the plain softmax formula.
+    granted : float
+        What is allowed beyond twice the formula's.
     worst : tuple of int or None
         Where the largest error is; None if there is nothing to compare.
+    """
+
+    error: float
+    plain_error: float
+    granted: float
+    worst: tuple[int, ...] | None
+
+    @property
+    def bound(self) -> float:
+        """The largest error that is allowed."""
+        return 2 * self.plain_error + self.granted
+
+    @property
+    def is_within(self) -> bool:
+        """Whether the error is allowed."""
+        return self.error <= self.bound
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """How far an array is from float64, and how far it may be: in all, and for what each number is made of.
+
+    Parameters
+    ----------
+    absolute : Deviation
+        In the array's own units.
+    relative : Deviation
+        Of each element, as a share of the weighted mean of its values' magnitudes.
+    ulp : float
+        One unit in the last place of the largest element.
     n_lost : int
         Elements that are not finite where the plain formula is.
     n_unlike : int
         Elements that differ from float64 where that is not finite.
     """
 
-    error: float
-    plain_error: float
-    largest: float
-    eps: float
-    worst: tuple[int, ...] | None
+    absolute: Deviation
+    relative: Deviation
+    ulp: float
     n_lost: int
     n_unlike: int
 
     @property
-    def ulp(self) -> float:
-        """One unit in the last place of `largest`."""
-        return self.eps * self.largest
+    def error(self) -> float:
+        """The largest absolute error."""
+        return self.absolute.error
+
+    @property
+    def plain_error(self) -> float:
+        """The largest absolute error of the plain softmax formula."""
+        return self.absolute.plain_error
 
     @property
     def bound(self) -> float:
-        """The largest error that is allowed."""
-        return 2 * self.plain_error + ULPS * self.ulp
+        """The largest absolute error that is allowed."""
+        return self.absolute.bound
+
+    @property
+    def worst(self) -> tuple[int, ...] | None:
+        """Where the largest absolute error is."""
+        return self.absolute.worst
 
     @property
     def n_broken(self) -> int:
@@ -94,32 +130,85 @@ class Judgement:
 
     @property
     def passed(self) -> bool:
-        """Whether the error is within the bound and nothing is broken."""
-        return self.error <= self.bound and self.n_broken == 0
+        """Whether both errors are within their bounds and nothing is broken."""
+        return self.absolute.is_within and self.relative.is_within and self.n_broken == 0
 
 
-def judge(actual: Floats, exact: Floats, plain: list[Floats], least: float) -> Judgement:
+def judge(actual: Floats, exact: Floats, plain: list[Floats], magnitudes: Floats, least: float) -> Judgement:
     """Judge an array by its exact value and evaluations of the plain formula, which are rounded to its type first.
 
-    `largest` is the largest exact element, and `least` at the least. Where the formula or float64 is not finite there
-    is no error.
+    Parameters
+    ----------
+    actual : array
+        What is to be judged.
+    exact : array
+        What it should be, of its shape and a better type.
+    plain : list of array
+        The formula, in the type that sums are kept in.
+    magnitudes : array
+        What the relative error of each element is relative to.
+    least : float
+        Units in the last place are those of the largest exact element, or of `least` if that is larger.
+
+    Notes
+    -----
+    Where the formula or float64 is not finite there is no error. Relative to their magnitudes, elements may be off by 8
+    units of the type that sums are kept in, and where they are rounded to a narrower type, or weights were before they
+    were multiplied with values, as matrix hardware does, by one unit of that. Magnitudes so small that sums lose digits
+    count as if they were larger.
     """
+    eps, sums = _eps(actual.dtype), plain[0].dtype
     with np.errstate(all="ignore"):
         got, *rounded = (x.astype(actual.dtype).astype(exact.dtype) for x in (actual, *plain))
         hopeless = ~np.isfinite(exact)
         finite = np.isfinite(rounded[0]) & ~hopeless
-        error, *plain_errors = (np.where(finite & np.isfinite(x), abs(x - exact), 0) for x in (got, *rounded))
+        errors = [np.where(finite & np.isfinite(x), abs(x - exact), 0) for x in (got, *rounded)]
+        scale = np.maximum(magnitudes, max(_smallest(actual.dtype), _smallest(sums) / _eps(sums)))
+        shares = [np.where(np.isfinite(scale), error / scale, 0) for error in errors]
+    ulp = eps * max(float(abs(exact).max(initial=0, where=finite)), least)
     unlike = hopeless & (got != exact) & ~(np.isnan(got) & np.isnan(exact))
-    worst = np.unravel_index(int(error.argmax()), error.shape) if error.size else None
+    narrower = eps if eps > _eps(sums) else 0
     return Judgement(
-        error=float(error.max(initial=0)),
-        plain_error=max(float(e.max(initial=0)) for e in plain_errors),
-        largest=max(float(abs(exact).max(initial=0, where=finite)), least),
-        eps=2.0**-7 if actual.dtype.name == "bfloat16" else float(np.finfo(actual.dtype).eps),
-        worst=None if worst is None else tuple(map(int, worst)),
+        absolute=_deviation(errors, ULPS * ulp),
+        relative=_deviation(shares, ULPS * _eps(sums) + narrower),
+        ulp=ulp,
         n_lost=int((finite & ~np.isfinite(got)).sum()),
         n_unlike=int(unlike.sum()),
     )
+
+
+def judge_out(actual: Floats, exact: Floats, plain: list[Floats], magnitudes: Floats) -> Judgement:
+    """Judge an output; one unit of the largest of its magnitudes is always allowed."""
+    return judge(
+        actual, exact, plain, magnitudes, float(magnitudes.max(where=np.isfinite(magnitudes), initial=0)) / ULPS
+    )
+
+
+def judge_lse(actual: Floats, exact: Floats, plain: list[Floats]) -> Judgement:
+    """Judge a log-sum-exp: it counts through its exponential, of which a unit is worth eps even where it is near 0."""
+    return judge(actual, exact, plain, np.maximum(abs(exact), 1), least=1)
+
+
+def _deviation(errors: list[Floats], granted: float) -> Deviation:
+    """Take the largest error of the first array, and the largest of all others."""
+    error, *plain = errors
+    worst = np.unravel_index(int(error.argmax()), error.shape) if error.size else None
+    return Deviation(
+        error=float(error.max(initial=0)),
+        plain_error=max(float(e.max(initial=0)) for e in plain),
+        granted=granted,
+        worst=None if worst is None else tuple(map(int, worst)),
+    )
+
+
+def _eps(dtype: Any) -> float:
+    """Return one unit in the last place of 1."""
+    return 2.0**-7 if dtype.name == "bfloat16" else float(np.finfo(dtype).eps)
+
+
+def _smallest(dtype: Any) -> float:
+    """Return the smallest number with all digits."""
+    return 2.0**-126 if dtype.name == "bfloat16" else float(np.finfo(dtype).smallest_normal)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,22 +249,22 @@ class Rows:
     change: Callable[[Floats, slice], Floats] | None = None
     sink_logits: Floats | None = None
 
-    def exact(self) -> tuple[Floats, Floats, float]:
+    def exact(self) -> tuple[Floats, Floats, Floats]:
         """Evaluate the formula in float64; for float64 in long double, which on some machines is float64 again.
 
         Returns
         -------
         out, lse : array, `(..., R, E)` and `(..., R)`
             Output, and log-sum-exp.
-        least : float
-            What `largest` is at the least in judging `out`, so that one unit of the largest weighted mean of
-            magnitudes is allowed: where values cancel, their sum cannot be more exact than they are.
+        magnitudes : array, `(..., R, E)`
+            The weighted means of the values' magnitudes: where values cancel, their sum cannot be more exact than they
+            are.
         """
         better: Any = np.float64 if self._dtype == np.float32 else np.longdouble
         ((both, lse),) = self._formula([_Side(self.q.astype(better), 1.0, self.scale)], with_magnitudes=True)
         E = self.v.shape[-1]
         out, of_magnitudes = both[..., :E], both[..., E:]
-        return out, lse, float(of_magnitudes.max(where=np.isfinite(of_magnitudes), initial=0)) / ULPS
+        return out, lse, of_magnitudes
 
     def plain(self, n: int = EVALUATIONS) -> list[tuple[Floats, Floats]]:
         """Evaluate the formula n times as a user would, in the type that scores are kept in; (output, lse) of each.

@@ -76,6 +76,10 @@ def merge(a: Partial, b: Partial) -> Partial:
         if not isinstance(partial, Partial):
             remedy = "as in `Partial(out, lse)`, or one of `TaskResult.partials`"
             raise OptionError.of(name, "be a `Partial`", type(partial).__name__, remedy)
+        of_out, of_lse = tuple(partial.out.shape), tuple(partial.lse.shape)
+        if of_out[:-1] != of_lse:
+            remedy = "`out` is `(*B, H, T, E)` and `lse` `(*B, H, T)`"
+            raise ShapeError.of(name, "have a log-sum-exp for each row", f"shapes {of_out} and {of_lse}", remedy)
     shapes = [(tuple(x.out.shape), tuple(x.lse.shape)) for x in (a, b)]
     if shapes[0] != shapes[1]:
         rule, got = "have the shapes of `a`, {} and {}".format(*shapes[0]), "shapes {} and {}".format(*shapes[1])

@@ -4,6 +4,7 @@ import math
 import operator
 from dataclasses import dataclass
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any, Self
 
 from cqs.checks import true_or_false
@@ -107,6 +108,16 @@ class AttentionProblem:
         )
 
     @property
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of q, k and v."""
+        keys = (*self.batch, self.n_kv_heads, self.n_keys)
+        return {
+            "q": (*self.batch, self.n_heads, self.n_queries, self.width),
+            "k": (*keys, self.width),
+            "v": (*keys, self.value_width),
+        }
+
+    @property
     def out_shape(self) -> tuple[int, ...]:
         """The result's shape, `(*B, H, T, E)`."""
         return (*self.batch, self.n_heads, self.n_queries, self.value_width)
@@ -158,7 +169,11 @@ class AttentionProblem:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Read what `to_dict` wrote."""
-        return cls(**(values | {"batch": tuple(values["batch"]), "mask": mask_from_dict(values["mask"])}))
+        problem = cls(**(values | {"batch": tuple(values["batch"]), "mask": mask_from_dict(values["mask"])}))
+        inputs = {name: SimpleNamespace(shape=x, dtype=problem.dtype) for name, x in problem.input_shapes.items()}
+        _check_shapes({name: _checked_shape(name, x) for name, x in inputs.items()})
+        _check_dtypes({name: dtype_name(x) for name, x in inputs.items()})
+        return problem
 
 
 def _checked_shape(name: str, array: Array) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ in this order: scale, softcap, bias, `score_mod`, and then the mask.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -52,6 +53,8 @@ class ALiBi:
             raise OptionError.of(
                 "slopes", "be numbers, one for each head", repr(slopes), "see ALiBi.standard"
             ) from None
+        if not all(map(math.isfinite, numbers)):
+            raise OptionError.of("slopes", "be finite", repr(numbers), "see ALiBi.standard")
         object.__setattr__(self, "slopes", numbers)
 
     @classmethod
@@ -92,9 +95,23 @@ class Scores:
 
     @classmethod
     def of(
-        cls, problem: AttentionProblem, like: Array, softcap: float | None, bias: Array | ALiBi | None, score_mod: Any
+        cls,
+        problem: AttentionProblem,
+        like: Array,
+        softcap: float | None = None,
+        bias: Array | ALiBi | None = None,
+        score_mod: Any = None,
     ) -> Self | None:
-        """Check the options; None if there is nothing to be done.
+        """Check the options, which are those of `cqs.attention`; None if there is nothing to be done.
+
+        Parameters
+        ----------
+        problem : AttentionProblem
+            Whose scores are changed.
+        like : array
+            Of the library and on the device that a `bias` has to be of.
+        softcap, bias, score_mod
+            As of `Scores`.
 
         Raises
         ------
@@ -186,7 +203,9 @@ def _check_bias(bias: Array, like: Array, problem: AttentionProblem) -> None:
     full = (*problem.batch, problem.n_heads, problem.n_queries, problem.n_keys)
     if not hasattr(bias, "shape") or not hasattr(bias, "dtype"):
         rule = "be an array or a `cqs.scores.ALiBi`"
-        raise OptionError.of("bias", rule, repr(bias), "a number for all scores changes nothing")
+        is_path = isinstance(bias, (str, os.PathLike))
+        remedy = "give `np.load(path, mmap_mode='r')`" if is_path else "a number for all scores changes nothing"
+        raise OptionError.of("bias", rule, repr(bias), remedy)
     if dtype_name(bias) == "bool":
         raise DTypeError.of("bias", "be numbers to add", "bool", "booleans that hide scores are a `mask`")
     if dtype_name(bias) not in DTYPES:

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from cqs.masks import Mask
-from cqs.oracle import ULPS, Floats, Rows, as_numpy, judge
+from cqs.oracle import ULPS, Floats, Judgement, Rows, as_numpy, judge_lse, judge_out
 from cqs.problem import AttentionProblem
 from cqs.scores import ALiBi
 
@@ -43,8 +43,14 @@ def assert_exact(
 
     The rule: the largest error against float64 is at most twice the largest error of the plain softmax formula in the
     same type, plus 8 units in the last place of the largest element, or one unit of the largest weighted mean of
-    magnitudes: where values cancel, their sum cannot be more exact than they are. It holds for the log-sum-exp
-    likewise, with units of at least those of 1.
+    magnitudes: where values cancel, their sum cannot be more exact than they are.
+
+    And so it is for each element by itself, in proportion to the weighted mean of its own values' magnitudes: the
+    largest share is at most twice the plain formula's, plus 8 units of the type that sums are kept in, float32 or
+    float64, and one of float16 or bfloat16 if that is what the output is rounded to. So rows and heads of small numbers
+    are held to their own size, and not to that of the largest.
+
+    The log-sum-exp is held to both likewise, with units of at least those of 1.
 
     Parameters
     ----------
@@ -84,12 +90,15 @@ def assert_exact(
         change=None if softcap is None and bias is None and score_mod is None else change,
         sink_logits=None if sink_logits is None else _by_group(sink_logits, problem)[..., None, None],
     )
-    exact_out, exact_lse, least = rows.exact()
+    exact_out, exact_lse, magnitudes = rows.exact()
     plain = rows.plain()
-    _assert_close("out", out, exact_out, [formula for formula, _ in plain], problem.out_shape, least)
+    _check_shape("out", out, problem.out_shape)
+    exact_out, magnitudes, *formulas = (x.reshape(out.shape) for x in (exact_out, magnitudes, *(o for o, _ in plain)))
+    _assert_passed("out", judge_out(out, exact_out, formulas, magnitudes), exact_out)
     if lse is not None:
-        # it counts through its exponential, of which the last place is worth eps even where lse is near 0
-        _assert_close("lse", lse, exact_lse, [formula for _, formula in plain], problem.lse_shape, least=1)
+        _check_shape("lse", lse, problem.lse_shape)
+        exact_lse, *formulas = (x.reshape(lse.shape) for x in (exact_lse, *(x for _, x in plain)))
+        _assert_passed("lse", judge_lse(lse, exact_lse, formulas), exact_lse)
 
 
 def _rows(q: Floats, k: Floats, v: Floats, problem: AttentionProblem) -> Rows:
@@ -135,15 +144,15 @@ def _changed(
     return scores
 
 
-def _assert_close(
-    name: str, actual: Floats, exact: Floats, plain: list[Floats], shape: tuple[int, ...], least: float
-) -> None:
+def _check_shape(name: str, actual: Floats, shape: tuple[int, ...]) -> None:
     assert actual.shape == shape, f"{name} must have shape {shape}, got {actual.shape}"
-    exact, *plain = (x.reshape(shape) for x in (exact, *plain))
-    found = judge(actual, exact, plain, least)
+
+
+def _assert_passed(name: str, found: Judgement, exact: Floats) -> None:
     assert not found.n_unlike, f"{name} must be {exact[~np.isfinite(exact)][:3]}..."
     assert not found.n_lost, f"{name} must be finite wherever the plain formula is"
-    assert found.error <= found.bound, (
-        f"{name} is off by {found.error:.3g} at {found.worst}, where at most {found.bound:.3g} is allowed: "
-        f"twice the plain formula's {found.plain_error:.3g}, plus {ULPS} ulp of {found.largest:.3g}"
-    )
+    for of_what, measure in (("", found.absolute), (" of the magnitudes that it is made of", found.relative)):
+        assert measure.is_within, (
+            f"{name} is off by {measure.error:.3g}{of_what} at {measure.worst}, where at most {measure.bound:.3g} is "
+            f"allowed: twice the plain formula's {measure.plain_error:.3g}, plus {measure.granted:.3g}"
+        )

@@ -35,7 +35,7 @@ class Tiler:
         Where the output is written, of the inputs' type or the accumulators'. An array of the accumulators' type is
         itself the accumulator. To a sink each row is written once, when it is complete.
     sink_logits : array, `(*B, H, 1)`, optional
-        Scores that take part in every softmax and have no value.
+        Scores that take part in every softmax and have no value; needed if the plan was made with them.
     emit : function, optional
         Told of every `cqs.events.Event`.
 
@@ -50,6 +50,10 @@ class Tiler:
         if not isinstance(plan, Plan):
             raise OptionError.of("plan", "be a `Plan`", type(plan).__name__, "make one by `cqs.plan` or `Scheduler`")
         check_listener("emit", emit)
+        if plan.setting.has_sink_logits is not (sink_logits is not None):
+            rule = "be given" if sink_logits is None else "be left out"
+            remedy = "the plan was made with them" if sink_logits is None else "the plan was made without them"
+            raise OptionError.of("sink_logits", rule, "none" if sink_logits is None else "some", remedy)
         problem = plan.problem
         self._sink: Sink = out if isinstance(out, (ArraySink, Sink)) else ArraySink(out)
         if isinstance(self._sink, ArraySink):
@@ -63,8 +67,7 @@ class Tiler:
         self._xp = xp
         self._dtype = dtype
         wide = problem.accumulator_dtype
-        rounded = plan.result_dtype if sink_logits is None else wide  # what is added to is not to be rounded before
-        self._result_dtypes = {"out": (wide, rounded), "lse": (wide,)}
+        self._result_dtypes = {"out": (wide, plan.result_dtype), "lse": (wide,)}
         self._device = like.device
         self._emit = emit
         is_in_place = isinstance(self._sink, ArraySink) and like.dtype == dtype and not plan.keeps_sums_on_device
@@ -82,7 +85,8 @@ class Tiler:
         ------
         TileError
             If it is no result of a task, or the task is not of this plan, has tiles that the plan does not give it or
-            lacks some, came before, or has a result of the wrong shape.
+            lacks some, came before, has a result of the wrong shape, or was computed without the changes of scores
+            (softcap, bias, `score_mod`) that the plan was made with.
         DTypeError
             If a partial result is of another type than the accumulator, in which it would be rounded unnoticed.
         SinkError
@@ -221,6 +225,10 @@ class Tiler:
             missing = next((tile for tile in planned.tiles if tile not in came), None)
             what, fault = (doubled, "doubled") if doubled else (missing, "missing") if missing else ("a tile", "moved")
             raise TileError(f"{what} of task {index} is {fault}: the task is not the plan's")
+        if result.has_scores is not self._plan.setting.has_scores:
+            ours, theirs = ("with", "without") if result.has_scores else ("without", "with")
+            what = f"task {index} was computed {ours} a change of scores, and planned {theirs}"
+            raise TileError(f"{what}; give `Worker` the `scores` that the plan was made for")
         if index < self._next or index in self._waiting:
             raise TileError(f"task {index} with {_first_tile(planned)} came twice; each task is added once")
         for strip, partial in zip(planned.strips, result.partials, strict=False):

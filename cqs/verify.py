@@ -14,7 +14,7 @@ from cqs.adversarial import border_rows, edge_rows
 from cqs.checks import whole_number
 from cqs.errors import DTypeError, OptionError, ShapeError
 from cqs.masks import Mask
-from cqs.oracle import EVALUATIONS, ULPS, Floats, Judgement, Rows, as_numpy, judge
+from cqs.oracle import EVALUATIONS, ULPS, Deviation, Floats, Judgement, Rows, as_numpy, judge_out
 from cqs.problem import AttentionProblem, dtype_name
 from cqs.schedule import Plan
 from cqs.scores import ALiBi, Scores, checked_sink_logits
@@ -45,7 +45,7 @@ class Verification(Judgement):
     @property
     def ulps(self) -> float | None:
         """The largest error in units in the last place of the largest element; None if that is 0."""
-        return self.error / self.ulp if self.ulp else None
+        return self.absolute.error / self.ulp if self.ulp else None
 
 
 def verify_rows(
@@ -235,27 +235,34 @@ def _read_rows(x: Input, head: Index, numbers: Numbers) -> Floats:
 
 
 def _judge(out: Floats, rows: Rows, index: tuple[Any, ...]) -> Judgement:
-    """Judge rows of the output, whose worst element is given as an index of the whole."""
-    exact, _, least = rows.exact()
+    """Judge rows of the output, whose worst elements are given as indices of the whole."""
+    exact, _, magnitudes = rows.exact()
     plain = rows.plain(EVALUATIONS if out.size < _FEW else _EVALUATIONS_OF_MANY)
-    found = judge(out, exact, [formula for formula, _ in plain], least)
-    assert found.worst is not None
-    row, column = found.worst
+    found = judge_out(out, exact, [formula for formula, _ in plain], magnitudes)
+
+    def placed(measure: Deviation) -> Deviation:
+        assert measure.worst is not None
+        row, column = measure.worst
+        return replace(measure, worst=(*index[:-1], int(index[-1][row]), column))
+
     n_unlike = found.n_unlike if rows.mask.hides_nothing else 0
-    return replace(found, n_unlike=n_unlike, worst=(*index[:-1], int(index[-1][row]), column))
+    return replace(found, n_unlike=n_unlike, absolute=placed(found.absolute), relative=placed(found.relative))
 
 
 def _together(n_rows: int, found: Sequence[Judgement]) -> Verification:
-    if not found:  # there are no queries
-        return Verification(0.0, 0.0, 0.0, 0.0, None, 0, 0)
-    worst = max(found, key=lambda one: one.error)
     return Verification(
-        error=worst.error,
-        plain_error=max(one.plain_error for one in found),
-        largest=max(one.largest for one in found),
-        eps=worst.eps,
-        worst=worst.worst,
+        absolute=_largest([one.absolute for one in found]),
+        relative=_largest([one.relative for one in found]),
+        ulp=max((one.ulp for one in found), default=0.0),
         n_lost=sum(one.n_lost for one in found),
         n_unlike=sum(one.n_unlike for one in found),
         n_rows=n_rows,
     )
+
+
+def _largest(found: Sequence[Deviation]) -> Deviation:
+    if not found:  # there are no queries
+        return Deviation(0.0, 0.0, 0.0, None)
+    worst = max(found, key=lambda one: one.error)
+    plain_error, granted = max(one.plain_error for one in found), max(one.granted for one in found)
+    return replace(worst, plain_error=plain_error, granted=granted)

@@ -7,15 +7,15 @@ from time import perf_counter
 from cqs.backend import quiet_floats
 from cqs.checks import check_listener
 from cqs.computing import Computation, joined
-from cqs.errors import OptionError
+from cqs.errors import OptionError, ShapeError
 from cqs.events import Emit, Event, TaskDone, TaskStarted
 from cqs.kernels import Attend
 from cqs.partial import Partial
-from cqs.problem import AttentionProblem
+from cqs.problem import AttentionProblem, dtype_name
 from cqs.reading import Direct, Feed
 from cqs.schedule import Grain, Task
 from cqs.scores import Scores
-from cqs.sources import Source
+from cqs.sources import InputSource, Source
 
 __all__ = ["TaskResult", "Worker"]
 
@@ -32,11 +32,14 @@ class TaskResult:
         `(*B, H, t, E)` for t queries of a strip, or `(h, t, E)` for the h heads of a task that has its own.
     events : tuple of Event
         What happened meanwhile, if nobody was told at once.
+    has_scores : bool
+        Whether scores were changed before the mask, which the plan must have foreseen.
     """
 
     task: Task
     partials: tuple[Partial, ...]
     events: tuple[Event, ...] = ()
+    has_scores: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,11 +51,11 @@ class Worker:
     problem : AttentionProblem
         Scale and mask are taken from it.
     source : Source
-        What the groups of a task are read from.
+        What the groups of a task are read from: arrays of the problem's shapes and type.
     attend : kernel
         A function of the signature `cqs.kernels.Attend`.
     scores : Scores, optional
-        What is done to scores before the mask.
+        What is done to scores before the mask, as of `cqs.scores.Scores.of`.
     grain : Grain
         How large kernel calls and their blocks are, as of the plan.
     emit : function, optional
@@ -76,10 +79,20 @@ class Worker:
         if not (hasattr(self.source, "queries") and hasattr(self.source, "keys")):
             rule, remedy = "have methods `queries` and `keys`", "for arrays give `cqs.ArraySource(q, k, v)`"
             raise OptionError.of("source", rule, type(self.source).__name__, remedy)
+        if isinstance(self.source, InputSource):
+            self._check_inputs(self.source)
         if not callable(self.attend):
             remedy = "give the function of a kernel, as in `KERNELS['reference'].attend`"
             raise OptionError.of("attend", "be a function", type(self.attend).__name__, remedy)
         check_listener("emit", self.emit)
+
+    def _check_inputs(self, source: InputSource) -> None:
+        for name, shape in self.problem.input_shapes.items():
+            array = getattr(source, name)
+            due, got = f"{shape} of {self.problem.dtype}", f"{tuple(array.shape)} of {dtype_name(array)}"
+            if due != got:
+                remedy = "a plan is for inputs of one shape and type: plan again"
+                raise ShapeError.of(name, f"be {due}, as the problem says", got, remedy)
 
     def run(self, task: Task, threads: int = 1, feed: Feed | None = None) -> TaskResult:
         """Compute the tiles that the task owns, bundle by bundle.
@@ -120,9 +133,10 @@ class Worker:
             partials = computation.partials(task, feed or Direct(self.source, emit))
         if emit is not None:
             emit(TaskDone(task=task.index, start=start))
-        return TaskResult(task, partials, tuple(events))
+        return TaskResult(task, partials, tuple(events), self.scores is not None)
 
     def join(self, task: Task, parts: Sequence[TaskResult]) -> TaskResult:
         """Merge the results of the tasks that `cqs.divide` made of a task, in their order."""
         with quiet_floats():
-            return TaskResult(task, joined(task, [(part.task, part.partials) for part in parts]))
+            partials = joined(task, [(part.task, part.partials) for part in parts])
+        return TaskResult(task, partials, has_scores=self.scores is not None)

@@ -74,7 +74,7 @@ def test_plan_of_very_many_tasks_counts_some(cli: Run) -> None:
         ("plan --tokens 100 --heads 0 --dim 4", ["at least one head"]),
         ("plan --tokens 100 --heads 2 --kv-heads 0 --dim 4", ["`--kv-heads` must be at least 1", "--heads"]),
         ("plan --tokens 100 --heads 2 --dim 4 --value-dim 0", ["`--value-dim` must be at least 1", "--dim"]),
-        ("plan --tokens 100 --heads 2 --dim 4 --dtype=", ["`q` must have one of the types", "float32"]),
+        ("plan --tokens 100 --heads 2 --dim 4 --dtype=", ["`--dtype` must be one of float16", "float32"]),
     ],
 )
 def test_plan_refuses(cli: Run, line: str, words: list[str]) -> None:

@@ -100,9 +100,8 @@ def test_rows_that_are_changed_in_the_machine_come_as_they_are(halves: list[np.n
     options: dict[str, Any] = {"devices": [HostDevice()], "sink_logits": np.linspace(-1, 1, 4, dtype=np.float16)}
     plan = cqs.plan(*halves, **options)
     assert (plan.completes_each, plan.result_dtype) == (True, "float32")
-    unaware = replace(plan, setting=replace(plan.setting, has_sink_logits=False))
     rounded = Partial(np.zeros((4, 701, 16), np.float16), np.zeros((4, 701), np.float32))
     with pytest.raises(DTypeError, match="`out` must have the accumulator's type, float32"):
-        Tiler(unaware, np.empty_like(halves[0]), options["sink_logits"]).add(TaskResult(plan.task(0), (rounded,)))
+        Tiler(plan, np.empty_like(halves[0]), options["sink_logits"]).add(TaskResult(plan.task(0), (rounded,)))
     assert_exact(cqs.attention(*halves, **options), *halves, sink_logits=options["sink_logits"])
     assert cqs.plan(*halves, out=np.empty((4, 701, 16), np.float32), devices=[HostDevice()]).result_dtype == "float32"

@@ -1,5 +1,7 @@
 """The same call on arrays of other libraries, and PyTorch's attention as an oracle from outside."""
 
+from pathlib import Path
+
 import array_api_strict
 import numpy as np
 import pytest
@@ -52,6 +54,18 @@ def test_torch_tensors_in_main_memory_are_computed_by_numpy_where_they_are(dtype
         q, k, v, workers=7, bias=torch.zeros(60, 60), sink_logits=torch.zeros(3), kernel="blockwise"
     )
     torch.testing.assert_close(out, by_torch)
+
+
+@pytest.mark.parametrize("kind", ["npy", "zarr"])
+def test_outputs_on_disk_are_no_tensors(kind: str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    if kind == "zarr":
+        pytest.importorskip("zarr")
+    q, k, v = torch.randn(3, 2, 100, 16).unbind(0)
+    out, lse = cqs.attention(q, k, v, out=tmp_path / f"out.{kind}", return_lse=True)
+    assert not torch.is_tensor(out)  # a tensor over a map that is only read would crash when it is written to
+    assert torch.is_tensor(lse)
+    torch.testing.assert_close(torch.from_numpy(np.array(out[:])), cqs.attention(q, k, v))
 
 
 def test_functions_of_scores_are_given_tensors() -> None:

@@ -357,9 +357,14 @@ class OnAnotherDevice:
             r"`mask` must return what broadcasts to \(5, 5\), got shape \(2, 5, 5\) from",
         ),
         (lambda: Predicate(lambda b, h, q, k: q - k), OptionError, "`mask` must return booleans, got int64 from"),
-        (OnAnotherDevice, BackendError, "`mask` must be an array that NumPy can read, got OnAnotherDevice, Implicit"),
+        (OnAnotherDevice, BackendError, "`mask` must be an array in memory, or a memory map, got OnAnotherDevice; "),
+        (
+            lambda: "m.npy",
+            OptionError,
+            r"`mask` must be a mask from `cqs.masks`, got str; .* `np.load\(path, mmap_mode='r'\)`",
+        ),
     ],
-    ids=range(5),
+    ids=range(6),
 )
 def test_functions_and_arrays_that_make_no_mask_are_refused_by_the_plan(mask: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):

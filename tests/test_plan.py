@@ -110,6 +110,13 @@ def test_a_plan_whose_parts_do_not_fit_is_refused(change) -> None:
         Plan.from_json(with_changes(**change))
 
 
+@pytest.mark.parametrize("change", [{"n_queries": -3}, {"n_heads": 3}, {"width": 0}, {"dtype": "int8"}], ids=str)
+def test_a_plan_of_a_problem_that_cannot_be_is_refused(change: dict[str, Any]) -> None:
+    values = json.loads(Scheduler(workers=7).plan(AttentionProblem.of(*[np.zeros((2, 9, 4))] * 3)).to_json())
+    with pytest.raises(CQSError):
+        Plan.from_json(json.dumps(values | {"problem": values["problem"] | change}))
+
+
 def test_a_plan_with_a_mask_of_an_unknown_kind_is_refused() -> None:
     values = json.loads(Scheduler(workers=7).plan(problem_of(50)).to_json())
     values["problem"]["mask"] = {"kind": "Spiral"}

@@ -134,6 +134,7 @@ def test_the_standard_slopes_are_those_of_the_paper() -> None:
         ({"softcap": 0}, OptionError, "`softcap` must be a finite number greater than 0, got 0;"),
         ({"softcap": "5"}, OptionError, "`softcap` must be a finite number greater than 0, got '5';"),
         ({"softcap": float("inf")}, OptionError, "`softcap` must be a finite"),
+        ({"bias": "b.npy"}, OptionError, r"`bias` must be an array .*, got 'b.npy'; give `np.load\(path"),
         ({"bias": 3.0}, OptionError, "`bias` must be an array or a `cqs.scores.ALiBi`, got 3.0;"),
         ({"bias": np.ones((90, 90), bool)}, DTypeError, "`bias` must be numbers to add, got bool; .* `mask`"),
         ({"bias": np.ones((90, 90), int)}, DTypeError, "`bias` must have one of the types .*, got int64"),
@@ -157,7 +158,7 @@ def test_the_standard_slopes_are_those_of_the_paper() -> None:
         ({"sink_logits": np.ones(3)}, ShapeError, r"`sink_logits` must broadcast to .* = \(4,\), got shape \(3,\)"),
         ({"sink_logits": np.ones(4, int)}, DTypeError, "`sink_logits` must have one of the types"),
     ],
-    ids=range(17),
+    ids=range(18),
 )
 def test_options_that_make_no_sense_are_refused(chosen: dict[str, Any], error: type[CQSError], message: str) -> None:
     with pytest.raises(error, match=message):
@@ -167,3 +168,5 @@ def test_options_that_make_no_sense_are_refused(chosen: dict[str, Any], error: t
 def test_slopes_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(OptionError, match="`slopes` must be numbers, one for each head, got"):
         ALiBi(("a", "b"))
+    with pytest.raises(OptionError, match="`slopes` must be finite, got"):
+        ALiBi((1.0, float("nan")))

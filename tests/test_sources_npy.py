@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -19,6 +20,8 @@ from hypothesis import strategies as st
 import cqs
 from cqs.errors import CQSError, DTypeError, OptionError, SourceError
 from cqs.sources import NpyInput
+from cqs.testing import assert_exact
+from cqs.verify import verify_rows
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((2, 3, 50, 4)).astype(np.float32)
@@ -71,7 +74,7 @@ def test_files_without_elements(tmp_path: Path, shape: tuple[int, ...]) -> None:
         (X.astype("int32"), "int32"),
         (X.astype("complex64"), "complex64"),
         (np.zeros(X.shape, [("a", "<f4"), ("b", "<i2")]), "'a'"),
-        (np.zeros(X.shape, "V2"), "V2"),
+        (np.zeros(X.shape, "V3"), "V3"),
     ],
 )
 def test_types_that_attention_is_not_defined_for(files: list[Path], x: np.ndarray, word: str) -> None:
@@ -79,6 +82,20 @@ def test_types_that_attention_is_not_defined_for(files: list[Path], x: np.ndarra
     with pytest.raises(DTypeError, match=r"`k` must have one of the types.*convert it") as caught:
         cqs.attention(*files)
     assert word in str(caught.value)
+
+
+def test_bfloat16_is_what_numpy_writes_as_two_bytes_without_a_type(files: list[Path], tmp_path: Path) -> None:
+    arrays = [np.random.default_rng(i).standard_normal((2, 90, 8)).astype(ml_dtypes.bfloat16) for i in range(3)]
+    for path, x in zip(files, arrays, strict=True):
+        np.save(path, x)
+        assert np.load(path).dtype == np.dtype("V2")
+    out = cqs.attention(*files, workers=7)
+    assert out.dtype == arrays[0].dtype
+    assert_exact(out, *arrays)
+    assert out.tobytes() == cqs.attention(*arrays, workers=7).tobytes()
+    written = cqs.attention(*files, workers=7, out=tmp_path / "out.npy")  # neither kind of file has the type
+    assert written.dtype == np.float32
+    assert verify_rows(tmp_path / "out.npy", *files).passed
 
 
 def refused(files: list[Path], *words: str) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 from array_api_compat import is_array_api_obj, is_torch_array
 
 from cqs.backend.arrays import namespace_of
@@ -46,7 +47,12 @@ def borrowed(
         return tuple(given.values()), lambda array: array
     namespace_of(**{name: x for name, x in given.items() if is_array_api_obj(x)})
     views = tuple(view(x) if is_torch_array(x) else x for x in given.values())
-    return views, lambda array: out if array is views[-1] else back(array)
+    return views, lambda array: out if array is views[-1] else back(array) if _is_plain(array) else array
+
+
+def _is_plain(array: object) -> bool:
+    """Whether a result is in memory, and not on disk: memory maps that are only read would make tensors that crash."""
+    return bool(is_array_api_obj(array)) and not isinstance(array, np.memmap)
 
 
 def _is_cuda_tensor(x: object) -> bool:

@@ -13,10 +13,11 @@ from cqs.cli.files import input_of, inputs_of, refuse_missing, refuse_unfinished
 from cqs.cli.options import Arguments, Parsers, add_command, add_common, path, whole
 from cqs.cli.terminal import print_json, print_table, print_verdict
 from cqs.errors import OptionError
+from cqs.oracle import Deviation
 from cqs.progress import progress_bar
 from cqs.schedule import Plan
 from cqs.units import format_seconds
-from cqs.verify import ULPS, Verification, verify_rows
+from cqs.verify import Verification, verify_rows
 
 __all__ = ["add_parser", "command", "error_rows", "verdict", "verification_json"]
 
@@ -27,7 +28,8 @@ and a little at a time, whatever wrote the output: the first, the last, those on
 both sides of the borders of groups and around the edges of masks, and random
 ones. Give the masks, scores, --workers and --memory that it was computed with.
 The largest error may be twice that of the plain softmax formula in the inputs'
-precision, and 8 units in the last place more; exit code 1 says that it is not.
+precision, and 8 units in the last place more, in all, and of each number as a
+share of the values that it is made of; exit code 1 says that it is not.
 
 examples:
   cqs verify q.npy k.npy v.npy out.npy --causal
@@ -103,18 +105,24 @@ def _plan(args: Arguments, inputs: Any, output: str) -> tuple[Plan, dict[str, An
 
 def verification_json(found: Verification) -> dict[str, object]:
     """Return what was found as JSON values."""
-    names = ("passed", "n_rows", "n_broken", "error", "bound", "plain_error", "ulp")
-    return {name: getattr(found, name) for name in names} | {"ulps": found.ulps, "worst": found.worst}
+    names = "passed", "n_rows", "n_broken", "error", "bound", "plain_error", "ulp", "ulps", "worst"
+    relative = {name: getattr(found.relative, name) for name in ("error", "bound", "plain_error", "worst")}
+    return {name: getattr(found, name) for name in names} | {"relative": relative}
 
 
 def error_rows(found: Verification) -> list[tuple[str, str]]:
     """Return names and values of the errors."""
     ulps = "" if found.ulps is None else f" ({found.ulps:.1f} ulp)"
-    where = "" if found.worst is None else f" at {found.worst}"
     return [
-        ("largest error", f"{found.error:.2e}{ulps}{where}"),
-        ("allowed", f"{found.bound:.2e}: twice the plain formula's {found.plain_error:.2e}, and {ULPS} ulp"),
+        ("largest error", _described(found.absolute, ulps)),
+        ("relative to values", _described(found.relative)),
     ]
+
+
+def _described(measure: Deviation, ulps: str = "") -> str:
+    where = "" if measure.worst is None else f" at {measure.worst}"
+    allowed = f"{measure.bound:.2e} allowed, of which the plain formula's error {measure.plain_error:.2e} twice"
+    return f"{measure.error:.2e}{ulps}{where}; {allowed}"
 
 
 def verdict(found: Verification) -> str:
@@ -124,5 +132,7 @@ def verdict(found: Verification) -> str:
     what = "this is not the attention of these inputs, masks and scores"
     if found.n_broken:
         return f"FAILED: {found.n_broken:,} numbers are NaN or infinite, or should be; {what}."
-    times = f"{found.error / found.bound:.3g} times " if found.bound else "more than "
-    return f"FAILED: the largest error, at {found.worst}, is {times}what is allowed; {what}."
+    names = (("largest error", found.absolute), ("largest error relative to values", found.relative))
+    name, measure = next((name, measure) for name, measure in names if not measure.is_within)
+    times = f"{measure.error / measure.bound:.3g} times " if measure.bound else "more than "
+    return f"FAILED: the {name}, at {measure.worst}, is {times}what is allowed; {what}."

@@ -147,6 +147,7 @@ class _Return:
 
     task: Task
     downloads: tuple[tuple[Download, Download], ...]
+    has_scores: bool
 
     @classmethod
     def of(cls, result: TaskResult, session: Session, dtype: DType) -> "_Return":
@@ -154,11 +155,12 @@ class _Return:
         pairs = tuple(
             (session.download(astype(p.out, dtype, copy=False)), session.download(p.lse)) for p in result.partials
         )
-        return cls(result.task, pairs)
+        return cls(result.task, pairs, result.has_scores)
 
     def result(self) -> TaskResult:
         """Wait for it."""
-        return TaskResult(self.task, tuple(Partial(out.result(), lse.result()) for out, lse in self.downloads))
+        partials = tuple(Partial(out.result(), lse.result()) for out, lse in self.downloads)
+        return TaskResult(self.task, partials, has_scores=self.has_scores)
 
 
 class _Drawn:

@@ -1,12 +1,14 @@
 """Masks of any shape at all, which may differ between batch entries and heads: arrays and functions."""
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from array_api_compat import is_array_api_obj
 
 from cqs.checks import described, of_arrays, takes
 from cqs.errors import BackendError, DTypeError, OptionError, ShapeError
@@ -211,6 +213,8 @@ def as_mask(name: str, value: Any) -> Mask:
         return Dense(value)  # which checks it
     elif callable(value):
         got, remedy = repr(value), "wrap a function of (b, h, q_idx, k_idx) as `cqs.masks.Predicate(f)`"
+    elif isinstance(value, (str, os.PathLike)):
+        got, remedy = type(value).__name__, "for an array of bool on disk give `np.load(path, mmap_mode='r')`"
     else:
         got, remedy = type(value).__name__, "as in `Causal(offset)` or `SlidingWindow(left)`, or give an array of bool"
     raise OptionError.of(name, "be a mask from `cqs.masks`", got, remedy)
@@ -228,7 +232,11 @@ _EXAMPLES = {
 
 
 def _read(array: Any) -> npt.NDArray[Any]:
-    """View an array of another library as NumPy."""
+    """View an array of another library as NumPy's; refuse one on disk, of which all would be read."""
+    if hasattr(array, "shape") and not is_array_api_obj(array):
+        rule = "be an array in memory, or a memory map"
+        remedy = "of what is on disk write a `.npy` file, and give `np.load(path, mmap_mode='r')`"
+        raise BackendError.of("mask", rule, type(array).__name__, remedy)
     try:
         return np.asarray(array)
     except (TypeError, ValueError, RuntimeError) as error:

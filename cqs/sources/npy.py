@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cqs.backend import dtype_of
 from cqs.errors import SourceError
 from cqs.sources.files import Stamp
 from cqs.units import format_bytes
@@ -39,6 +40,8 @@ class NpyInput:
 
     Notes
     -----
+    Numbers of two bytes without a type are bfloat16: so NumPy writes what `ml_dtypes` adds to it.
+
     Big-endian and structured files can be opened, so that `cqs.problem` refuses their type by name. Pickling it, as for
     another process, sends path, size and time of change; it is opened again there, and must be the same.
     """
@@ -138,6 +141,8 @@ def _read_header(path: str, file: Any) -> tuple[tuple[int, ...], np.dtype[Any], 
     except Exception as error:  # NumPy parses the header as Python, which fails in many ways
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise SourceError(f"{path} is no complete .npy file ({reason}); write it with `np.save`") from None
+    if dtype == np.dtype("V2"):  # as which `np.save` writes ml_dtypes' bfloat16, and nothing else that is in use
+        dtype = dtype_of(np, "bfloat16")
     if dtype.hasobject:
         raise SourceError(f"{path} holds Python objects; convert it to numbers")
     if is_fortran and len(shape) > 1:

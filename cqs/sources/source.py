@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from cqs.backend import namespace_of
+from cqs.errors import DTypeError
 from cqs.kernels import KeyChunk
+from cqs.problem import DTYPES
 from cqs.schedule import Group, HeadBlock
 from cqs.sources.arrays import ArrayInput
 from cqs.types import Array, DType
@@ -78,6 +80,11 @@ class ShapeInput:
     dtype: str = "float32"
     is_staged: bool = False
     read_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            remedy = "by name, as in `dtype='float16'`"
+            raise DTypeError.of("dtype", f"be one of {', '.join(DTYPES)}", repr(self.dtype), remedy)
 
     def read(self, lead: tuple[int | slice, ...] | None, start: int, stop: int) -> Array:
         """Refuse: there is nothing to read."""
