@@ -34,7 +34,7 @@ def attention(
     *,
     workers: int | None = ...,
     memory: int | str | None = ...,
-    mask: Mask | None = ...,
+    mask: Mask | Array | None = ...,
     is_causal: bool = ...,
     scale: float | None = ...,
     softcap: float | None = ...,
@@ -59,7 +59,7 @@ def attention(
     *,
     workers: int | None = ...,
     memory: int | str | None = ...,
-    mask: Mask | None = ...,
+    mask: Mask | Array | None = ...,
     is_causal: bool = ...,
     scale: float | None = ...,
     softcap: float | None = ...,
@@ -76,6 +76,31 @@ def attention(
     progress: Progress = ...,
     on_event: Emit = ...,
 ) -> tuple[Array, Array]: ...
+@overload
+def attention(
+    q: Input,
+    k: Input,
+    v: Input,
+    *,
+    workers: int | None = ...,
+    memory: int | str | None = ...,
+    mask: Mask | Array | None = ...,
+    is_causal: bool = ...,
+    scale: float | None = ...,
+    softcap: float | None = ...,
+    bias: Array | ALiBi | None = ...,
+    score_mod: Callable[..., Array] | None = ...,
+    sink_logits: Array | None = ...,
+    backend: Literal["numpy", "cupy"] | None = ...,
+    devices: Sequence[int | Device] | None = ...,
+    kernel: str = ...,
+    engine: Engine | Executor | None = ...,
+    strategy: str = ...,
+    return_lse: bool,
+    out: Output = ...,
+    progress: Progress = ...,
+    on_event: Emit = ...,
+) -> Array | tuple[Array, Array]: ...
 def attention(
     q: Input,
     k: Input,
@@ -83,7 +108,7 @@ def attention(
     *,
     workers: int | None = None,
     memory: int | str | None = None,
-    mask: Mask | None = None,
+    mask: Mask | Array | None = None,
     is_causal: bool = False,
     scale: float | None = None,
     softcap: float | None = None,
@@ -186,9 +211,10 @@ def attention(
 
     Notes
     -----
-    *Cost.* 2 T S (D + E) operations a head, half if causal. Beyond the output, each thread holds the result of one
-    task, about T E / sqrt(W) a head, and at most 16 MiB; float16 and bfloat16 output takes an accumulator in float32.
-    `cqs.plan` says how much it comes to. With `memory` all of it stays within that, or the call is refused.
+    *Cost.* 2 T S (D + E) operations a head, half if causal. Beyond the output, each thread holds the results of two
+    tasks, about T E / sqrt(W) a head each, and at most 16 MiB (more where scores are changed); float16 and bfloat16
+    output takes an accumulator in float32. `cqs.plan` says how much it comes to. With `memory` all of it stays within
+    that, or the call is refused.
     *Numerics.* Scores and sums are kept in float32, float64 for float64. NaN and infinity in the inputs come out as in
     PyTorch: a NaN in a query spoils its row, one in a key every row that sees it; a score of +inf gives NaN.
     What a row does not see never reaches it.
@@ -238,7 +264,7 @@ def plan(
     *,
     workers: int | None = None,
     memory: int | str | None = None,
-    mask: Mask | None = None,
+    mask: Mask | Array | None = None,
     is_causal: bool = False,
     scale: float | None = None,
     softcap: float | None = None,

@@ -19,7 +19,7 @@ from cqs.placing import placed
 from cqs.problem import AttentionProblem
 from cqs.schedule import Plan, Scheduler
 from cqs.scores import ALiBi, Scores, checked_sink_logits
-from cqs.sources import InputSource, Sink, Target, like_of, open_inputs, open_output
+from cqs.sources import InputSource, Sink, Target, like_of, open_inputs, open_output, refuse_overlap
 from cqs.types import Array
 from cqs.units import parse_bytes
 
@@ -68,7 +68,7 @@ def ready(
     *,
     workers: int | None,
     memory: int | str | None,
-    mask: Mask | None,
+    mask: Mask | Array | None,
     is_causal: bool,
     scale: float | None,
     softcap: float | None,
@@ -102,6 +102,11 @@ def ready(
             has_scores=scores is not None, has_sink_logits=logits is not None,
         )  # fmt: skip
         target = open_output(out, problem, source)
+        if target.kind == "given":  # what it is written to must not be what is read meanwhile
+            for array in problem.mask.arrays:
+                refuse_overlap(out, mask=array)
+            if bias is not None and not isinstance(bias, ALiBi):
+                refuse_overlap(out, bias=bias)
         setting = replace(
             place.setting,
             output=target.kind,

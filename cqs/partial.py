@@ -11,7 +11,7 @@ from cqs.errors import OptionError, ShapeError
 from cqs.schedule import MERGE_BLOCK
 from cqs.types import Array, DType, Namespace
 
-__all__ = ["Partial", "merge", "merge_into"]
+__all__ = ["Partial", "merge", "merge_into", "merge_weights"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,7 +84,7 @@ def merge(a: Partial, b: Partial) -> Partial:
     if shapes[0] != shapes[1]:
         rule, got = "have the shapes of `a`, {} and {}".format(*shapes[0]), "shapes {} and {}".format(*shapes[1])
         raise ShapeError.of("b", rule, got, "merge results of the same queries and heads")
-    weight_a, weight_b, lse = _weights(namespace_of(a=a.lse, b=b.lse), a.lse, b.lse)
+    weight_a, weight_b, lse = merge_weights(namespace_of(a=a.lse, b=b.lse), a.lse, b.lse)
     return Partial(a.out * weight_a[..., None] + b.out * weight_b[..., None], lse)
 
 
@@ -94,7 +94,7 @@ def merge_into(xp: Namespace, totals: Sequence[Partial], parts: Sequence[Partial
         for total, part in zip(totals, parts, strict=True):
             merge_rows(total.out, total.lse, part.out, part.lse)
         return
-    weights = _weights(xp, *(_side_by_side(xp, [p.lse for p in partials]) for partials in (totals, parts)))
+    weights = merge_weights(xp, *(_side_by_side(xp, [p.lse for p in partials]) for partials in (totals, parts)))
     first = 0
     for total, part in zip(totals, parts, strict=True):
         *heads, n_rows, width = part.out.shape
@@ -114,7 +114,7 @@ def _side_by_side(xp: Namespace, arrays: list[Array]) -> Array:
     return arrays[0] if len(arrays) == 1 else xp.concat(arrays, axis=-1)
 
 
-def _weights(xp: Namespace, lse_a: Array, lse_b: Array) -> tuple[Array, Array, Array]:
+def merge_weights(xp: Namespace, lse_a: Array, lse_b: Array) -> tuple[Array, Array, Array]:
     """Return the weight of each side in a merge, and the merged log-sum-exp."""
     top = xp.maximum(lse_a, lse_b)
     # where neither side saw a key, top is -inf, and -inf - -inf would be NaN: subtract the lowest finite number instead

@@ -66,7 +66,7 @@ class AttentionProblem:
         k: Array,
         v: Array,
         *,
-        mask: Mask | None = None,
+        mask: Mask | Array | None = None,
         is_causal: bool = False,
         scale: float | None = None,
     ) -> Self:
@@ -239,7 +239,7 @@ def _checked_scale(scale: float | None, D: int) -> float:
     return value
 
 
-def _checked_mask(mask: Mask | None, is_causal: bool) -> Mask:
+def _checked_mask(mask: Mask | Array | None, is_causal: bool) -> Mask:
     is_causal = true_or_false("is_causal", is_causal, "for an offset use `mask=Causal(offset)`")
     if mask is None:
         return Causal() if is_causal else NoMask()

@@ -56,6 +56,9 @@ class ALiBi:
         if not all(map(math.isfinite, numbers)):
             raise OptionError.of("slopes", "be finite", repr(numbers), "see ALiBi.standard")
         object.__setattr__(self, "slopes", numbers)
+        if isinstance(self.offset, bool) or not hasattr(self.offset, "__index__"):
+            remedy = "0 aligns the top left, S - T the bottom right"
+            raise OptionError.of("offset", "be a whole number", repr(self.offset), remedy)
 
     @classmethod
     def standard(cls, n_heads: int) -> Self:

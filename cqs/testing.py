@@ -10,12 +10,13 @@ from cqs.masks import Mask
 from cqs.oracle import ULPS, Floats, Judgement, Rows, as_numpy, judge_lse, judge_out
 from cqs.problem import AttentionProblem
 from cqs.scores import ALiBi
+from cqs.types import Array
 
 __all__ = ["ULPS", "assert_exact", "reference_attention"]
 
 
 def reference_attention(
-    q: Floats, k: Floats, v: Floats, *, scale: float, mask: Mask | None = None
+    q: Floats, k: Floats, v: Floats, *, scale: float, mask: Mask | Array | None = None
 ) -> tuple[Floats, Floats]:
     """Return output and log-sum-exp by the plain formula in float64, whatever the type and library of the inputs."""
     q, k, v = (as_numpy(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
@@ -31,7 +32,7 @@ def assert_exact(
     v: Floats,
     *,
     scale: float | None = None,
-    mask: Mask | None = None,
+    mask: Mask | Array | None = None,
     is_causal: bool = False,
     softcap: float | None = None,
     bias: Floats | ALiBi | None = None,

@@ -11,7 +11,7 @@ from cqs.backend import dtype_of, is_numpy, namespace_of, on_host, quiet_floats
 from cqs.checks import check_listener
 from cqs.errors import DTypeError, OptionError, TileError
 from cqs.events import BytesWritten, Emit, ResultMerged
-from cqs.partial import Partial
+from cqs.partial import Partial, merge_weights
 from cqs.problem import DTYPES, bytes_of, dtype_name
 from cqs.schedule import UNSEEN_BYTES, HeadBlock, Plan, Strip, Task
 from cqs.sources import ArraySink, Sink, check_out
@@ -123,10 +123,6 @@ class Tiler:
                 f"{n_missing} of {len(self._plan)} tasks never came, the first of them task {self._next} with {what}"
             )
         return Partial(self._sink.finish(), self._lse)
-
-    def abandon(self) -> None:
-        """Leave nothing that looks finished."""
-        self._sink.abandon()
 
     def _new_sums(self, is_in_place: bool) -> Sums:
         problem = self._plan.problem
@@ -257,13 +253,10 @@ def _first_tile(task: Task) -> str:
 
 def _add_sinks(xp: Namespace, partial: Partial, logits: Array) -> None:
     """Give each softmax one more term, without a value; in place."""
+    weight, _, total = merge_weights(xp, partial.lse, logits)
     out, lse = partial.out, partial.lse
-    top = xp.maximum(lse, logits)
-    shift = xp.where(top == -xp.inf, xp.zeros_like(top), top)
-    total = shift + xp.log(xp.exp(lse - shift) + xp.exp(logits - shift))
-    weight = xp.where(lse == -xp.inf, xp.zeros_like(lse), xp.exp(lse - total))
     out *= weight[..., None]
-    lse[...] = xp.where(top == -xp.inf, top, total)
+    lse[...] = total
 
 
 def _itemsize(sink: Sink) -> int:

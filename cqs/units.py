@@ -4,7 +4,7 @@ import re
 
 from cqs.errors import OptionError
 
-__all__ = ["format_bytes", "format_count", "format_seconds", "parse_bytes", "plural"]
+__all__ = ["format_bytes", "format_count", "format_seconds", "parse_bytes", "plural", "shortened"]
 
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -72,3 +72,13 @@ def format_seconds(seconds: float) -> str:
         if seconds < 1000 * scale or unit == "s":
             return f"{seconds / scale:.3g} {unit}"
     raise AssertionError("unreachable")
+
+
+def shortened(text: str, most: int = 300) -> str:
+    """Leave out the middle of a text that is too long for people.
+
+    >>> shortened("(0, 1, 3)"), shortened("abcdefghijklmnop", most=9)
+    ('(0, 1, 3)', 'ab ... op')
+    """
+    kept = (most - 5) // 2
+    return text if len(text) <= most else f"{text[:kept]} ... {text[-kept:]}"

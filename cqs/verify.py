@@ -19,6 +19,7 @@ from cqs.problem import AttentionProblem, dtype_name
 from cqs.schedule import Plan
 from cqs.scores import ALiBi, Scores, checked_sink_logits
 from cqs.sources import Input, InputSource, open_inputs
+from cqs.types import Array
 
 __all__ = ["ULPS", "Verification", "verify_rows"]
 
@@ -55,7 +56,7 @@ def verify_rows(
     v: Any,
     *,
     scale: float | None = None,
-    mask: Mask | None = None,
+    mask: Mask | Array | None = None,
     is_causal: bool = False,
     softcap: float | None = None,
     bias: Floats | ALiBi | None = None,
@@ -111,6 +112,11 @@ def verify_rows(
     """
     if n_rows is not None:
         n_rows = whole_number("n_rows", n_rows, 1, "64 rows find what is wrong throughout")
+    if workers is not None:
+        workers = whole_number("workers", workers, 1, "leave it out if the output was not made of tasks")
+    if not isinstance(plan, Plan | None):
+        raise OptionError.of("plan", "be a `Plan`", type(plan).__name__, "make one by `cqs.plan`")
+    seed = whole_number("seed", seed, 0, "the rows that are drawn follow from it")
     if not callable(report):
         raise OptionError.of("report", "be a function of (heads done, heads in all)", repr(report), "leave it out")
     out, q, k, v = (_readable(name, x) for name, x in (("out", out), ("q", q), ("k", k), ("v", v)))

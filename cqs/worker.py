@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
-from cqs.backend import quiet_floats
+from cqs.backend import quiet_floats, single_threaded_blas
 from cqs.checks import check_listener
 from cqs.computing import Computation, joined
 from cqs.errors import OptionError, ShapeError
@@ -128,7 +128,7 @@ class Worker:
         start = perf_counter()
         if emit is not None:
             emit(TaskStarted(task=task.index, start=start))
-        with quiet_floats():
+        with quiet_floats(), single_threaded_blas():  # so that bits do not depend on who calls
             computation = Computation(self.problem, self.attend, self.scores, self.grain, self.source, threads, emit)
             partials = computation.partials(task, feed or Direct(self.source, emit))
         if emit is not None:

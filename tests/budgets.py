@@ -20,11 +20,12 @@ from cqs.masks import Causal, Documents, Mask, PrefixLM, Sinks, SlidingWindow
 from cqs.scores import ALiBi
 
 MIB = 1 << 20
-EXECUTOR = ThreadPoolExecutor(2)
+EXECUTOR = ThreadPoolExecutor(8)
 SCORES: list[dict[str, Any]] = [
     {},
     {"softcap": 20.0},
     {"bias": ALiBi((0.5,))},
+    {"softcap": 20.0, "bias": ALiBi((0.5,))},
     {"score_mod": lambda score, b, h, q, k: score + 0.1},
 ]
 

@@ -1,5 +1,7 @@
 """`cqs.attention` is exact: every shape, type, kernel, worker count, and kind of array."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -197,3 +199,26 @@ def test_progress_counts_tasks(capsys: pytest.CaptureFixture[str]) -> None:
     assert seen == [(n, 7) for n in range(1, 8)]
     cqs.attention(q, q, q, workers=7, progress=True)
     assert "7/7" in capsys.readouterr().err
+
+
+def test_one_row_with_huge_values_takes_nothing_from_another() -> None:
+    q, k, v = (np.array([[[a], [b]]], np.float32) for a, b in ((1, 0), (0, -80), (1, 1e38)))
+    assert cqs.attention(q, k, v, scale=1.0)[0, 0, 0] == pytest.approx(1 + np.exp(-80.0) * 1e38, rel=1e-5)
+    v[0, 1] = np.inf
+    assert cqs.attention(q[:, :1], k, v, scale=1.0)[0, 0, 0] == np.inf  # a small weight is none
+
+
+def test_a_sink_beside_equal_scores_far_from_zero_is_exact() -> None:
+    x, v = np.zeros((1, 300, 4), np.float32), np.random.default_rng(0).standard_normal((1, 300, 4), dtype=np.float32)
+    chosen = {"bias": np.full((300, 300), -1e4, np.float32), "sink_logits": np.float32([-1e4])}
+    assert_exact(cqs.attention(x, x, v, workers=1, **chosen), x, x, v, **chosen)
+
+
+@pytest.mark.parametrize("memory", [None, "4 MiB"])
+def test_batches_without_entries(memory: str | None, tmp_path: Path) -> None:
+    x = np.zeros((0, 2, 8, 4), np.float32)
+    np.save(tmp_path / "x.npy", x)
+    for z in (x, tmp_path / "x.npy"):
+        assert cqs.attention(z, z, z, memory=memory).shape == x.shape
+        assert "Plan: " in str(cqs.plan(z, z, z, memory=memory))
+    assert cqs.attention(x, x, x, mask=~Causal([]), strategy="tree", workers=3).shape == x.shape

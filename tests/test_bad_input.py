@@ -266,6 +266,16 @@ def test_outputs_that_cannot_be_written_to() -> None:
     refused(BackendError, "`out`", "library", out=array_api_strict.zeros((2, N, 8), dtype=array_api_strict.float32))
 
 
+def test_an_output_over_a_bias_or_a_mask_is_refused() -> None:
+    q, k, v = arrays()
+    out = np.zeros(q.shape, q.dtype)
+    bias = np.lib.stride_tricks.as_strided(out, (N, N), (0, out.itemsize))
+    dense = np.lib.stride_tricks.as_strided(out.view(bool), (N, N), (0, 1))
+    refused(OptionError, "`out`", "share no memory with `bias`", args=(q, k, v), out=out, bias=bias)
+    for mask in (dense, ~cqs.masks.Dense(dense) & cqs.masks.Causal(3)):
+        refused(OptionError, "`out`", "share no memory with `mask`", args=(q, k, v), out=out, mask=mask)
+
+
 def test_an_output_between_the_elements_of_an_input_is_no_overlap() -> None:
     both = np.zeros((2, N, 16), "float32")
     q, k, _ = arrays()

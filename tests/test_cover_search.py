@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cqs.errors import QuorumError
 from cqs.quorum import DifferenceCover, search, singer
-from cqs.quorum.starts import completed, moved_at_random, starts
+from cqs.quorum.starts import _n_pairs, completed, moved_at_random, starts
 from cqs.quorum.tabu import _walk
 from cqs.quorum.walks import Walks
 
@@ -121,6 +121,11 @@ def test_half_of_the_starts_are_random_and_the_others_of_the_planes_of_orders_ne
     first = [next(walk) for walk in [starts(128, 13, np.random.default_rng(0))] for _ in range(8)]
     assert [len(elements) for elements in first] == [6, 9, 6, 10, 6, 9, 6, 10]
     assert len(next(starts(7, 3, np.random.default_rng(0)))) == 1
+
+
+@pytest.mark.parametrize(("W", "elements", "n_pairs"), [(4, [0, 2], [2, 0, 1]), (7, [0, 1, 3], [3, 1, 1, 1])])
+def test_two_elements_half_way_around_are_one_pair(W: int, elements: list[int], n_pairs: list[int]) -> None:
+    assert _n_pairs(W, np.array(elements)).tolist() == n_pairs
 
 
 @given(data=st.data(), W=st.integers(2, 40))

@@ -79,6 +79,21 @@ def test_the_same_call_gives_the_same_bits_again(name: str) -> None:
     assert len({output(name, LocalEngine(2)) for _ in range(5)}) == 1
 
 
+@pytest.mark.parametrize("kernel", ["numpy", "blockwise", "reference"])
+def test_every_kernel_gives_the_same_bits_in_an_executor_and_step_by_step(kernel: str) -> None:
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 300, 64)).astype(np.float32)
+    options: dict[str, Any] = {"workers": 3, "kernel": kernel}
+    out = cqs.attention(q, k, v, **options, engine=LocalEngine(1))
+    with ThreadPoolExecutor(2) as pool:
+        assert out.tobytes() == cqs.attention(q, k, v, **options, engine=pool).tobytes()
+    plan = cqs.plan(q, k, v, **options)
+    worker = cqs.Worker(plan.problem, cqs.ArraySource(q, k, v), cqs.kernels.KERNELS[kernel].attend, grain=plan.grain)
+    tiler = cqs.Tiler(plan, np.empty_like(q))
+    for task in plan.tasks():
+        tiler.add(worker.run(task))
+    assert out.tobytes() == tiler.result().out.tobytes()
+
+
 @pytest.mark.parametrize("kernel", ON_NUMPY)
 def test_every_kernel_gives_the_same_bits_on_any_number_of_threads(kernel: str) -> None:
     outputs = [output("many small tasks", LocalEngine(n), kernel=kernel) for n in (1, 2, 5)]

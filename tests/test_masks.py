@@ -3,12 +3,14 @@
 import itertools
 import json
 import pickle
+import sys
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cqs
 from cqs.errors import CQSError, DTypeError, OptionError
 from cqs.masks import (
     And,
@@ -256,3 +258,23 @@ def test_documents_are_made_from_the_number_of_each_token() -> None:
 def test_masks_refuse_what_makes_no_sense(make, message: str) -> None:
     with pytest.raises(CQSError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("far", "near"),
+    [
+        (SlidingWindow(3, sys.maxsize), SlidingWindow(3, 100)),
+        (SlidingWindow(2**80, 2, 5), SlidingWindow(100, 2, 5)),
+        (Causal(sys.maxsize) & SlidingWindow(3), SlidingWindow(3)),
+        (~Causal(-(2**70)) & Causal(), Causal()),
+        (PrefixLM(2**64) & Causal(4), Causal(4)),
+        (Sinks(sys.maxsize) & Causal(), Causal()),
+    ],
+    ids=str,
+)
+def test_numbers_beyond_all_tokens_are_no_overflow(far: Mask, near: Mask) -> None:
+    i, whole = np.arange(30), range(30)
+    np.testing.assert_array_equal(far.visible(i[:, None], i), near.visible(i[:, None], i))
+    assert far.count(whole, whole) == near.count(whole, whole)
+    x = np.random.default_rng(0).standard_normal((1, 30, 4))
+    assert cqs.attention(x, x, x, mask=far).tobytes() == cqs.attention(x, x, x, mask=near).tobytes()

@@ -11,6 +11,18 @@ from cqs.engines import LocalEngine
 MIB = 1 << 20
 
 
+@pytest.mark.parametrize(("n_threads", "workers", "N"), [(8, 57, 30_000), (4, 7, 12_000)])
+def test_small_calls_in_many_threads_are_projected(n_threads: int, workers: int, N: int) -> None:
+    q, engine = np.zeros((1, N, 4), np.float32), LocalEngine(n_threads)
+    projected = cqs.plan(q, q, q, workers=workers, engine=engine).projected_bytes
+    tracemalloc.start()
+    try:
+        cqs.attention(q, q, q, workers=workers, engine=engine)
+        assert tracemalloc.get_traced_memory()[1] <= projected
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize(
     ("H", "N", "D", "dtype", "workers", "threads"),
     [

@@ -10,7 +10,7 @@ from problems import DTYPES
 import cqs
 from cqs.errors import BackendError, OptionError, ShapeError
 from cqs.masks import Causal, Mask, NoMask
-from cqs.oracle import EVALUATIONS, Rows
+from cqs.oracle import EVALUATIONS, Rows, judge_out
 from cqs.testing import assert_exact, reference_attention
 from cqs.verify import verify_rows
 
@@ -150,6 +150,24 @@ def test_arrays_of_any_library_are_judged(library: str, dtype: str) -> None:
     with pytest.raises(AssertionError, match="out is off by"):
         assert_exact(out + 0.5, q, k, v, **chosen)
     assert not verify_rows(out + 0.5, q, k, v, **chosen).passed
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sums", "absolute", "relative"),
+    [
+        ("float32", "float32", 2 * 0.25 + 8 * 4 * 2.0**-23, 2 * 0.0625 + 8 * 2.0**-23),
+        ("float16", "float32", 2 * 0.25 + 8 * 4 * 2.0**-10, 2 * 0.0625 + 8 * 2.0**-23 + 2.0**-10),
+        ("float64", "float64", 2 * 0.25 + 8 * 4 * 2.0**-52, 2 * 0.0625 + 8 * 2.0**-52),
+    ],
+)
+def test_the_bounds_are_those_of_the_rule(dtype: str, sums: str, absolute: float, relative: float) -> None:
+    exact, magnitudes = np.array([4.0, 1.0]), np.array([4.0, 4.0])
+    plain = [exact.astype(sums), np.array([4.0, 1.25], sums)]  # off by 1/4, and 1/16 of the magnitudes
+    for error, passes in ((0.99, True), (1.01, False)):
+        wrong = np.array([4.0, 1.0 + error * absolute]).astype(dtype)
+        found = judge_out(wrong, exact, plain, magnitudes)
+        assert (found.absolute.bound, found.relative.bound) == (absolute, relative)
+        assert found.absolute.is_within is passes
 
 
 def test_what_numpy_cannot_read_is_refused() -> None:

@@ -12,7 +12,7 @@ from test_masks import masks
 
 import cqs
 from cqs.errors import BackendError, CQSError, DTypeError, OptionError, ShapeError
-from cqs.masks import Causal, Dense, KeyLengths
+from cqs.masks import Causal, Dense, KeyLengths, Predicate
 from cqs.scores import ALiBi
 from cqs.testing import assert_exact
 
@@ -170,3 +170,13 @@ def test_slopes_that_are_no_numbers_are_refused() -> None:
         ALiBi(("a", "b"))
     with pytest.raises(OptionError, match="`slopes` must be finite, got"):
         ALiBi((1.0, float("nan")))
+
+
+def test_changes_that_differ_between_heads_where_tasks_have_some_of_them() -> None:
+    q, k, v = (np.random.default_rng(i).standard_normal((8, 1500, 16), dtype=np.float32) for i in range(3))
+    mask = Predicate(lambda b, h, q_idx, k_idx: k_idx <= q_idx - 3 * h)
+    chosen: dict[str, Any] = {"bias": ALiBi.standard(8), "score_mod": lambda s, b, h, i, j: s * (1 + h)}
+    plan = cqs.plan(q, k, v, memory="4 MiB", mask=mask, **chosen)
+    assert plan.grain.kv_heads is not None
+    assert plan.grain.kv_heads < 8
+    assert_exact(cqs.attention(q, k, v, memory="4 MiB", mask=mask, **chosen), q, k, v, mask=mask, **chosen)

@@ -9,6 +9,7 @@ from array_api_compat import is_array_api_obj, is_torch_array
 
 from cqs.backend.arrays import namespace_of
 from cqs.backend.cuda_libraries import import_cupy
+from cqs.errors import BackendError, CQSError
 from cqs.types import Array
 
 __all__ = ["borrowed"]
@@ -46,8 +47,18 @@ def borrowed(
     else:
         return tuple(given.values()), lambda array: array
     namespace_of(**{name: x for name, x in given.items() if is_array_api_obj(x)})
-    views = tuple(view(x) if is_torch_array(x) else x for x in given.values())
+    views = tuple(_viewed(name, x, view) if is_torch_array(x) else x for name, x in given.items())
     return views, lambda array: out if array is views[-1] else back(array) if _is_plain(array) else array
+
+
+def _viewed(name: str, tensor: Array, view: Callable[[Array], Array]) -> Array:
+    try:
+        return view(tensor)
+    except CQSError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:  # a type, or a layout, that only torch has
+        reason = str(error).partition("\n")[0]
+        raise BackendError.of(name, "be a tensor whose numbers can be read", reason, "convert it first") from None
 
 
 def _is_plain(array: object) -> bool:

@@ -37,7 +37,7 @@ class UnitBuffers(NamedTuple):
 # With smaller sums of weights, weighted values that are small themselves would lose digits below the smallest number
 _LEAST_SUM = 2.0**-8
 
-# What weights are multiplied by where values are so large that a sum of them would overflow
+# What values are multiplied by where they are so large that a sum of them would overflow
 _SMALL = 2.0**-40
 
 
@@ -69,7 +69,7 @@ def attend_unit(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> tuple[Floa
         factor = _SMALL
         total, top = _running_maximum(load, n_blocks, work, factor, is_careful=True)
     divisor = np.where(total == 0, 1, total)
-    return work.out, divisor, np.where(total == 0, -np.inf, top + np.log(divisor / factor))
+    return work.out, divisor * factor, np.where(total == 0, -np.inf, top + np.log(divisor))
 
 
 def _optimistic(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> Floats | None:
@@ -111,13 +111,11 @@ def _running_maximum(
         rescale = np.exp(top - shift)
         weights -= shift[..., None]
         np.exp(weights, out=weights)
-        if factor != 1:
-            weights *= factor
         total *= rescale
         total += weights @ np.ones(weights.shape[-1], out.dtype)
         out *= rescale[..., None]
         if is_careful:
-            _weigh(weights, (np.where(np.isfinite(piece), piece, 0) for piece in values), out, product, adds=True)
+            _weigh(weights, (_finite(piece) * factor for piece in values), out, product, adds=True)
             _add_what_is_not_finite(out, weights, values, load.visible(n))
         else:
             _weigh(weights, values, out, product, adds=True)
@@ -147,6 +145,11 @@ def _add_what_is_not_finite(
             value, rows = piece[g, key], visible[:, first + key]
             out[g, rows] += weights[g, rows, first + key, None] * np.where(np.isfinite(value), 0, value)
         first += piece.shape[1]
+
+
+def _finite(values: Floats) -> Floats:
+    """Return values with 0 in place of what is infinite or NaN."""
+    return np.where(np.isfinite(values), values, 0).astype(values.dtype, copy=False)
 
 
 def _is_finite(out: Floats) -> bool:

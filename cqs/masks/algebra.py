@@ -23,6 +23,11 @@ class _Pair(Mask):
         object.__setattr__(self, "right", as_mask("mask", self.right))
 
     @property
+    def arrays(self) -> tuple[Booleans, ...]:
+        """Those of both."""
+        return self.left.arrays + self.right.arrays
+
+    @property
     def lead(self) -> tuple[int, ...]:
         """What either differs between."""
         return np.broadcast_shapes(self.left.lead, self.right.lead)
@@ -130,6 +135,11 @@ class Not(Mask):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mask", as_mask("mask", self.mask))
+
+    @property
+    def arrays(self) -> tuple[Booleans, ...]:
+        """Those of the mask."""
+        return self.mask.arrays
 
     @property
     def lead(self) -> tuple[int, ...]:

@@ -12,6 +12,8 @@ from cqs.masks.mask import Booleans, Coverage, Integers, Mask, merged
 
 __all__ = ["Causal", "NoMask", "PrefixLM", "Sinks", "SlidingWindow"]
 
+_FARTHEST = 2**60  # what is larger counts as this: farther than any token, and sums of a few fit 64 bits
+
 
 @dataclass(frozen=True, slots=True)
 class NoMask(Mask):
@@ -124,7 +126,7 @@ class SlidingWindow(Aligned):
     def __post_init__(self) -> None:
         for name in ("left", "right"):
             remedy = "it counts the keys that are seen on that side; leave the window out to see all"
-            object.__setattr__(self, name, whole_number(name, getattr(self, name), 0, remedy))
+            object.__setattr__(self, name, min(whole_number(name, getattr(self, name), 0, remedy), _FARTHEST))
         object.__setattr__(self, "offset", entries("offset", self.offset, _whole))
 
     @property
@@ -174,7 +176,9 @@ class Sinks(Mask):
     n: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "n", whole_number("n", self.n, 0, "it is the number of first keys that all see"))
+        object.__setattr__(
+            self, "n", min(whole_number("n", self.n, 0, "it is the number of first keys that all see"), _FARTHEST)
+        )
 
     def visible(self, q_idx: Integers, k_idx: Integers) -> Booleans:
         """Return k < n."""
@@ -207,7 +211,7 @@ class PrefixLM(Mask):
     n: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "n", whole_number("n", self.n, 0, "it is the length of the prefix"))
+        object.__setattr__(self, "n", min(whole_number("n", self.n, 0, "it is the length of the prefix"), _FARTHEST))
 
     def visible(self, q_idx: Integers, k_idx: Integers) -> Booleans:
         """Return k < n or k <= q."""
@@ -229,7 +233,7 @@ class PrefixLM(Mask):
 
 def _whole(name: str, value: object) -> int:
     try:
-        return operator.index(value)  # type: ignore[arg-type]
+        return max(min(operator.index(value), _FARTHEST), -_FARTHEST)  # type: ignore[arg-type]
     except TypeError:
         remedy = "0 aligns the top left, S - T the bottom right"
         raise OptionError.of(name, "be a whole number", repr(value), remedy) from None

@@ -55,6 +55,11 @@ class Mask(ABC):
         return False
 
     @property
+    def arrays(self) -> tuple[Booleans, ...]:
+        """The arrays that it looks pairs up in."""
+        return ()
+
+    @property
     def lead(self) -> tuple[int, ...]:
         """Shape of the batch entries and heads that it differs between, which broadcasts to `(*B, H)`."""
         return ()

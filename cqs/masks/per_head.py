@@ -46,6 +46,11 @@ class Dense(Mask):
             raise ShapeError.of("mask", "have the form (..., queries, keys)", f"shape {array.shape}", remedy)
 
     @property
+    def arrays(self) -> tuple[Booleans, ...]:
+        """Its array."""
+        return (self.array,)
+
+    @property
     def lead(self) -> tuple[int, ...]:
         """The axes before queries and keys."""
         return self.array.shape[:-2]

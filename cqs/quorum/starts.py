@@ -48,7 +48,10 @@ def completed(W: int, size: int, elements: Integers, rng: "np.random.Generator")
 def _n_pairs(W: int, elements: Integers) -> Integers:
     """Count the pairs of elements at each distance 0..W//2, by the Fourier transform. O(W log W)."""
     spectrum = np.fft.rfft(np.bincount(elements, minlength=W))
-    return np.rint(np.fft.irfft(np.abs(spectrum) ** 2, W)[: W // 2 + 1]).astype(np.int64)
+    n_pairs = np.rint(np.fft.irfft(np.abs(spectrum) ** 2, W)[: W // 2 + 1]).astype(np.int64)
+    if W % 2 == 0:  # half way around, each pair is counted from both ends
+        n_pairs[-1] //= 2
+    return n_pairs
 
 
 def _losses(W: int, elements: Integers) -> Integers:

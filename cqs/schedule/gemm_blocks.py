@@ -10,13 +10,13 @@ import numpy as np
 from cqs.schedule.call_shape import CallShape
 from cqs.schedule.task import even_cuts, largest_cut
 
-__all__ = ["GemmBlock", "Heads", "buffer_sizes", "gemm_block", "gemm_bytes", "head_groups", "row_pitch"]
+__all__ = ["SCORE_COPIES", "GemmBlock", "Heads", "buffer_sizes", "gemm_block", "gemm_bytes", "head_groups", "row_pitch"]
 
 _LEAST_AREA = 1 << 17  # scores of a head that keep a GPU's matrix units busy; with fewer, heads are cut instead
 _ROWS_IN_ALL = 1 << 14  # rows of all heads: as many 128 x 128 tiles of the result as an H200 has multiprocessors
 _LEAST_ROWS, _LEAST_COLUMNS, _MOST_COLUMNS = 256, 1024, 8192
 _PITCH = 32  # scores; rows begin at multiples of 128 bytes
-_SCORE_COPIES = 6  # blocks that changing scores takes, beyond the block itself
+SCORE_COPIES = 6  # blocks that changing scores takes, beyond the block itself: softcap, and distances in int64
 _ALLOCATIONS, _GRANULE = 16, 512  # arrays that a call makes, and what CuPy's pool rounds each up to
 
 
@@ -143,6 +143,6 @@ def gemm_bytes(call: CallShape, block_bytes: int, has_scores: bool = False) -> i
     is_cut = call.is_masked or call.is_bundled  # then keys that are computed together may stand apart
     names = ["scores", "top", "total"] + ["hold"] * is_cut + ["k", "v"] * (call.is_gathered or is_cut)
     names += ["q"] * call.is_gathered
-    n_elements = sum(sizes[name] for name in names) + _SCORE_COPIES * sizes["scores"] * has_scores
+    n_elements = sum(sizes[name] for name in names) + SCORE_COPIES * sizes["scores"] * has_scores
     masks = 2 * (9 * rows + min(area, rows * columns) // 8) * is_cut
     return n_elements * call.itemsize + masks + _ALLOCATIONS * _GRANULE

@@ -60,5 +60,7 @@ def _seen(tile: Tile, mask: Mask, is_trimmed: bool) -> Iterator[Tile]:
         yield tile
         return
     parts = mask.reach(tile.query.tokens, tile.key.tokens)
+    if not parts:  # there are no heads
+        return
     for cut in even_cuts(len(parts), -(-len(parts) // MOST_PARTS)):  # of very many parts some are read as one
         yield Tile(tile.query, Group(tile.key.index, parts[cut.start].start, parts[cut.stop - 1].stop))

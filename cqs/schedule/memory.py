@@ -98,8 +98,10 @@ def footprint(
         slots = slot_bytes(problem, sizes, grain, setting, rows_pending)
         return _on_device(problem, call, sizes, grain, setting, rows_pending, slots)
     threads, in_flight = max(setting.threads, setting.in_flight), setting.in_flight
-    kernel = scratch_bytes(setting.kernel, call.shape, threads, grain.block_bytes, setting.has_scores)
-    kernel *= 1 if setting.kernel == "numpy" else in_flight
+    alone, together = (
+        scratch_bytes(setting.kernel, call.shape, n, grain.block_bytes, setting.has_scores) for n in (1, threads)
+    )
+    kernel = max(in_flight * alone, together)  # small calls are not shared by threads, but there may be many
     joined = sizes.bundle_rows * call.query_bytes if sizes.is_bundled else 0  # small strips that share a call
     result = sizes.query_rows * call.row_bytes
     unseen = 0 if problem.mask.hides_nothing else 2 * call.row_bytes  # a row that is made for queries without a key

@@ -20,7 +20,7 @@ from cqs.schedule.memory import CACHED_TASKS, Footprint, SlotBytes, footprint, s
 from cqs.schedule.sizes import TaskSizes, bounded_sizes, counted_sizes, heaviest_rows, result_dtype, rows_pending
 from cqs.schedule.task import Read, Task, reads
 from cqs.schedule.traffic import TaskReads, Traffic, estimated_reads, reads_of, traffic
-from cqs.units import format_bytes, format_count, plural
+from cqs.units import format_bytes, format_count, plural, shortened
 
 __all__ = ["Plan"]
 
@@ -199,17 +199,23 @@ class Plan:
             raise OptionError.of("text", rule, got, "was it written by `Plan.to_json` of another cqs?") from None
 
     def __str__(self) -> str:
-        p, first = self.problem, self.task(0)
+        p, of_first = self.problem, ""
+        if len(self):  # a batch may have no entries
+            first = self.task(0)
+            of_first = (
+                f"reads {format_bytes(self.held_bytes(first))}, returns {format_bytes(self.partial_bytes(first))}"
+            )
+            of_first += f", {format_count(self.load(first))} pairs a head"
         blocks = n_head_blocks(p, self.grain.kv_heads)
+        mask = shortened(str(p.mask))
         of_heads = f" for each of {blocks} blocks of heads" if blocks > 1 else ""
         return "\n".join(
             [
                 f"Plan: {plural(self.workers, 'task')}{of_heads}, {self._cut()}",
                 f"  problem   q {(*p.batch, p.n_heads, p.n_queries, p.width)}, "
-                f"k {(*p.batch, p.n_kv_heads, p.n_keys, p.width)}, E = {p.value_width}, {p.dtype}, {p.mask}",
+                f"k {(*p.batch, p.n_kv_heads, p.n_keys, p.width)}, E = {p.value_width}, {p.dtype}, {mask}",
                 f"  work      {format_count(p.flops(p.n_pairs))}FLOP over {format_count(p.n_pairs)} pairs a head",
-                f"  task 0    reads {format_bytes(self.held_bytes(first))}, "
-                f"returns {format_bytes(self.partial_bytes(first))}, {format_count(self.load(first))} pairs a head",
+                *([f"  task 0    {of_first}"] if of_first else []),
                 f"  memory    {format_bytes(self.projected_bytes)}: {self.footprint}",
                 *([f"  kernel    {self.computed_by}"] if self.computed_by else []),
             ]
@@ -234,7 +240,7 @@ class Plan:
 
     def _cut(self) -> str:
         if self.base is not None:
-            return f"cyclic quorum set with base {self.base}"
+            return f"cyclic quorum set with base {shortened(str(self.base))}"
         return {"tiles": "grid of equal rectangles", "ring": "ring of key groups", "tree": "tree over key groups"}[
             self.strategy
         ]
@@ -277,7 +283,7 @@ def _tasks(plan: Plan) -> Callable[[int], Task]:
 @_kept
 def _sizes(plan: Plan) -> TaskSizes:
     if plan.workers <= _MOST_COUNTED:
-        return counted_sizes(map(plan.task, range(plan.workers)), plan.grain)
+        return counted_sizes(map(plan.task, range(min(plan.workers, len(plan)))), plan.grain)
     size = len(plan.base or ())
     return bounded_sizes(plan.problem, plan.strategy, plan.workers, size, plan.grain, plan.setting)
 
@@ -285,6 +291,6 @@ def _sizes(plan: Plan) -> TaskSizes:
 @_kept
 def _reads(plan: Plan) -> TaskReads:
     if plan.workers <= _MOST_COUNTED:
-        return reads_of(map(plan.task, range(plan.workers)), plan.strategy, plan.grain)
+        return reads_of(map(plan.task, range(min(plan.workers, len(plan)))), plan.strategy, plan.grain)
     size = len(plan.base or ())
     return estimated_reads(plan.problem, plan.strategy, plan.workers, size, plan.grain, plan.setting)

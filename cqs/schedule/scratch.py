@@ -4,7 +4,7 @@ from math import isqrt
 from typing import NamedTuple
 
 from cqs.schedule.call_shape import CallShape
-from cqs.schedule.gemm_blocks import gemm_bytes
+from cqs.schedule.gemm_blocks import SCORE_COPIES, gemm_bytes
 from cqs.schedule.grain import BLOCK_BYTES
 from cqs.schedule.task import largest_cut
 
@@ -26,7 +26,6 @@ _MASK_COLUMNS = 128  # that a mask is evaluated for at a time
 _VECTORS = 10  # numbers a row: sums, maxima, divisors
 _HALF, _JOINED_BLOCKS, _CUDNN_WORKSPACE = 2, 32, 1 << 20  # bytes of a number, blocks, bytes: see `cqs.kernels.cudnn`
 MERGE_BLOCK = 1 << 18  # elements that a CPU merges at a time: they fit a core's cache
-_SCORE_COPIES = 4  # blocks that changing scores takes, beyond the block itself
 
 
 def numpy_rows(n_queries: int, widest_bytes: int, block_bytes: int, n_seen: int | None = None) -> int:
@@ -107,7 +106,7 @@ def scratch_bytes(
     block_bytes : int
         As of `Grain`.
     has_scores : bool
-        Whether scores are changed before the mask. What a `score_mod` allocates is taken to be four blocks.
+        Whether scores are changed before the mask. What a `score_mod` allocates is taken to be six blocks.
     """
     if 0 in (call.n_queries, call.n_keys, call.n_heads):
         return 0
@@ -150,7 +149,7 @@ def _numpy(call: CallShape, block_bytes: int, has_scores: bool) -> int:
     # where values are not finite: copies of them without, and which scores count
     bytes_held += keys_in_all * call.value_width * (a + 2) + 2 * block
     bytes_held += rows * min(_MASK_COLUMNS, call.n_keys) * 24 * call.is_masked
-    return bytes_held + _SCORE_COPIES * block * a * has_scores
+    return bytes_held + SCORE_COPIES * block * a * has_scores
 
 
 def _blockwise(call: CallShape, block_bytes: int, has_scores: bool) -> int:
@@ -160,7 +159,7 @@ def _blockwise(call: CallShape, block_bytes: int, has_scores: bool) -> int:
     queries = 2 * call.n_heads * rows * (call.width + 2 * call.value_width + _VECTORS) * call.itemsize
     keys = 2 * call.batch * call.kv_heads * columns * (call.width + 2 * call.value_width) * call.itemsize
     mask = 3 * rows * columns * call.is_masked + rows * columns * 24 * call.is_masked
-    return (5 + _SCORE_COPIES * has_scores) * block + queries + keys + mask
+    return (5 + SCORE_COPIES * has_scores) * block + queries + keys + mask
 
 
 def blockwise_block(block_bytes: int) -> tuple[int, int]:
@@ -174,4 +173,4 @@ def _reference(call: CallShape, has_scores: bool) -> int:
     queries = 2 * call.n_heads * call.n_queries * (call.width + 2 * call.value_width + _VECTORS) * call.itemsize
     keys = 3 * call.batch * call.kv_heads * call.n_keys * (call.width + call.value_width) * call.itemsize
     mask = call.n_queries * call.n_keys * 27 * call.is_masked
-    return (6 + _SCORE_COPIES * has_scores) * scores + queries + keys + mask
+    return (6 + SCORE_COPIES * has_scores) * scores + queries + keys + mask

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from cqs.units import plural, shortened
+
 __all__ = [
     "Bundle",
     "Group",
@@ -150,6 +152,15 @@ class Task:
     index: int
     bundles: tuple[Bundle, ...]
     heads: HeadBlock | None = None  # None: all heads of all batch entries
+
+    def __str__(self) -> str:
+        heads = "" if self.heads is None else f", heads {self.heads.queries.start}..{self.heads.queries.stop - 1}"
+        queries, keys = (
+            shortened(", ".join(str(group.index) for group in groups))
+            for groups in (self.query_groups, self.key_groups)
+        )
+        tiles = plural(sum(len(strip.keys) for strip in self.strips), "tile")
+        return f"task {self.index}{heads}: {tiles}, of the queries of groups {queries} and the keys of groups {keys}"
 
     @property
     def strips(self) -> tuple[Strip, ...]:

@@ -1,6 +1,6 @@
 """What queries, keys and values are read from, and what the result is written to: arrays and files."""
 
-from cqs.sources.arrays import ArrayInput, ArraySink, allocate_out, check_out
+from cqs.sources.arrays import ArrayInput, ArraySink, allocate_out, check_out, refuse_overlap
 from cqs.sources.npy import NpyInput
 from cqs.sources.npy_sink import NpySink
 from cqs.sources.opening import Target, like_of, open_inputs, open_output
@@ -32,4 +32,5 @@ __all__ = [
     "like_of",
     "open_inputs",
     "open_output",
+    "refuse_overlap",
 ]

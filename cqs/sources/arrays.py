@@ -11,7 +11,7 @@ from cqs.problem import AttentionProblem, dtype_name
 from cqs.sources.sink import steps
 from cqs.types import Array, DType
 
-__all__ = ["ArrayInput", "ArraySink", "allocate_out", "check_out"]
+__all__ = ["ArrayInput", "ArraySink", "allocate_out", "check_out", "refuse_overlap"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +100,18 @@ def check_out(out: Array, problem: AttentionProblem, **inputs: Array) -> None:
         raise OptionError.of(
             "out", "have each element in a place of its own", "overlapping strides", "allocate another"
         )
-    for name, array in inputs.items():
+    refuse_overlap(out, **inputs)
+
+
+def refuse_overlap(out: Array, **read: Array) -> None:
+    """Refuse an `out` that shares memory with something that is read meanwhile.
+
+    Raises
+    ------
+    OptionError
+        With the name of what it shares memory with.
+    """
+    for name, array in read.items():
         if may_overlap(out, array):
             rule = f"share no memory with `{name}`, which is still read while `out` is written"
             raise OptionError.of("out", rule, "an overlapping array", "allocate another")
