@@ -7,7 +7,7 @@ in this order: scale, softcap, bias, `score_mod`, and then the mask.
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
@@ -42,7 +42,7 @@ class ALiBi:
     Press, Smith and Lewis, *Train Short, Test Long*, arXiv 2108.12409.
     """
 
-    slopes: tuple[float, ...]
+    slopes: Sequence[float]
     offset: int = 0
 
     def __post_init__(self) -> None:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import cqs
 from cqs.engines import LocalEngine
 from cqs.errors import BudgetError, OptionError
-from cqs.masks import Causal, SlidingWindow
-from cqs.schedule import Setting, budget
+from cqs.masks import Causal, Documents, Mask, SlidingWindow
+from cqs.schedule import Setting, budget, traffic
 from cqs.testing import assert_exact
 from cqs.units import parse_bytes
 
@@ -218,3 +218,16 @@ def test_auto_takes_the_strategy_that_is_predicted_to_be_faster() -> None:
         assert set(plans) == {"cqs", "tiles"}
         chosen = scheduler.plan(problem)
         assert chosen.seconds() <= 1.02 * min(plan.seconds() for plan in plans.values())
+
+
+@pytest.mark.parametrize(
+    "mask", [Documents([33] * 3000), ~SlidingWindow(20_000, 20_000)], ids=["documents", "not near"]
+)
+def test_planning_asks_a_mask_little_however_many_tasks_there_may_be(
+    mask: Mask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    reached = traffic._reached
+    monkeypatch.setattr(traffic, "_reached", lambda *given: asked.append(1) or reached(*given))
+    cqs.plan(*[(2, 99_000, 8)] * 3, mask=mask, memory="8 MiB")
+    assert 100 < len(asked) < 30_000

@@ -1,7 +1,7 @@
 """Packed sequences: tokens see only the tokens of their own document."""
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -43,8 +43,8 @@ class Documents(Mask):
            [0, 0, 0, 0]])
     """
 
-    lengths: tuple[int, ...]
-    key_lengths: tuple[int, ...] | None = None
+    lengths: Sequence[int]  # a tuple, once it is made
+    key_lengths: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         for name in ("lengths", "key_lengths"):

@@ -1,6 +1,6 @@
 """Whole numbers that may differ between batch entries: one for all, or nested tuples that broadcast to the batch."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -9,7 +9,7 @@ from cqs.masks.mask import Mask
 
 __all__ = ["Aligned", "Entries", "check_broadcast", "entries", "entry", "most", "shape_of"]
 
-Entries: TypeAlias = int | tuple[Any, ...]  # tuples of tuples of int, as deep as there are axes
+Entries: TypeAlias = int | Sequence[Any]  # given as nested sequences, kept as tuples, as deep as there are axes
 
 
 def entries(name: str, values: object, checked: Callable[[str, object], int]) -> Entries:

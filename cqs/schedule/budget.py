@@ -82,7 +82,7 @@ class Candidate:
     def seconds(self, problem: AttentionProblem, flops: int) -> float:
         """Predict its time on a typical machine."""
         reads, blocks = self._reads(problem), n_head_blocks(problem, self.grain.kv_heads)
-        moved = self.traffic(problem)
+        moved = self._moved(problem, reads)
         rates = Rates.typical(self.setting)
         rates = replace(rates, flops=rates.flops * self.speed)
         run = Run(
@@ -94,8 +94,11 @@ class Candidate:
 
     def traffic(self, problem: AttentionProblem) -> Traffic:
         """Return about what it moves."""
+        return self._moved(problem, self._reads(problem))
+
+    def _moved(self, problem: AttentionProblem, reads: TaskReads) -> Traffic:
         dtype = result_dtype(problem, self.setting, self._rows_pending(problem))
-        return traffic(problem, self._reads(problem), self.setting, dtype)
+        return traffic(problem, reads, self.setting, dtype)
 
     def _rows_pending(self, problem: AttentionProblem) -> int:
         return rows_pending(problem, self.strategy, self.workers, self.grain)

@@ -13,6 +13,8 @@ from cqs.schedule.task import Task
 
 __all__ = ["TaskReads", "Traffic", "estimated_reads", "reads_of", "traffic"]
 
+_MOST_ROWS_ASKED = 512  # of a grid, how far each reaches: the others are taken to be like them
+
 
 @dataclass(frozen=True, slots=True)
 class TaskReads:
@@ -104,7 +106,9 @@ def traffic(problem: AttentionProblem, reads: TaskReads, setting: Setting, resul
 def estimated_reads(
     problem: AttentionProblem, strategy: str, workers: int, size: int, grain: Grain, setting: Setting
 ) -> TaskReads:
-    """Return about what tasks read, without making any: exact where nothing is masked, a little more where it is.
+    """Return about what tasks read, without making any: exact where nothing is masked, and else more.
+
+    Of a grid it is a little more; of a quorum set, whose groups a mask may leave unread, several times as much.
 
     See `bounded_sizes` for the arguments.
     """
@@ -126,8 +130,9 @@ def estimated_reads(
     n_queries = sum(n * height for n, height in zip(n_in_row, heights, strict=True))
     n_keys = R * S
     if not problem.mask.hides_nothing:
-        starts = [first * T // W for first in cuts]
-        n_keys = sum(_reached(problem, range(*rows)) for rows in pairwise(starts))
+        asked = range(R) if R <= _MOST_ROWS_ASKED else [i * R // _MOST_ROWS_ASKED for i in range(_MOST_ROWS_ASKED)]
+        tokens = (range(cuts[row] * T // W, cuts[row + 1] * T // W) for row in asked)
+        n_keys = sum(_reached(problem, rows) for rows in tokens) * R // len(asked)
     parts = W if grain.keys is None else -(-n_keys // grain.keys) + W // 2  # those at the ends are smaller
     return TaskReads(n_queries, n_keys, 0, parts * _cuts(max(heights), grain.rows), W + 2 * parts)
 
