@@ -205,7 +205,8 @@ def attention(
     Raises
     ------
     ShapeError, DTypeError, OptionError, BackendError, BudgetError, QuorumError
-        All of them `CQSError`, before anything is allocated: which argument, which rule, what it was, what to do.
+        All of them `CQSError`, before anything is allocated: which argument, which rule, what it was, what to do. Only
+        what a `score_mod` or a `Predicate` returns is checked when it is called.
     SourceError, SinkError
         A file is damaged or changes meanwhile, or cannot be written. No output that looks finished is left.
 
@@ -281,7 +282,7 @@ def plan(
     dtype: str = "float32",
     **unknown: Never,
 ) -> Plan:
-    """Return the plan that `attention` would run, without running it or touching any data.
+    """Return the plan that `attention` would run, without running it, or reading anything but a mask's booleans.
 
     Parameters
     ----------
@@ -296,7 +297,7 @@ def plan(
 
     Raises
     ------
-    ShapeError, DTypeError, OptionError, BudgetError, QuorumError
+    ShapeError, DTypeError, OptionError, BackendError, BudgetError, QuorumError, SourceError
         As `attention` would.
 
     Examples

@@ -35,7 +35,12 @@ class ALiBi:
     slopes : sequence of float
         One for each query head; `ALiBi.standard(H)` gives those of the paper.
     offset : int
-        As of `cqs.masks.Causal`.
+        How many tokens the first query is after the first key, as the offset of `cqs.masks.Causal`; one for all.
+
+    Raises
+    ------
+    OptionError
+        If they are no finite numbers, or the offset is no whole one.
 
     References
     ----------

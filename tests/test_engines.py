@@ -79,6 +79,21 @@ def test_the_same_call_gives_the_same_bits_again(name: str) -> None:
     assert len({output(name, LocalEngine(2)) for _ in range(5)}) == 1
 
 
+def test_anything_that_submits_is_an_executor() -> None:
+    class Own:
+        def __init__(self) -> None:
+            self.pool = ThreadPoolExecutor(1)
+
+        def submit(self, *given: Any, **options: Any) -> Any:
+            return self.pool.submit(*given, **options)
+
+    own = Own()
+    with own.pool:
+        assert isinstance(as_engine(own), ExecutorEngine)
+        x = np.ones((1, 50, 4), np.float32)
+        np.testing.assert_allclose(cqs.attention(x, x, x, workers=3, engine=own), x, rtol=1e-6)
+
+
 @pytest.mark.parametrize("kernel", ["numpy", "blockwise", "reference"])
 def test_every_kernel_gives_the_same_bits_in_an_executor_and_step_by_step(kernel: str) -> None:
     q, k, v = np.random.default_rng(0).standard_normal((3, 2, 300, 64)).astype(np.float32)

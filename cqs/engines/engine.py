@@ -8,7 +8,7 @@ from concurrent.futures import Executor, Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pickle import PicklingError
-from typing import Protocol
+from typing import Protocol, cast
 
 from cqs.backend import Threads, compute_threads, stopped_by
 from cqs.checks import whole_number
@@ -159,12 +159,16 @@ def as_engine(engine: "Engine | Executor | None") -> Engine:
     """
     if engine is None:
         return LocalEngine()
-    if isinstance(engine, Executor):
-        return ExecutorEngine(engine)
-    if isinstance(engine, type) or not callable(getattr(engine, "run", None)):
+    if isinstance(engine, Executor) or (_has(engine, "submit") and not _has(engine, "run")):
+        return ExecutorEngine(cast(Executor, engine))
+    if not _has(engine, "run"):
         rule = "be an engine from `cqs.engines` or a `concurrent.futures.Executor`"
         raise OptionError.of("engine", rule, repr(engine), "leave it out to use this machine's threads")
     return engine
+
+
+def _has(engine: object, method: str) -> bool:
+    return not isinstance(engine, type) and callable(getattr(engine, method, None))
 
 
 def concurrency(engine: Engine, needs_little: bool) -> tuple[int, int]:
