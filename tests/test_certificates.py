@@ -19,8 +19,9 @@ from cqs.quorum import (
     singer,
     wichmann,
 )
-from cqs.quorum.construction import KINDS
+from cqs.quorum.construction import KINDS, Listed
 from cqs.quorum.constructions import drop_redundant, move
+from cqs.quorum.constructions.lifts import Lift
 from cqs.quorum.hall import hall_coefficients
 from cqs.quorum.proof import Step, check_all
 
@@ -192,3 +193,16 @@ def test_equal_covers_may_come_from_different_constructions() -> None:
 def test_a_false_base_names_a_residue_that_it_does_not_reach() -> None:
     with pytest.raises(QuorumError, match="does not reach 4"):
         DifferenceCover(9, (0, 1, 3))
+
+
+def test_a_step_without_a_computation_does_not_hold() -> None:
+    with pytest.raises(CertificateError, match="step 1 of the proof does not hold: it is so"):
+        check_all([Step("it is so")])
+
+
+def test_a_lift_that_claims_more_than_its_ruler_measures_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = Lift(Listed(7, (0, 1, 3)), (0, 1, 3), 43)
+    check_all(built.steps())
+    monkeypatch.setattr("cqs.quorum.constructions.lifts.reach_of_ruler", lambda ruler: 10)
+    with pytest.raises(CertificateError, match=r"the ruler R = .* measures every length from 1 to 10"):
+        check_all(built.steps())

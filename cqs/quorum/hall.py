@@ -15,13 +15,19 @@ from collections.abc import Iterator
 from cqs.quorum.construction import Construction
 from cqs.quorum.proof import Step
 
-__all__ = ["cover_steps", "hall_coefficients", "hall_steps"]
+__all__ = ["cover_steps", "covers", "hall_coefficients", "hall_steps"]
 
 
 def cover_steps(construction: Construction) -> Iterator[Step]:
     """Yield the steps of a construction, and the Hall identity of what it gives."""
     yield from construction.steps()
     yield from hall_steps(construction.modulus, construction.elements())
+
+
+def covers(construction: Construction) -> bool:
+    """Whether every residue is a difference of two elements that a construction gives. O(m^2)."""
+    W, elements = construction.modulus, construction.elements()
+    return len({(a - b) % W for a in elements for b in elements}) == W
 
 
 def hall_steps(W: int, base: tuple[int, ...]) -> Iterator[Step]:

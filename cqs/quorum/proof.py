@@ -19,12 +19,12 @@ class Step:
     latex : str
         The same as a formula, without dollar signs; may be empty.
     check : function
-        Computes whether it holds, from the numbers in the claim alone.
+        Computes whether it holds, from the numbers in the claim alone. A step without one does not hold.
     """
 
     claim: str
     latex: str = ""
-    check: Callable[[], bool] = field(default=lambda: True, repr=False, compare=False)
+    check: Callable[[], bool] = field(default=lambda: False, repr=False, compare=False)
 
     def __str__(self) -> str:
         return self.claim

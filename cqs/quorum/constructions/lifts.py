@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from typing import ClassVar
 
 from cqs.checks import whole_number
@@ -13,7 +14,7 @@ from cqs.quorum.constructions.moves import move
 from cqs.quorum.constructions.repair import repair
 from cqs.quorum.constructions.wichmann_rulers import reach_of_ruler
 from cqs.quorum.cover import DifferenceCover
-from cqs.quorum.hall import cover_steps
+from cqs.quorum.hall import cover_steps, covers
 from cqs.quorum.proof import Step
 
 __all__ = ["Lift", "lift", "partial_lift"]
@@ -68,12 +69,12 @@ class Lift:
     def steps(self) -> Iterator[Step]:
         """Yield: the cover, what the ruler measures, and how far that reaches."""
         v, W, L = self.cover.modulus, self.modulus, reach_of_ruler(self.ruler)
-        yield Step(f"D is a cover of Z_{v}: {self.cover}", check=lambda: v >= 1)
+        yield Step(f"D is a cover of Z_{v}: {self.cover}", check=lambda: covers(self.cover))
         yield from cover_steps(self.cover)
         yield Step(
             f"the ruler R = {self.ruler} measures every length from 1 to {L}",
             rf"\{{1, \dots, {L}\}} \subseteq R - R",
-            lambda: list(self.ruler) == sorted(set(self.ruler)) and self.ruler[0] == 0,
+            lambda: {b - a for a, b in combinations(self.ruler, 2)} >= set(range(1, L + 1)),
         )
         is_whole = 2 * L * v + 1 >= W
         sign = r"\le" if is_whole else ">"
@@ -81,7 +82,7 @@ class Lift:
             f"so D + {v} R reaches every x from 0 to L v = {L * v}"
             + (f", which is half of the way around Z_{W}" if is_whole else f", of {W // 2} that it takes for Z_{W}"),
             rf"x = (a - b) + {v}\,(r - r'), \quad W = {W} {sign} 2 L v + 1 = {2 * L * v + 1}",
-            lambda: W >= 1,
+            lambda: (L * v >= W // 2) is is_whole,
         )
 
     def __str__(self) -> str:

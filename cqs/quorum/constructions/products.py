@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from cqs.quorum.construction import Construction, registered
 from cqs.quorum.cover import DifferenceCover
-from cqs.quorum.hall import cover_steps
+from cqs.quorum.hall import cover_steps, covers
 from cqs.quorum.proof import Step
 
 __all__ = ["Product", "product"]
@@ -52,11 +53,12 @@ class Product:
         """Yield: the first is a cover, the second is one, so the product is."""
         v, k = self.inner.modulus, self.outer.modulus
         for name, factor in (("A", self.inner), ("B", self.outer)):
-            yield Step(f"{name} is a cover of Z_{factor.modulus}: {factor}")
+            yield Step(f"{name} is a cover of Z_{factor.modulus}: {factor}", check=partial(covers, factor))
             yield from cover_steps(factor)
         yield Step(
             f"so the a + {v} b cover Z_{v * k}: a - a' reaches x modulo {v}, and {v} (b - b') the rest",
             rf"x = (a - a') + {v}\,(b - b') \pmod{{{v} \cdot {k}}}",
+            lambda: {x % v for x in self.elements()} == set(self.inner.elements()) and self.modulus == v * k,
         )
 
     def __str__(self) -> str:
