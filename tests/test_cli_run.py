@@ -207,12 +207,14 @@ def test_run_by_every_strategy(cli: Run, qkv: Any, tmp_path: Path, strategy: str
 def test_run_with_masks_and_scores(cli: Run, qkv: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(7)
     mask, bias, logits = rng.random((300, 300)) < 0.8, rng.standard_normal((4, 1, 300)), rng.standard_normal(4)
+    np.save(tmp_path / "lengths.npy", [100, 0, 150])
     for name, array in {"mask": mask, "bias": bias.astype("f4"), "logits": logits.astype("f4")}.items():
         np.save(tmp_path / f"{name}.npy", array)
     cases: dict[str, dict[str, Any]] = {
         "--window 20": {"mask": SlidingWindow(20, 20)},
         "--window 20 --causal": {"mask": SlidingWindow(20)},
         "--window 20 --causal --sinks 3": {"mask": (SlidingWindow(20) | Sinks(3)) & Causal()},
+        "--documents lengths.npy --causal": {"mask": Causal() & cqs.masks.Documents([100, 0, 150])},
         "--mask mask.npy --causal": {"mask": Causal() & cqs.masks.Dense(mask)},
         "--softcap 2 --alibi": {"softcap": 2.0, "bias": ALiBi.standard(4)},
         "--bias bias.npy --sink-logits logits.npy": {
@@ -227,6 +229,9 @@ def test_run_with_masks_and_scores(cli: Run, qkv: Any, tmp_path: Path) -> None:
     assert cli("verify q.npy k.npy v.npy out.npy")[0] == 1
     assert_refused(cli("run q.npy k.npy v.npy -o x.npy --alibi --bias bias.npy"), "`--bias`", "--alibi")
     assert_refused(cli("run q.npy k.npy v.npy -o x.npy --mask nope.npy"), "nope.npy")
+    assert_refused(cli("run q.npy k.npy v.npy -o x.npy --documents bias.npy"), "`--documents`", "one axis", "float32")
+    np.save(tmp_path / "lengths.npy", [200, 200])
+    assert_refused(cli("run q.npy k.npy v.npy -o x.npy --documents lengths.npy"), "400", "300")
     assert_refused(cli("run q.npy k.npy v.npy -o x.npy --softcap -1"), "`--softcap`")
 
 

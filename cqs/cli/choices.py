@@ -8,7 +8,7 @@ import numpy as np
 from cqs.cli.files import read_array
 from cqs.cli.options import Arguments, add_common, path, real, whole
 from cqs.errors import OptionError
-from cqs.masks import Causal, Dense, Mask, Sinks, SlidingWindow
+from cqs.masks import Causal, Dense, Documents, Mask, Sinks, SlidingWindow
 from cqs.scores import ALiBi
 
 __all__ = ["add_choices", "mask_of", "scores_of"]
@@ -20,6 +20,8 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     add_common(group, "causal")
     group.add_argument("--window", type=whole, metavar="N", help="query i sees keys i - N to i + N; with --causal to i")
     group.add_argument("--sinks", type=whole, metavar="N", help="with --window: every query also sees the first N keys")
+    lengths = "tokens of each document that is packed, in order; each sees itself"
+    group.add_argument("--documents", type=path, metavar="LENGTHS.npy", help=lengths)
     seen = "bool, broadcasts to (..., heads, T, S): True where seen"
     group.add_argument("--mask", type=path, metavar="M.npy", help=seen)
     add_common(group, "scale")
@@ -49,10 +51,21 @@ def mask_of(args: Arguments) -> Mask | None:
         mask = band if args.sinks is None else band | Sinks(args.sinks)
         if args.causal and args.sinks is not None:
             mask &= Causal()
+    if args.documents is not None:
+        documents = _documents(args.documents)
+        mask = documents if mask is None else mask & documents
     if args.mask is not None:
         given = Dense(read_array("--mask", args.mask))
         mask = given if mask is None else mask & given
     return mask
+
+
+def _documents(path: str) -> Documents:
+    lengths = read_array("--documents", path)
+    if lengths.ndim != 1 or lengths.dtype.kind not in "iu":
+        got, remedy = f"{lengths.dtype} of shape {lengths.shape}", "as of `np.save('lengths.npy', [700, 300])`"
+        raise OptionError.of("--documents", "hold whole numbers along one axis", got, remedy)
+    return Documents(lengths.tolist())
 
 
 def scores_of(args: Arguments, n_heads: int) -> dict[str, Any]:
