@@ -231,6 +231,25 @@ def test_other_errors_are_not_retried(tmp_path: Path, monkeypatch: pytest.Monkey
         Worker(plan.problem, Broken(x, x, x), KERNELS["numpy"].attend).run(plan.task(0))
 
 
+def test_what_was_computed_before_memory_ran_out_is_kept() -> None:
+    x = np.random.default_rng(0).standard_normal((1, 7000, 4), dtype=np.float32)
+    plan, calls = cqs.plan(x, x, x, workers=7, kernel="blockwise"), []
+    assert len(plan.task(2).bundles) == 3
+
+    def attend(q: Any, *given: Any, **options: Any) -> Any:
+        calls.append(q)
+        if len(calls) == 2:
+            raise MemoryError("in the second bundle")
+        return KERNELS["numpy"].attend(q, *given, **options)
+
+    worker = Worker(plan.problem, ArraySource(x, x, x), attend, grain=plan.grain)
+    found, whole = (w.run(plan.task(2)) for w in (worker, replace(worker, attend=KERNELS["numpy"].attend)))
+    first = calls[0]
+    assert sum(np.shares_memory(first, q) for q in calls) == 1
+    for a, b in zip(found.partials, whole.partials, strict=True):
+        np.testing.assert_allclose(a.out, b.out, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("strategy", ["cqs", "tiles"])
 @pytest.mark.parametrize("what", ["queries", "keys"])
 def test_inputs_for_which_there_is_no_memory_are_read_in_parts(strategy: str, what: str, tmp_path: Path) -> None:

@@ -79,6 +79,24 @@ def test_the_same_call_gives_the_same_bits_again(name: str) -> None:
     assert len({output(name, LocalEngine(2)) for _ in range(5)}) == 1
 
 
+def test_an_executor_gets_no_more_tasks_than_the_plan_has_memory_for() -> None:
+    class Counting(ShufflingExecutor):
+        most = 0
+
+        def submit(self, fn, /, *args):
+            future = super().submit(fn, *args)
+            self.most = max(self.most, len(self._waiting))
+            return future
+
+    q = np.zeros((2, 4000, 16), np.float32)
+    executor = Counting(0)
+    options: dict[str, Any] = {"engine": ExecutorEngine(executor, in_flight=8), "workers": 21, "memory": "4.5 MiB"}
+    in_flight = cqs.plan(q, q, q, **options).setting.in_flight
+    assert 1 <= in_flight < 8
+    cqs.attention(q, q, q, **options)
+    assert executor.most == in_flight
+
+
 def test_anything_that_submits_is_an_executor() -> None:
     class Own:
         def __init__(self) -> None:
