@@ -9,6 +9,7 @@ from hypothesis import given
 from problems import Problem, problems
 
 import cqs
+from cqs.errors import BackendError
 from cqs.events import BytesRead, ResultMerged
 from cqs.testing import assert_exact
 
@@ -66,6 +67,16 @@ def test_outputs_on_disk_are_no_tensors(kind: str, tmp_path: Path) -> None:
     assert not torch.is_tensor(out)  # a tensor over a map that is only read would crash when it is written to
     assert torch.is_tensor(lse)
     torch.testing.assert_close(torch.from_numpy(np.array(out[:])), cqs.attention(q, k, v))
+
+
+def test_tensors_that_only_torch_can_read_are_refused() -> None:
+    torch = pytest.importorskip("torch")
+    x = torch.randn(1, 30, 8)
+    for odd in (x.to(torch.float8_e4m3fn), x.to_sparse(), torch._neg_view(x)):
+        with pytest.raises(
+            BackendError, match=r"`k` must be a tensor whose numbers can be read, got .*; convert"
+        ):
+            cqs.attention(x, odd, x)
 
 
 def test_functions_of_scores_are_given_tensors() -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import cqs
 from cqs.errors import CQSError, OptionError, QuorumError
 from cqs.kernels import Region
-from cqs.masks import Causal, Dense, NoMask
+from cqs.masks import Causal, Dense, Documents, NoMask
 from cqs.problem import DTYPES, AttentionProblem
 from cqs.quorum import CyclicQuorumSet, DifferenceCover
 from cqs.schedule import Bundle, GridLayout, Group, Plan, QuorumLayout, Scheduler, Strip, Task, Tile
@@ -202,6 +202,15 @@ def test_any_plan_prints_its_tasks_and_its_problem(plan: Plan) -> None:
     assert f"q {(*p.batch, p.n_heads, p.n_queries, p.width)}" in text
     assert p.dtype in text
     assert str(p.mask) in text
+
+
+def test_a_task_prints_its_groups_and_a_plan_no_more_than_fits() -> None:
+    plan = cqs.plan(*[(4, 7000, 8)] * 3, workers=7)
+    groups = "0, 1, 3"
+    assert str(plan.task(0)) == f"task 0: 7 tiles, of the queries of groups {groups} and the keys of groups {groups}"
+    assert len(str(cqs.plan(*[(1, 10**6, 8)] * 3, workers=10**5).task(0))) < 800
+    many = cqs.plan(*[(1, 10**6, 8)] * 3, workers=10**4, mask=Documents([100] * 10**4))
+    assert len(str(many)) < 2000
 
 
 def test_a_tile_prints_its_tokens() -> None:

@@ -217,3 +217,20 @@ def test_what_cannot_be_verified_is_refused(tmp_path: Path) -> None:
         verify_rows(out, q, q, q, bias=np.ones((20, 30), np.float32))
     with pytest.raises(ShapeError, match="`sink_logits`"):
         verify_rows(out, q, q, q, sink_logits=np.ones(3, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"workers": 0}, "`workers` must be a whole number of at least 1, got 0"),
+        ({"workers": 2.5}, "`workers` must be a whole number of at least 1, got 2.5"),
+        ({"plan": 3}, "`plan` must be a `Plan`, got int"),
+        ({"seed": "x"}, "`seed` must be a whole number of at least 0, got 'x'"),
+        ({"seed": -1}, "`seed` must be a whole number of at least 0, got -1"),
+    ],
+    ids=str,
+)
+def test_options_that_make_no_sense_are_refused(chosen: dict[str, Any], message: str) -> None:
+    x = np.ones((1, 9, 4), np.float32)
+    with pytest.raises(OptionError, match=message):
+        verify_rows(x, x, x, x, **chosen)
