@@ -14,14 +14,14 @@ from cqs.adversarial import border_rows, edge_rows
 from cqs.checks import whole_number
 from cqs.errors import DTypeError, OptionError, ShapeError
 from cqs.masks import Mask
-from cqs.oracle import EVALUATIONS, ULPS, Deviation, Floats, Judgement, Rows, as_numpy, judge_out
+from cqs.oracle import EVALUATIONS, Deviation, Floats, Judgement, Rows, as_numpy, judge_out
 from cqs.problem import AttentionProblem, dtype_name
 from cqs.schedule import Plan
 from cqs.scores import ALiBi, Scores, checked_sink_logits
 from cqs.sources import Input, InputSource, open_inputs
 from cqs.types import Array
 
-__all__ = ["ULPS", "Verification", "verify_rows"]
+__all__ = ["Verification", "verify_rows"]
 
 _MOST_ROWS = 512  # of one head at a time
 _FEW = 4096  # numbers, from which on fewer evaluations of the plain formula do: it is not exact in all by luck

@@ -153,9 +153,6 @@ def test_steps_taken_one_by_one_refuse_what_does_not_belong_there() -> None:
     worker, tiler = cqs.Worker(plan.problem, source, kernel.attend), cqs.Tiler(plan, np.empty_like(q))
     partial = worker.run(plan.task(0)).partials[0]
     shorter = cqs.Partial(partial.out[:, :-1], partial.lse[:, :-1])
-    longer = cqs.ArraySource(*(np.concatenate([x, x], axis=-2) for x in (q, k, v)))
-    capped = cqs.plan(q, k, v, workers=3, softcap=2.0)
-    with_sinks = cqs.plan(q, k, v, workers=3, sink_logits=np.zeros(q.shape[0], q.dtype))
     for take, error, message in (
         (
             lambda: cqs.Worker(plan.problem, source, kernel),
@@ -169,36 +166,6 @@ def test_steps_taken_one_by_one_refuse_what_does_not_belong_there() -> None:
         ),
         (lambda: cqs.Worker(plan, source, kernel.attend), OptionError, "`problem` must be .*, got Plan; as in"),
         (lambda: cqs.Worker(plan.problem, source, kernel.attend, emit=3), OptionError, "`emit` must be a function"),
-        (
-            lambda: cqs.Worker(plan.problem, longer, kernel.attend),
-            ShapeError,
-            r"`q` must be \(.*\) of float32, as the problem says, got \(.*\) of float32; a plan is for inputs of",
-        ),
-        (
-            lambda: cqs.Worker(plan.problem, cqs.ArraySource(q, k, v.astype(np.float64)), kernel.attend),
-            ShapeError,
-            "`v` must be .* of float32, as the problem says, got .* of float64",
-        ),
-        (
-            lambda: cqs.Tiler(capped, np.empty_like(q)).add(worker.run(capped.task(1))),
-            TileError,
-            "task 1 was computed without a change of scores, and planned with; give `Worker` the `scores`",
-        ),
-        (
-            lambda: cqs.Tiler(with_sinks, np.empty_like(q)),
-            OptionError,
-            "`sink_logits` must be given, got none; the plan was made with them",
-        ),
-        (
-            lambda: cqs.Tiler(plan, np.empty_like(q), np.zeros((q.shape[0], 1), q.dtype)),
-            OptionError,
-            "`sink_logits` must be left out, got some; the plan was made without them",
-        ),
-        (
-            lambda: cqs.merge(cqs.Partial(partial.out, partial.lse[:, :-1]), partial),
-            ShapeError,
-            "`a` must have a log-sum-exp for each row, got shapes",
-        ),
         (lambda: worker.run(0), OptionError, r"`task` must be a `Task`, got int; .* `plan.task\(0\)`"),
         (
             lambda: cqs.Scheduler().plan(q),
@@ -233,6 +200,50 @@ def test_steps_taken_one_by_one_refuse_what_does_not_belong_there() -> None:
             take()
     assert "foo" not in cqs.kernels.KERNELS
     assert cqs.kernels.KERNELS.get("foo") is None
+
+
+def test_steps_refuse_what_their_plan_was_not_made_for() -> None:
+    q, k, v = arrays()
+    plan, kernel = cqs.plan(q, k, v, workers=3), cqs.kernels.KERNELS["reference"]
+    worker = cqs.Worker(plan.problem, cqs.ArraySource(q, k, v), kernel.attend)
+    partial = worker.run(plan.task(0)).partials[0]
+    longer = cqs.ArraySource(*(np.concatenate([x, x], axis=-2) for x in (q, k, v)))
+    capped = cqs.plan(q, k, v, workers=3, softcap=2.0)
+    with_sinks = cqs.plan(q, k, v, workers=3, sink_logits=np.zeros(q.shape[0], q.dtype))
+    for take, error, message in (
+        (
+            lambda: cqs.Worker(plan.problem, longer, kernel.attend),
+            ShapeError,
+            r"`q` must be \(.*\) of float32, as the problem says, got \(.*\) of float32; a plan is for inputs of",
+        ),
+        (
+            lambda: cqs.Worker(plan.problem, cqs.ArraySource(q, k, v.astype(np.float64)), kernel.attend),
+            ShapeError,
+            "`v` must be .* of float32, as the problem says, got .* of float64",
+        ),
+        (
+            lambda: cqs.Tiler(capped, np.empty_like(q)).add(worker.run(capped.task(1))),
+            TileError,
+            "task 1 was computed without a change of scores, and planned with; give `Worker` the `scores`",
+        ),
+        (
+            lambda: cqs.Tiler(with_sinks, np.empty_like(q)),
+            OptionError,
+            "`sink_logits` must be given, got none; the plan was made with them",
+        ),
+        (
+            lambda: cqs.Tiler(plan, np.empty_like(q), np.zeros((q.shape[0], 1), q.dtype)),
+            OptionError,
+            "`sink_logits` must be left out, got some; the plan was made without them",
+        ),
+        (
+            lambda: cqs.merge(cqs.Partial(partial.out, partial.lse[:, :-1]), partial),
+            ShapeError,
+            "`a` must have a log-sum-exp for each row, got shapes",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            take()
 
 
 def test_a_problem_is_made_of_arrays() -> None:
