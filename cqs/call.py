@@ -86,7 +86,7 @@ def ready(
     """Check the arguments of `cqs.attention`, which see, and give them as a `Call`; close files at the end."""
     refuse_gradients(q=q, k=k, v=v, bias=bias, sink_logits=sink_logits, out=out)
     # a function of the caller's is to be called with tensors
-    by_numpy = backend != "cupy" and devices is None and kernel in ("auto", "numpy") and score_mod is None
+    by_numpy = backend != "cupy" and devices is None and kernel in ("auto", "numba", "numpy") and score_mod is None
     (q, k, v, bias, sink_logits, out), hand_out = borrowed(
         by_cupy=backend == "cupy", by_numpy=by_numpy, q=q, k=k, v=v, bias=bias, sink_logits=sink_logits, out=out
     )

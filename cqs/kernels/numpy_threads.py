@@ -26,7 +26,7 @@ from cqs.problem import DTYPES, dtype_name
 from cqs.schedule import BLOCK_BYTES, CallShape, UnitShape, even_cuts, numpy_rows, numpy_unit
 from cqs.schedule.scratch import LEAST_UNITS, joined_keys
 
-__all__ = ["attend"]
+__all__ = ["Call", "Unit", "UnitKeys", "attend", "is_blasable"]
 
 _MOST_KEPT = 512  # blocks of columns that are remembered
 
@@ -45,22 +45,11 @@ def attend(
     Beyond the result, each thread holds at most 16 MiB with the blocks that are the default, and less with smaller.
     See `cqs.kernels.Attend` for the arguments.
     """
-    dtype = np.dtype(DTYPES[dtype_name(q)][1])
-    shape = (*q.shape[:-1], chunks[0].v.shape[-1])
-    sizes = tuple(chunk.k.shape[-2] for chunk in chunks)
-    if sum(sizes) == 0:
-        return Partial.empty(np, shape, dtype)
-    result = Partial(np.empty(shape, dtype), np.empty(shape[:-1], dtype))
-    region = region or Region.whole(q.shape[-2], sum(sizes))
-    call = _Call(q, chunks, sizes, scale, region, result, block_bytes)
-    with compute_threads() as pool:
-        n_threads = threads if call.shape.is_shared else 1
-        pool.share(call.units(n_threads), call.run, n_threads)
-    return result
+    return Call.of(q, chunks, scale, region, block_bytes).computed(threads)
 
 
 @dataclass(frozen=True, slots=True)
-class _Unit:
+class Unit:
     """Blocks of rows of the query heads that belong to some key heads: all of those, or some of a single key head's."""
 
     batch: tuple[int, ...]
@@ -70,7 +59,7 @@ class _Unit:
 
 
 @dataclass(frozen=True, eq=False)
-class _Call:
+class Call:
     """The arguments of one `attend`, and where its result goes."""
 
     q: Floats
@@ -80,6 +69,24 @@ class _Call:
     region: Region
     result: Partial
     block_bytes: int
+
+    @classmethod
+    def of(cls, q: Floats, chunks: Sequence[KeyChunk], scale: float, region: Region | None, block_bytes: int) -> Self:
+        """Allocate the result."""
+        dtype = np.dtype(DTYPES[dtype_name(q)][1])
+        shape = (*q.shape[:-1], chunks[0].v.shape[-1])
+        sizes = tuple(chunk.k.shape[-2] for chunk in chunks)
+        result = Partial(np.empty(shape, dtype), np.empty(shape[:-1], dtype))
+        return cls(q, chunks, sizes, scale, region or Region.whole(q.shape[-2], sum(sizes)), result, block_bytes)
+
+    def computed(self, threads: int) -> Partial:
+        """Compute the result."""
+        if sum(self.sizes) == 0:
+            return Partial.empty(np, self.result.out.shape, self.dtype)
+        with compute_threads() as pool:
+            n_threads = threads if self.shape.is_shared else 1
+            pool.share(self.units(n_threads), self.run, n_threads)
+        return self.result
 
     @property
     def heads(self) -> tuple[int, int]:
@@ -98,20 +105,24 @@ class _Call:
         """The sizes of the call."""
         *batch, _, T, D = self.q.shape
         G, shared = self.heads
-        E, is_masked = self.result.out.shape[-1], self.region.is_masked
-        return CallShape(prod(batch), G, shared, T, sum(self.sizes), D, E, self.dtype.itemsize, True, is_masked)
+        E, hides = self.result.out.shape[-1], (self.region.is_masked, bool(self.region.foreign))
+        return CallShape(prod(batch), G, shared, T, sum(self.sizes), D, E, self.dtype.itemsize, True, *hides)
 
     @once
     def blocks(self) -> list[range]:
         """The blocks that the rows are cut into."""
-        T = self.q.shape[-2]
-        rows = numpy_rows(T, self.shape.widest_bytes, self.block_bytes)
+        T, rows = self.q.shape[-2], self.most_rows_of_block
         masked_rows = rows
         if self.region.is_masked:
             middle = range((T - rows) // 2, (T + rows) // 2)
             n_seen = sum(map(len, self.region.seen(middle)))
             masked_rows = numpy_rows(T, self.shape.widest_bytes, self.block_bytes, n_seen)
         return row_blocks(self.region, rows, masked_rows)
+
+    @once
+    def most_rows_of_block(self) -> int:
+        """The most rows of a block, for one head."""
+        return numpy_rows(self.q.shape[-2], self.shape.widest_bytes, self.block_bytes)
 
     @once
     def largest(self) -> UnitShape:
@@ -129,50 +140,63 @@ class _Call:
     @once
     def are_keys_joined(self) -> bool:
         """Whether the keys and values of a unit are copied side by side once, for all its blocks of rows."""
-        n_keys = self.largest.kv_heads * sum(self.sizes)
-        fits = n_keys <= joined_keys(self.shape.widest_bytes, self.block_bytes)
-        return fits and len(self.blocks) > 1 and bool(self.region.foreign)
+        return self.fit_joined and len(self.blocks) > 1 and bool(self.region.foreign)
 
-    def units(self, n_threads: int) -> list[_Unit]:
+    @property
+    def fit_joined(self) -> bool:
+        """Whether the keys of a unit are few enough to be copied at once."""
+        n_keys = self.largest.kv_heads * sum(self.sizes)
+        return n_keys <= joined_keys(self.shape.widest_bytes, self.block_bytes)
+
+    def units(self, n_threads: int) -> list[Unit]:
         """Cut the work: by heads, of which small blocks take several at once, and by rows."""
         *batch, _, _, _ = self.q.shape
         if self.q.size == 0:
             return []
         cuts = even_cuts(self.heads[0], self.largest.kv_heads), even_cuts(self.heads[1], self.largest.shared)
         heads = [(slice(g.start, g.stop), slice(r.start, r.stop)) for g, r in itertools.product(*cuts)]
+        parts = self.parts(len(heads) * prod(batch), n_threads)
+        return [Unit(b, g, r, part) for b in np.ndindex(*batch) for (g, r), part in itertools.product(heads, parts)]
+
+    def parts(self, n_units: int, n_threads: int) -> list[list[range]]:
+        """Cut the blocks into those of each unit, of which there are `n_units` besides, by heads."""
         n_blocks = n_parts = len(self.blocks)
         if self.are_keys_joined:  # once a unit: so it has as many blocks as leave something for every thread
-            n_parts = 1 if n_threads == 1 else -(-LEAST_UNITS // (len(heads) * prod(batch)))
-        parts = [self.blocks[cut.start : cut.stop] for cut in even_cuts(n_blocks, max(n_blocks // n_parts, 1))]
-        return [_Unit(b, g, r, part) for b in np.ndindex(*batch) for (g, r), part in itertools.product(heads, parts)]
+            n_parts = 1 if n_threads == 1 else -(-LEAST_UNITS // n_units)
+        return [self.blocks[cut.start : cut.stop] for cut in even_cuts(n_blocks, max(n_blocks // n_parts, 1))]
 
     @property
     def most_rows(self) -> int:
         """The most rows of a unit's block, over all its heads."""
         return self.largest.kv_heads * self.largest.shared * self.largest.rows
 
-    def run(self, unit: _Unit, work: Workspace) -> None:
+    def run(self, unit: Unit, work: Workspace) -> None:
         """Compute one unit in the buffers of one thread."""
-        keys = _UnitKeys.of(self, unit, work)
-        arrays = [self._heads_of(unit, x) for x in (self.q, self.result.out, self.result.lse[..., None])]
+        keys, arrays = UnitKeys.of(self, unit, work), self.arrays_of(unit)
         with np.errstate(all="ignore"):  # overflow is expected, and seen in the sums
             for rows in unit.blocks:
-                self._attend(rows, keys, [x[:, :, rows.start : rows.stop] for x in arrays], work)
+                parts = [x[:, :, rows.start : rows.stop] for x in arrays]
+                if self.columns(rows):
+                    self.attend(rows, keys, parts, work)
+                else:  # no row sees any column
+                    parts[1][...], parts[2][...] = 0, -np.inf
 
-    def _attend(self, rows: range, keys: "_UnitKeys", arrays: Sequence[Floats], work: Workspace) -> None:
+    def arrays_of(self, unit: Unit) -> list[Floats]:
+        """Return a unit's queries, output and log-sum-exp, `(g, r, T, width)`."""
+        return [self._heads_of(unit, x) for x in (self.q, self.result.out, self.result.lse[..., None])]
+
+    def attend(self, rows: range, keys: "UnitKeys", arrays: Sequence[Floats], work: Workspace) -> None:
         """Compute a block of rows of a unit: queries, output and log-sum-exp, `(g, r, t, width)`."""
         blocks, (q, out, lse) = self.columns(rows), arrays
-        if not blocks:  # no row sees any column
-            out[...], lse[...] = 0, -np.inf
-            return
-        load = _BlockLoader(self, rows, keys, self._scaled(q, work), blocks, work)
+        load = _BlockLoader(self, rows, keys, self.scaled(q, work), blocks, work)
         shape = (q.shape[0], q.shape[1] * q.shape[2], out.shape[-1])
         buffers = [work.buffer(name, shape, out.dtype, self.most_rows * shape[-1]) for name in ("out", "product")]
         sums, divisor, unit_lse = attend_unit(load, len(blocks), UnitBuffers(*buffers))
         np.divide(sums.reshape(out.shape), divisor.reshape(lse.shape), out=out)
         lse[...] = unit_lse.reshape(lse.shape)
 
-    def _scaled(self, q: Floats, work: Workspace) -> Floats:
+    def scaled(self, q: Floats, work: Workspace) -> Floats:
+        """Return queries of a unit times the scale, or what of it is for them, in the type of scores: a buffer."""
         dtype, for_q = self.dtype, split_scale(self.scale)[0]
         scaled: Floats = work.buffer("q", q.shape, dtype, self.most_rows * q.shape[-1])
         if q.dtype == dtype:
@@ -182,23 +206,23 @@ class _Call:
         scaled *= dtype.type(for_q)
         return scaled
 
-    def _heads_of(self, unit: _Unit, array: Floats) -> Floats:
+    def _heads_of(self, unit: Unit, array: Floats) -> Floats:
         """View a unit's part of an array `(*B, H, T, width)` as `(g, r, T, width)`."""
         split: Floats = array[unit.batch].reshape(*self.heads, *array.shape[-2:])  # splitting an axis is always a view
         return split[unit.kv_heads, unit.heads_per_kv]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _UnitKeys:
+class UnitKeys:
     """The keys and values of a unit's heads: where they are, put side by side, or gathered block by block."""
 
-    call: _Call
-    unit: _Unit
+    call: Call
+    unit: Unit
     work: Workspace
     joined: dict[str, Floats]  # of all columns, by name; or nothing
 
     @classmethod
-    def of(cls, call: _Call, unit: _Unit, work: Workspace) -> Self:
+    def of(cls, call: Call, unit: Unit, work: Workspace) -> Self:
         """Return them, side by side if that is worth it."""
         keys = cls(call, unit, work, {})
         if not call.are_keys_joined:
@@ -206,12 +230,23 @@ class _UnitKeys:
         everything = [range(sum(call.sizes))]
         return replace(keys, joined={name: keys._gathered(name, keys._parts(name, everything)) for name in ("k", "v")})
 
+    def views(self) -> list[tuple[Floats, Floats]]:
+        """Return the keys and values of each chunk, `(g, s, width)`."""
+        heads = (*self.unit.batch, self.unit.kv_heads)
+        return [(chunk.k[heads], chunk.v[heads]) for chunk in self.call.chunks]
+
+    def of_head(self, g: int, call: Call) -> Self:
+        """Return those of one of the unit's key heads, for another call of the same arguments."""
+        heads = slice(self.unit.kv_heads.start + g, self.unit.kv_heads.start + g + 1)
+        joined = {name: array[g : g + 1] for name, array in self.joined.items()}
+        return replace(self, call=call, unit=replace(self.unit, kv_heads=heads), joined=joined)
+
     def take(self, name: str, pieces: Sequence[range]) -> list[Floats]:
         """Return the keys or values of some columns, `(g, columns, width)` each: views where they can be."""
         if self.joined:
             return [self.joined[name][:, piece.start : piece.stop] for piece in pieces]
         parts = self._parts(name, pieces)
-        if len(parts) == 1 and parts[0].dtype == self.call.dtype and _is_blasable(parts[0]):
+        if len(parts) == 1 and parts[0].dtype == self.call.dtype and is_blasable(parts[0]):
             return parts
         return [self._gathered(name, parts)]
 
@@ -234,9 +269,9 @@ class _UnitKeys:
 class _BlockLoader:
     """Gives a unit's n-th block of some rows: scores `(g, r t, columns)` in a buffer, and values `(g, columns, E)`."""
 
-    call: _Call
+    call: Call
     rows: range
-    keys: _UnitKeys
+    keys: UnitKeys
     q: Floats  # scaled, (g, r, t, D): g key heads, r query heads of each, t rows
     blocks: list[list[range]]
     work: Workspace
@@ -266,9 +301,8 @@ class _BlockLoader:
         return np.tile(block, (self.q.shape[1], 1))
 
 
-def _is_blasable(matrices: Floats) -> bool:
+def is_blasable(matrices: Floats) -> bool:
     """Whether `matmul` hands matrices `(g, rows, width)` to BLAS as they are: rows of adjacent elements."""
     size, row = matrices.itemsize, matrices.strides[-2]
-    return (
-        matrices.flags.aligned and matrices.strides[-1] == size and row % size == 0 and row >= matrices.shape[-1] * size
-    )
+    is_row = row % size == 0 and matrices.shape[-1] * size <= row < size << 31  # BLAS counts in 32 bits
+    return matrices.flags.aligned and matrices.strides[-1] == size and is_row

@@ -129,6 +129,11 @@ class Region:
         for window, part in self._hidden_parts(rows, tuple(pieces)):
             yield window, True if part is None else ~self.mask.block(*part)
 
+    def hidden_columns(self, rows: range, pieces: Sequence[range]) -> range:
+        """Return the columns of a block between which all is that is hidden in it, without looking at the mask."""
+        columns = [window[2] for window, _ in self._hidden_parts(rows, tuple(pieces))]
+        return range(min((c.start for c in columns), default=0), max((c.stop for c in columns), default=0))
+
     def change(self, xp: Namespace, scores: Array, rows: range, pieces: Sequence[range]) -> None:
         """Do to the scores of a block, which are scaled, what is to be done before the mask; in place. Any library."""
         if self.scores is not None:

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from cqs.backend import is_cupy, is_numpy
 from cqs.errors import OptionError
-from cqs.kernels import blockwise, cudnn, gemm, numpy_threads, reference
+from cqs.kernels import blockwise, cudnn, gemm, numba, numpy_threads, reference
 from cqs.kernels.contract import Attend, Request
 from cqs.types import Namespace
 
@@ -44,6 +44,7 @@ cudnn_attend = partial(cudnn.attend, other=gemm.attend)
 
 # in order of preference for kernel="auto"
 _TABLE = (
+    Kernel("numba", numba.attend, "NumPy", is_numpy, numba.refusal),  # compiled, of float32
     Kernel("numpy", numpy_threads.attend, "NumPy", is_numpy),  # threads, BLAS
     Kernel("cudnn", cudnn_attend, "CuPy", is_cupy, cudnn.refusal),  # of float16 and bfloat16
     Kernel("gemm", gemm.attend, "CuPy", is_cupy, gemm.refusal),  # every mask and score

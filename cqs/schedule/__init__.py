@@ -9,7 +9,15 @@ from cqs.schedule.layout import BalancedLayout, GridLayout, Layout, QuorumLayout
 from cqs.schedule.memory import UNSEEN_BYTES, WRITE_BYTES, Footprint, SlotBytes
 from cqs.schedule.plan import Plan
 from cqs.schedule.scheduler import Scheduler, default_workers
-from cqs.schedule.scratch import MERGE_BLOCK, UnitShape, blockwise_block, numpy_rows, numpy_unit, scratch_bytes
+from cqs.schedule.scratch import (
+    MERGE_BLOCK,
+    UnitShape,
+    blockwise_block,
+    numba_tile,
+    numpy_rows,
+    numpy_unit,
+    scratch_bytes,
+)
 from cqs.schedule.task import Bundle, Group, HeadBlock, Read, Strip, Task, Tile, even_cuts, group, parts_of, reads
 from cqs.schedule.traffic import Traffic
 
@@ -46,6 +54,7 @@ __all__ = [
     "divide",
     "even_cuts",
     "group",
+    "numba_tile",
     "numpy_rows",
     "numpy_unit",
     "parts_of",

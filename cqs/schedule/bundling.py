@@ -21,11 +21,11 @@ _Key = TypeVar("_Key")
 def bundled_rows(problem: AttentionProblem, grain: Grain, setting: Setting) -> int | None:
     """Return how many rows the strips of a kernel call may have together; None: no more than is worth one piece.
 
-    The NumPy kernel leaves out tiles that are not the task's own, and copies keys side by side once a call: so it is
-    given a task's strips in few calls, as long as their queries, which are copied as well, do not take much; under a
-    budget they are not, since memory is better spent on larger groups.
+    The kernels for NumPy arrays leave out tiles that are not the task's own, and copy keys side by side once a call: so
+    they are given a task's strips in few calls, as long as their queries, which are copied as well, do not take much;
+    under a budget they are not, since memory is better spent on larger groups.
     """
-    if setting.kernel != "numpy" or setting.memory is not None:
+    if not setting.has_own_threads or setting.memory is not None:
         return None
     if grain.kv_heads is None:
         n_heads = problem.n_batch_heads

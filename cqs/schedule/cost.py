@@ -128,7 +128,7 @@ class Run:
     def _computing(self, rates: Rates) -> float:
         setting, calls = self.setting, self.reads.calls * self.blocks
         seconds = self.flops / rates.flops
-        is_alone = setting.kernel == "numpy" and setting.in_flight == 1 and self.flops <= SHARED_FLOPS * calls
+        is_alone = setting.has_own_threads and setting.in_flight == 1 and self.flops <= SHARED_FLOPS * calls
         return seconds * (setting.threads if is_alone else 1) + calls * _CALL_SECONDS
 
     def _reading(self, rates: Rates) -> float:

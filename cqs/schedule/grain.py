@@ -110,6 +110,11 @@ class Setting:
         return self.kernel in ("cudnn", "gemm")
 
     @property
+    def has_own_threads(self) -> bool:
+        """Whether the kernel is one of those that compute NumPy arrays on threads of their own."""
+        return self.kernel in ("numba", "numpy")
+
+    @property
     def sums_on_device(self) -> bool:
         """Whether incomplete sums, if there are any, are kept on the device that computes: if it is the only one."""
         return len(self.devices) == 1 and not self.is_spilled

@@ -14,6 +14,7 @@ __all__ = [
     "UnitShape",
     "blockwise_block",
     "joined_keys",
+    "numba_tile",
     "numpy_rows",
     "numpy_unit",
     "scratch_bytes",
@@ -50,6 +51,11 @@ def numpy_rows(n_queries: int, widest_bytes: int, block_bytes: int, n_seen: int 
     return rows
 
 
+def numba_tile(block_bytes: int) -> int:
+    """Return how many scores the compiled kernel computes at a time: of a MiB, with blocks of 2, for a core's cache."""
+    return block_bytes // 8
+
+
 class UnitShape(NamedTuple):
     """What one thread of the NumPy kernel takes at a time: query heads of some key heads, rows, columns of a block."""
 
@@ -59,7 +65,7 @@ class UnitShape(NamedTuple):
     columns: int
 
 
-def numpy_unit(call: CallShape, block_bytes: int, rows: int) -> UnitShape:
+def numpy_unit(call: CallShape, block_bytes: int, rows: int, is_compiled: bool = False) -> UnitShape:
     """Return the largest units that the NumPy kernel cuts a call into: by rows, then by heads.
 
     Small blocks take several heads at once, but not so many that too few units are left to share out.
@@ -72,17 +78,33 @@ def numpy_unit(call: CallShape, block_bytes: int, rows: int) -> UnitShape:
         As of `numpy_rows`.
     rows : int
         Of the tallest block, at least 1.
+    is_compiled : bool
+        Whether the kernel is the compiled one, which keeps tiles of a block's scores, and a byte for each that may be
+        hidden.
     """
     most = max(block_bytes // call.widest_bytes, 16)
-    columns = min(block_bytes // 4 // rows, _MOST_COLUMNS, most)
+    columns = min(_area(call, block_bytes, is_compiled) // rows, _MOST_COLUMNS, most)
     columns = min(columns, call.n_keys) if call.is_masked else largest_cut(call.n_keys, columns)
-    heads = min(block_bytes // 4 // (rows * columns), block_bytes // (max(rows, columns) * call.widest_bytes))
-    heads = min(heads, _ROWS_IN_ALL // rows, _COLUMNS_IN_ALL // max(rows, columns))
+    at_once = block_bytes // 4 // (rows * columns) if not is_compiled else most
+    heads = min(at_once, block_bytes // (max(rows, columns) * call.widest_bytes))
+    heads = min(heads, _rows_in_all(is_compiled) // rows, _COLUMNS_IN_ALL // max(rows, columns))
     if call.is_shared:
         heads = min(heads, call.n_heads * call.n_queries // rows // LEAST_UNITS)
     heads = max(heads, 1)
     kv_heads = largest_cut(call.kv_heads, max(heads // call.shared, 1))
     return UnitShape(kv_heads, largest_cut(call.shared, heads), rows, columns)
+
+
+def _area(call: CallShape, block_bytes: int, is_compiled: bool) -> int:
+    """Return how many scores a block has at most, of one head."""
+    if not is_compiled:
+        return block_bytes // 4
+    return block_bytes // 2 if call.is_masked or call.is_bundled else block_bytes
+
+
+def _rows_in_all(is_compiled: bool) -> int:
+    """Return the most rows of all heads of a block."""
+    return _ROWS_IN_ALL * (4 if is_compiled else 1)
 
 
 def joined_keys(widest_bytes: int, block_bytes: int) -> int:
@@ -110,8 +132,8 @@ def scratch_bytes(
     """
     if 0 in (call.n_queries, call.n_keys, call.n_heads):
         return 0
-    if kernel == "numpy":
-        return (threads if call.is_shared else 1) * _numpy(call, block_bytes, has_scores)
+    if kernel in ("numba", "numpy"):
+        return (threads if call.is_shared else 1) * _numpy(call, block_bytes, has_scores, kernel == "numba")
     if kernel == "gemm":
         return gemm_bytes(call, block_bytes, has_scores)
     if kernel == "cudnn":
@@ -130,15 +152,16 @@ def _cudnn(call: CallShape, block_bytes: int) -> int:
     return joined + result + max(copies + _CUDNN_WORKSPACE, rest)
 
 
-def _numpy(call: CallShape, block_bytes: int, has_scores: bool) -> int:
+def _numpy(call: CallShape, block_bytes: int, has_scores: bool, is_compiled: bool) -> int:
     """Bound what a thread holds in any call of at most these sizes; smaller calls may take more heads at once."""
     area, most = block_bytes // 4, max(block_bytes // call.widest_bytes, 16)
     rows = numpy_rows(call.n_queries, call.widest_bytes, block_bytes)
     least_rows = min(_LEAST_MASKED_ROWS, rows) if call.is_masked else rows
     tallest = [largest_cut(n, least_rows) for n in (call.n_queries, max(call.n_queries - 1, 1))]
-    columns = min(area // (1 if call.is_bundled else min(tallest)), _MOST_COLUMNS, most, call.n_keys)
+    widest = _area(call, block_bytes, is_compiled) // (1 if call.is_bundled else min(tallest))
+    columns = min(widest, _MOST_COLUMNS, most, call.n_keys)
     block = min(call.n_heads * rows * columns, area)
-    rows_in_all = max(min(call.n_heads * rows, _ROWS_IN_ALL, most), rows)
+    rows_in_all = max(min(call.n_heads * rows, _rows_in_all(is_compiled), most), rows)
     keys_in_all = max(min(call.kv_heads * columns, _COLUMNS_IN_ALL, most), columns)
     copied_keys = keys_in_all
     if call.is_bundled:
@@ -149,6 +172,8 @@ def _numpy(call: CallShape, block_bytes: int, has_scores: bool) -> int:
     # where values are not finite: copies of them without, and which scores count
     bytes_held += keys_in_all * call.value_width * (a + 2) + 2 * block
     bytes_held += rows * min(_MASK_COLUMNS, call.n_keys) * 24 * call.is_masked
+    if is_compiled:
+        bytes_held += (block_bytes // 2) * (call.is_masked or call.is_bundled)  # which scores of a block are hidden
     return bytes_held + SCORE_COPIES * block * a * has_scores
 
 

@@ -1,0 +1,262 @@
+"""The fast kernel for NumPy arrays where Numba is installed: the NumPy kernel, with its inner loops compiled.
+
+Work is cut and shared among threads as there. What differs is what a thread does with a block of rows: it hands whole
+blocks of columns to `cqs.kernels.numba_loops`, where scores never leave the core's cache, and Python is not needed.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib import import_module
+from math import inf
+from typing import NamedTuple
+
+import numpy as np
+
+from cqs.backend import Workspace, is_numpy, raise_if_stopped
+from cqs.kernels import numpy_threads
+from cqs.kernels.blocks import in_chunks, split_scale
+from cqs.kernels.contract import KeyChunk, Request
+from cqs.kernels.numpy_threads import Call, Unit, UnitKeys, is_blasable
+from cqs.kernels.numpy_unit import Floats
+from cqs.kernels.region import Region
+from cqs.masks.mask import Booleans, Integers
+from cqs.once import Few, once
+from cqs.partial import Partial
+from cqs.schedule import BLOCK_BYTES, UnitShape, even_cuts, numba_tile, numpy_unit
+
+__all__ = ["attend", "missing", "refusal"]
+
+_MOST_KEPT = 512  # steps that are remembered
+_LEAST_IN_PLACE = 128  # keys; a matrix product with fewer takes longer by more than copying them side by side does
+_INSTALL = "pip install 'cqs-attention[numba]'"
+
+
+@cache
+def missing() -> str | None:
+    """Return what is lacking to run compiled loops, with the remedy; None if they run. Compiles them."""
+    try:
+        _loops()
+    except ImportError as error:
+        if error.name in ("numba", "llvmlite", "scipy"):
+            return f"{error.name} is not installed: {_INSTALL}"
+        return f"Numba or SciPy cannot be loaded ({error}): {_INSTALL} -U"
+    except (AttributeError, OSError, RuntimeError) as error:  # no place to keep code, no compiler, or not this compiler
+        return f"Numba cannot compile it ({error})"
+    return None
+
+
+@cache
+def _loops() -> Callable[..., None]:
+    """Return the compiled function."""
+    attend_blocks: Callable[..., None] = import_module("cqs.kernels.numba_loops").attend
+    return attend_blocks
+
+
+def refusal(request: Request) -> str | None:
+    """Return why this kernel cannot do what is asked for, and what would help; None if it can.
+
+    Numba is loaded only where all else fits.
+    """
+    if not is_numpy(request.xp):
+        return "takes arrays of NumPy"
+    if request.problem.accumulator_dtype != "float32":
+        return f"sums up in float32, not in {request.problem.accumulator_dtype}"
+    if request.has_scores:
+        return "scores are changed before the mask"
+    return missing()
+
+
+def attend(
+    q: Floats,
+    chunks: Sequence[KeyChunk],
+    *,
+    scale: float,
+    region: Region | None = None,
+    threads: int = 1,
+    block_bytes: int = BLOCK_BYTES,
+) -> Partial:
+    """Compute attention over NumPy arrays of any strides, read-only or not, on `threads` threads.
+
+    Calls in float64, or whose scores are changed, are left to the NumPy kernel. Beyond the result, each thread holds at
+    most 16 MiB with the blocks that are the default, and less with smaller. See `cqs.kernels.Attend` for the arguments.
+    """
+    call = _CompiledCall.of(q, chunks, scale, region, block_bytes)
+    if call.dtype != np.float32 or call.region.scores is not None:
+        return numpy_threads.attend(q, chunks, scale=scale, region=region, threads=threads, block_bytes=block_bytes)
+    return call.computed(threads)
+
+
+class _Step(NamedTuple):
+    """What one call of the loops computes, of any heads: blocks of rows, and columns of each.
+
+    Parameters
+    ----------
+    rows, columns : list
+        Rows of each block, and its columns.
+    blocks, pieces : array
+        The same for `cqs.kernels.numba_loops.attend`.
+    begins, ends : bool
+        Whether these are the blocks' first columns, and their last.
+    """
+
+    rows: list[range]
+    columns: list[list[range]]
+    blocks: Integers
+    pieces: Integers
+    begins: bool
+    ends: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _CompiledCall(Call):
+    """A call of the NumPy kernel whose blocks of rows are computed by the loops, small ones several at a time."""
+
+    @once
+    def largest(self) -> UnitShape:
+        return numpy_unit(self.shape, self.block_bytes, self.most_rows_of_block, is_compiled=True)
+
+    @once
+    def are_keys_joined(self) -> bool:
+        return not self._are_keys_in_place and self.fit_joined
+
+    @once
+    def _are_keys_in_place(self) -> bool:
+        """Whether BLAS can read all keys and values where they are, and is not slow because they are few to a chunk."""
+        if len(self.chunks) > 1 and min(self.sizes) < _LEAST_IN_PLACE and self.fit_joined:
+            return False
+        arrays = (array for chunk in self.chunks for array in chunk)
+        return all(array.dtype == self.dtype and is_blasable(array) for array in arrays)
+
+    @once
+    def _flat(self) -> tuple[Floats, Floats]:
+        """The result with one axis of heads, of all batch entries."""
+        (*_, T, E), (out, lse) = self.result.out.shape, (self.result.out, self.result.lse)
+        return out.reshape(-1, T, E), lse.reshape(-1, T)
+
+    @once
+    def _plain(self) -> Call:
+        return Call(**{field.name: getattr(self, field.name) for field in fields(Call)})
+
+    @once
+    def _found(self) -> Few[_Step]:
+        return Few(_MOST_KEPT)
+
+    def parts(self, n_units: int, n_threads: int) -> list[list[range]]:
+        """Cut the blocks into those of each unit."""
+        return super().parts(n_units, n_threads) if self.are_keys_joined else list(self._groups(self.blocks))
+
+    def run(self, unit: Unit, work: Workspace) -> None:
+        """Compute one unit in the buffers of one thread."""
+        keys, arrays = UnitKeys.of(self, unit, work), self.arrays_of(unit)
+        for group in self._groups(unit.blocks):
+            is_finite = self._attend_group(group, keys, arrays[0], work)
+            for block in itertools.compress(group, ~is_finite):
+                self._attend_carefully(block, keys, arrays, work)
+
+    def _groups(self, blocks: Sequence[range]) -> Iterator[list[range]]:
+        """Put blocks together for which Python is called once: small ones, one below the other."""
+        streams = not (self._are_keys_in_place or self.are_keys_joined)
+        most_flags = self.block_bytes // 2 if self.region.is_masked else inf
+        group: list[range] = []
+        n_rows = n_flags = 0.0
+        for block in blocks:
+            n_columns = sum(len(piece) for pieces in self.columns(block) for piece in pieces)
+            is_long = streams or n_columns > self.largest.columns
+            n_rows, n_flags = n_rows + len(block), n_flags + len(block) * n_columns
+            if group and (is_long or n_rows > self.most_rows_of_block or n_flags > most_flags):
+                yield group
+                group, n_rows, n_flags = [], len(block), len(block) * n_columns
+            group.append(block)
+            if is_long:
+                n_rows = inf  # nothing below it
+        if group:
+            yield group
+
+    def _attend_group(self, group: list[range], keys: UnitKeys, q: Floats, work: Workspace) -> Booleans:
+        """Compute the rows of a group, of the queries of a unit, `(g, r, T, D)`; return for which blocks that counts."""
+        q, unit = q[:, :, group[0].start : group[-1].stop], keys.unit
+        (g, r, t, D), E, is_finite = q.shape, self.result.out.shape[-1], np.ones(len(group), bool)
+        sums = work.buffer("out", (g, r * t, E), self.dtype, self.most_rows * E)
+        tops, totals = (work.buffer(name, (g, r * t), self.dtype, self.most_rows) for name in ("top", "total"))
+        tile = work.buffer("scores", (numba_tile(self.block_bytes),), self.dtype)
+        stack = work.buffer("stack", (r * t * D,), self.dtype, self.most_rows * D)
+        scaled, for_scores = self.scaled(q, work), np.float32(split_scale(self.scale)[1])
+        G, shared = self.heads
+        batch = int(np.ravel_multi_index(unit.batch, self.q.shape[:-3])) if unit.batch else 0
+        head = (batch * G + unit.kv_heads.start) * shared + unit.heads_per_kv.start
+        place = np.array([head, shared, group[0].start], np.int64)
+        for step in self._found.get((group[0], len(group)), lambda: list(self._steps(group))):
+            raise_if_stopped()  # a unit may take a minute
+            _loops()(
+                scaled, for_scores, self._places(keys, step), step.blocks, step.pieces, self._hidden(step, work),
+                tile, stack, sums, tops, totals, *self._flat, place, step.begins, step.ends, is_finite,
+            )  # fmt: skip
+        return is_finite
+
+    def _steps(self, group: list[range]) -> Iterator[_Step]:
+        """Yield the group with all its columns, or its single block with part of them at a time."""
+        n_steps = max(len(self.columns(group[0])), 1)
+        for n in range(n_steps):
+            columns = [list(itertools.chain(*self.columns(rows)[n : n + 1])) for rows in group]
+            blocks: list[tuple[int, ...]] = []
+            pieces: list[tuple[int, int, int]] = []
+            n_flags = 0
+            for rows, own in zip(group, columns, strict=True):
+                hidden, n_before = self.region.hidden_columns(rows, own), len(pieces)
+                pieces += self._pieces(own)
+                place = (rows.start - group[0].start, rows.stop - group[0].start, n_before, len(pieces))
+                blocks.append((*place, n_flags, hidden.start, len(hidden)))
+                n_flags += len(rows) * len(hidden)
+            tables = np.array(blocks, np.int64), np.array(pieces, np.int64).reshape(-1, 3)
+            yield _Step(group, columns, *tables, n == 0, n == n_steps - 1)
+
+    def _pieces(self, columns: Sequence[range]) -> list[tuple[int, int, int]]:
+        """Say where the keys of columns are: chunk, first key in it, number of keys."""
+        if self._are_keys_in_place:
+            return [(chunk, part.start, len(part)) for chunk, part in in_chunks(columns, self.sizes)]
+        if self.are_keys_joined:
+            return [(0, part.start, len(part)) for part in columns]
+        return [(0, 0, sum(map(len, columns)))] if columns else []
+
+    def _places(self, keys: UnitKeys, step: _Step) -> Integers:
+        """Say where the keys and values of a unit are, and copy them there if need be."""
+        if self._are_keys_in_place:
+            arrays = keys.views()
+        elif self.are_keys_joined:
+            arrays = [(keys.joined["k"], keys.joined["v"])]
+        else:
+            (columns,) = step.columns
+            arrays = [(keys.take("k", columns)[0], keys.take("v", columns)[0])] if columns else []
+        return np.array([_place(k) + _place(v) for k, v in arrays], np.int64).reshape(-1, 6)
+
+    def _hidden(self, step: _Step, work: Workspace) -> Booleans:
+        """Return which scores count for nothing, as the step's blocks say where."""
+        n_flags = step.blocks[-1, 4] + len(step.rows[-1]) * step.blocks[-1, 6]
+        flags: Booleans = work.buffer("hidden", (int(n_flags),), np.dtype(bool), self.block_bytes // 2 * (n_flags > 0))
+        flags[...] = False
+        for rows, columns, block in zip(step.rows, step.columns, step.blocks.tolist(), strict=True):
+            *_, place, first, n_hidden = block
+            if n_hidden:
+                own = flags[place : place + len(rows) * n_hidden].reshape(len(rows), n_hidden)
+                for (_, some_rows, some), hidden in self.region.hidden(rows, columns):
+                    own[some_rows, some.start - first : some.stop - first] = hidden
+        return flags
+
+    def _attend_carefully(self, block: range, keys: UnitKeys, arrays: Sequence[Floats], work: Workspace) -> None:
+        """Compute a block of rows by the NumPy kernel, where values are not finite, or their sums overflow.
+
+        What is hidden must not take part there with weight 0. Head by head, so that blocks are no larger than its own.
+        """
+        for cut in even_cuts(len(block), self._plain.largest.rows):
+            rows = block[cut.start : cut.stop]
+            for g, r in itertools.product(*map(range, arrays[0].shape[:2])):
+                own = [x[g : g + 1, r : r + 1, rows.start : rows.stop] for x in arrays]
+                self._plain.attend(rows, keys.of_head(g, self._plain), own, work)
+
+
+def _place(matrices: Floats) -> tuple[int, int, int]:
+    """Return the address of matrices `(g, rows, width)`, elements from row to row, and bytes from one to the next."""
+    head, row, element = matrices.strides
+    return matrices.__array_interface__["data"][0], row // element, head
