@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cqs.kernels import KERNELS, KeyChunk, Region
-from cqs.kernels.numpy_threads import _Call, attend
+from cqs.kernels.numpy_threads import Call, attend
 from cqs.masks import Causal, Documents, NoMask, SlidingWindow
 from cqs.partial import Partial
 
@@ -84,7 +84,7 @@ def test_a_call_is_bitwise_the_same_on_any_number_of_threads(dtype: str) -> None
     wide = [KeyChunk(*(np.tile(array, 16).astype(dtype) for array in chunk)) for chunk in chunks]
     q = np.tile(q, 16).astype(dtype)
     one, *others = (attend(q, wide, scale=0.05, region=region, threads=n) for n in (1, 2, 5))
-    call = _Call(q, wide, (150,) * 3, 0.05, region, one, 2 << 20)
+    call = Call(q, wide, (150,) * 3, 0.05, region, one, 2 << 20)
     assert call.shape.is_shared
     assert len(call.units(2)) > len(call.units(1))
     for found in others:
@@ -96,7 +96,7 @@ def test_keys_of_strips_that_share_a_call_are_copied_once_if_they_are_few() -> N
     region = three_strips()
     q, chunks = arrays_of(region, 1, 1)
     result = run(q, chunks, region)
-    assert _Call(q, chunks, (150,) * 3, 0.5, region, result, 2 << 20).are_keys_joined
-    assert not _Call(q, chunks, (150,) * 3, 0.5, region, result, 1 << 14).are_keys_joined
-    whole = _Call(q, chunks, (150,) * 3, 0.5, Region(region.queries, region.keys), result, 2 << 20)
+    assert Call(q, chunks, (150,) * 3, 0.5, region, result, 2 << 20).are_keys_joined
+    assert not Call(q, chunks, (150,) * 3, 0.5, region, result, 1 << 14).are_keys_joined
+    whole = Call(q, chunks, (150,) * 3, 0.5, Region(region.queries, region.keys), result, 2 << 20)
     assert not whole.are_keys_joined

@@ -5,16 +5,19 @@ blocks of columns to `cqs.kernels.numba_loops`, where scores never leave the cor
 """
 
 import itertools
+import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from math import inf
 from typing import NamedTuple
 
 import numpy as np
 
-from cqs.backend import Workspace, is_numpy, raise_if_stopped
+from cqs.backend import Workspace, raise_if_stopped
 from cqs.kernels import numpy_threads
 from cqs.kernels.blocks import in_chunks, split_scale
 from cqs.kernels.contract import KeyChunk, Request
@@ -24,7 +27,8 @@ from cqs.kernels.region import Region
 from cqs.masks.mask import Booleans, Integers
 from cqs.once import Few, once
 from cqs.partial import Partial
-from cqs.schedule import BLOCK_BYTES, UnitShape, even_cuts, numba_tile, numpy_unit
+from cqs.problem import DTYPES, dtype_name
+from cqs.schedule import BLOCK_BYTES, UnitShape, careful_bytes, even_cuts, numba_tile, numpy_unit
 
 __all__ = ["attend", "missing", "refusal"]
 
@@ -33,38 +37,34 @@ _LEAST_IN_PLACE = 128  # keys; a matrix product with fewer takes longer by more 
 _INSTALL = "pip install 'cqs-attention[numba]'"
 
 
-@cache
 def missing() -> str | None:
-    """Return what is lacking to run compiled loops, with the remedy; None if they run. Compiles them."""
-    try:
-        _loops()
-    except ImportError as error:
-        if error.name in ("numba", "llvmlite", "scipy"):
-            return f"{error.name} is not installed: {_INSTALL}"
-        return f"Numba or SciPy cannot be loaded ({error}): {_INSTALL} -U"
-    except (AttributeError, OSError, RuntimeError) as error:  # no place to keep code, no compiler, or not this compiler
-        return f"Numba cannot compile it ({error})"
+    """Return what is lacking to run compiled loops, with the remedy; None if there is all. Loads nothing."""
+    for name in ("numba", "scipy"):
+        if find_spec(name) is None:
+            return f"{name} is not installed: {_INSTALL}"
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        return "Numba's compiler is off (NUMBA_DISABLE_JIT)"
     return None
 
 
 @cache
-def _loops() -> Callable[..., None]:
-    """Return the compiled function."""
-    attend_blocks: Callable[..., None] = import_module("cqs.kernels.numba_loops").attend
-    return attend_blocks
+def _loops() -> Callable[..., None] | None:
+    """Return the compiled function; None, with a warning, where Numba or SciPy is broken."""
+    try:
+        loops: Callable[..., None] = import_module("cqs.kernels.numba_loops").attend
+    except Exception as error:  # such as a version that does not know this NumPy, or no place to keep what is compiled
+        _warn(error)
+        return None
+    return loops
+
+
+def _warn(error: Exception) -> None:
+    what = f"Numba or SciPy cannot be used ({error}), so the NumPy kernel computes: {_INSTALL} -U, or kernel='numpy'"
+    warnings.warn(what, RuntimeWarning, stacklevel=2)
 
 
 def refusal(request: Request) -> str | None:
-    """Return why this kernel cannot do what is asked for, and what would help; None if it can.
-
-    Numba is loaded only where all else fits.
-    """
-    if not is_numpy(request.xp):
-        return "takes arrays of NumPy"
-    if request.problem.accumulator_dtype != "float32":
-        return f"sums up in float32, not in {request.problem.accumulator_dtype}"
-    if request.has_scores:
-        return "scores are changed before the mask"
+    """Return why this kernel cannot be taken for arrays of NumPy, and what would help; None if it can."""
     return missing()
 
 
@@ -82,10 +82,10 @@ def attend(
     Calls in float64, or whose scores are changed, are left to the NumPy kernel. Beyond the result, each thread holds at
     most 16 MiB with the blocks that are the default, and less with smaller. See `cqs.kernels.Attend` for the arguments.
     """
-    call = _CompiledCall.of(q, chunks, scale, region, block_bytes)
-    if call.dtype != np.float32 or call.region.scores is not None:
+    is_changed = region is not None and region.scores is not None
+    if DTYPES[dtype_name(q)][1] != "float32" or is_changed or _loops() is None:
         return numpy_threads.attend(q, chunks, scale=scale, region=region, threads=threads, block_bytes=block_bytes)
-    return call.computed(threads)
+    return _CompiledCall.of(q, chunks, scale, region, block_bytes).computed(threads)
 
 
 class _Step(NamedTuple):
@@ -137,7 +137,8 @@ class _CompiledCall(Call):
 
     @once
     def _plain(self) -> Call:
-        return Call(**{field.name: getattr(self, field.name) for field in fields(Call)})
+        same = {field.name: getattr(self, field.name) for field in fields(Call)}
+        return Call(**same | {"block_bytes": careful_bytes(self.block_bytes)})
 
     @once
     def _found(self) -> Few[_Step]:
@@ -158,7 +159,7 @@ class _CompiledCall(Call):
     def _groups(self, blocks: Sequence[range]) -> Iterator[list[range]]:
         """Put blocks together for which Python is called once: small ones, one below the other."""
         streams = not (self._are_keys_in_place or self.are_keys_joined)
-        most_flags = self.block_bytes // 2 if self.region.is_masked else inf
+        most_flags = self.block_bytes // 4 if self.region.is_masked else inf
         group: list[range] = []
         n_rows = n_flags = 0.0
         for block in blocks:
@@ -175,13 +176,17 @@ class _CompiledCall(Call):
             yield group
 
     def _attend_group(self, group: list[range], keys: UnitKeys, q: Floats, work: Workspace) -> Booleans:
-        """Compute the rows of a group, of the queries of a unit, `(g, r, T, D)`; return for which blocks that counts."""
+        """Compute a group's rows of a unit's queries `(g, r, T, D)`; return for which blocks the result counts."""
         q, unit = q[:, :, group[0].start : group[-1].stop], keys.unit
         (g, r, t, D), E, is_finite = q.shape, self.result.out.shape[-1], np.ones(len(group), bool)
         sums = work.buffer("out", (g, r * t, E), self.dtype, self.most_rows * E)
         tops, totals = (work.buffer(name, (g, r * t), self.dtype, self.most_rows) for name in ("top", "total"))
-        tile = work.buffer("scores", (numba_tile(self.block_bytes),), self.dtype)
+        tile = work.buffer(
+            "scores", (min(numba_tile(self.block_bytes), self.most_rows * self.largest.columns),), self.dtype
+        )
         stack = work.buffer("stack", (r * t * D,), self.dtype, self.most_rows * D)
+        loops = _loops()
+        assert loops is not None  # or another kernel would compute
         scaled, for_scores = self.scaled(q, work), np.float32(split_scale(self.scale)[1])
         G, shared = self.heads
         batch = int(np.ravel_multi_index(unit.batch, self.q.shape[:-3])) if unit.batch else 0
@@ -189,7 +194,7 @@ class _CompiledCall(Call):
         place = np.array([head, shared, group[0].start], np.int64)
         for step in self._found.get((group[0], len(group)), lambda: list(self._steps(group))):
             raise_if_stopped()  # a unit may take a minute
-            _loops()(
+            loops(
                 scaled, for_scores, self._places(keys, step), step.blocks, step.pieces, self._hidden(step, work),
                 tile, stack, sums, tops, totals, *self._flat, place, step.begins, step.ends, is_finite,
             )  # fmt: skip
@@ -234,7 +239,7 @@ class _CompiledCall(Call):
     def _hidden(self, step: _Step, work: Workspace) -> Booleans:
         """Return which scores count for nothing, as the step's blocks say where."""
         n_flags = step.blocks[-1, 4] + len(step.rows[-1]) * step.blocks[-1, 6]
-        flags: Booleans = work.buffer("hidden", (int(n_flags),), np.dtype(bool), self.block_bytes // 2 * (n_flags > 0))
+        flags: Booleans = work.buffer("hidden", (int(n_flags),), np.dtype(bool))
         flags[...] = False
         for rows, columns, block in zip(step.rows, step.columns, step.blocks.tolist(), strict=True):
             *_, place, first, n_hidden = block
@@ -253,7 +258,8 @@ class _CompiledCall(Call):
             rows = block[cut.start : cut.stop]
             for g, r in itertools.product(*map(range, arrays[0].shape[:2])):
                 own = [x[g : g + 1, r : r + 1, rows.start : rows.stop] for x in arrays]
-                self._plain.attend(rows, keys.of_head(g, self._plain), own, work)
+                with np.errstate(all="ignore"):
+                    self._plain.attend(rows, keys.of_head(g, self._plain), own, work)
 
 
 def _place(matrices: Floats) -> tuple[int, int, int]:

@@ -155,7 +155,7 @@ def _multiply_values(weights, chunks, pieces, g, start, out, is_first):
 def _add_columns(q, scale, chunks, pieces, g, hidden, first_hidden, tile, out, tops, totals, is_first):
     """Add what some rows of one head sum up over some columns, a tile at a time."""
     n_rows, n_columns = q.shape[0], pieces[:, 2].sum()
-    n_tiles = -(-n_columns * n_rows // tile.size)
+    n_tiles = -(-n_columns // (tile.size // n_rows))
     for n in range(n_tiles):
         start, stop = n * n_columns // n_tiles, (n + 1) * n_columns // n_tiles
         scores = tile[: n_rows * (stop - start)].reshape(n_rows, stop - start)

@@ -13,6 +13,7 @@ __all__ = [
     "MERGE_BLOCK",
     "UnitShape",
     "blockwise_block",
+    "careful_bytes",
     "joined_keys",
     "numba_tile",
     "numpy_rows",
@@ -56,6 +57,11 @@ def numba_tile(block_bytes: int) -> int:
     return block_bytes // 8
 
 
+def careful_bytes(block_bytes: int) -> int:
+    """Return how large blocks are of what the compiled kernel leaves to NumPy: they fit in its buffers."""
+    return block_bytes // 4
+
+
 class UnitShape(NamedTuple):
     """What one thread of the NumPy kernel takes at a time: query heads of some key heads, rows, columns of a block."""
 
@@ -85,9 +91,9 @@ def numpy_unit(call: CallShape, block_bytes: int, rows: int, is_compiled: bool =
     most = max(block_bytes // call.widest_bytes, 16)
     columns = min(_area(call, block_bytes, is_compiled) // rows, _MOST_COLUMNS, most)
     columns = min(columns, call.n_keys) if call.is_masked else largest_cut(call.n_keys, columns)
-    at_once = block_bytes // 4 // (rows * columns) if not is_compiled else most
+    at_once = numba_tile(block_bytes) // rows if is_compiled else block_bytes // 4 // (rows * columns)
     heads = min(at_once, block_bytes // (max(rows, columns) * call.widest_bytes))
-    heads = min(heads, _rows_in_all(is_compiled) // rows, _COLUMNS_IN_ALL // max(rows, columns))
+    heads = min(heads, _ROWS_IN_ALL // rows, _COLUMNS_IN_ALL // max(rows, columns))
     if call.is_shared:
         heads = min(heads, call.n_heads * call.n_queries // rows // LEAST_UNITS)
     heads = max(heads, 1)
@@ -99,12 +105,7 @@ def _area(call: CallShape, block_bytes: int, is_compiled: bool) -> int:
     """Return how many scores a block has at most, of one head."""
     if not is_compiled:
         return block_bytes // 4
-    return block_bytes // 2 if call.is_masked or call.is_bundled else block_bytes
-
-
-def _rows_in_all(is_compiled: bool) -> int:
-    """Return the most rows of all heads of a block."""
-    return _ROWS_IN_ALL * (4 if is_compiled else 1)
+    return block_bytes // 4 if call.is_masked or call.is_bundled else block_bytes
 
 
 def joined_keys(widest_bytes: int, block_bytes: int) -> int:
@@ -133,7 +134,9 @@ def scratch_bytes(
     if 0 in (call.n_queries, call.n_keys, call.n_heads):
         return 0
     if kernel in ("numba", "numpy"):
-        return (threads if call.is_shared else 1) * _numpy(call, block_bytes, has_scores, kernel == "numba")
+        is_compiled = kernel == "numba" and call.itemsize == 4 and not has_scores
+        held = _numba(call, block_bytes) if is_compiled else _numpy(call, block_bytes, has_scores)
+        return (threads if call.is_shared else 1) * held
     if kernel == "gemm":
         return gemm_bytes(call, block_bytes, has_scores)
     if kernel == "cudnn":
@@ -152,29 +155,59 @@ def _cudnn(call: CallShape, block_bytes: int) -> int:
     return joined + result + max(copies + _CUDNN_WORKSPACE, rest)
 
 
-def _numpy(call: CallShape, block_bytes: int, has_scores: bool, is_compiled: bool) -> int:
-    """Bound what a thread holds in any call of at most these sizes; smaller calls may take more heads at once."""
-    area, most = block_bytes // 4, max(block_bytes // call.widest_bytes, 16)
-    rows = numpy_rows(call.n_queries, call.widest_bytes, block_bytes)
-    least_rows = min(_LEAST_MASKED_ROWS, rows) if call.is_masked else rows
-    tallest = [largest_cut(n, least_rows) for n in (call.n_queries, max(call.n_queries - 1, 1))]
-    widest = _area(call, block_bytes, is_compiled) // (1 if call.is_bundled else min(tallest))
-    columns = min(widest, _MOST_COLUMNS, most, call.n_keys)
-    block = min(call.n_heads * rows * columns, area)
-    rows_in_all = max(min(call.n_heads * rows, _rows_in_all(is_compiled), most), rows)
-    keys_in_all = max(min(call.kv_heads * columns, _COLUMNS_IN_ALL, most), columns)
-    copied_keys = keys_in_all
-    if call.is_bundled:
-        copied_keys = max(keys_in_all, min(call.kv_heads * call.n_keys, joined_keys(call.widest_bytes, block_bytes)))
-    a = call.itemsize
-    bytes_held = block * a + rows_in_all * (call.width + 2 * call.value_width + _VECTORS) * a
-    bytes_held += copied_keys * (call.width + call.value_width) * a * call.is_gathered
-    # where values are not finite: copies of them without, and which scores count
-    bytes_held += keys_in_all * call.value_width * (a + 2) + 2 * block
-    bytes_held += rows * min(_MASK_COLUMNS, call.n_keys) * 24 * call.is_masked
-    if is_compiled:
-        bytes_held += (block_bytes // 2) * (call.is_masked or call.is_bundled)  # which scores of a block are hidden
+class _Most(NamedTuple):
+    """The most that a thread takes at a time in any call of at most some sizes; smaller calls may take more heads."""
+
+    rows: int  # of one head
+    columns: int
+    rows_in_all: int
+    keys_in_all: int
+    copied_keys: int  # by those that are gathered
+
+    @classmethod
+    def of(cls, call: CallShape, block_bytes: int, is_compiled: bool = False) -> "_Most":
+        most = max(block_bytes // call.widest_bytes, 16)
+        rows = numpy_rows(call.n_queries, call.widest_bytes, block_bytes)
+        least_rows = min(_LEAST_MASKED_ROWS, rows) if call.is_masked else rows
+        tallest = [largest_cut(n, least_rows) for n in (call.n_queries, max(call.n_queries - 1, 1))]
+        widest = _area(call, block_bytes, is_compiled) // (1 if call.is_bundled else min(tallest))
+        columns = min(widest, _MOST_COLUMNS, most, call.n_keys)
+        rows_in_all = max(min(call.n_heads * rows, _ROWS_IN_ALL, most), rows)
+        keys_in_all = copied_keys = max(min(call.kv_heads * columns, _COLUMNS_IN_ALL, most), columns)
+        if call.is_bundled:
+            together = min(call.kv_heads * call.n_keys, joined_keys(call.widest_bytes, block_bytes))
+            copied_keys = max(keys_in_all, together)
+        return cls(rows, columns, rows_in_all, keys_in_all, copied_keys * call.is_gathered)
+
+
+def _numpy(call: CallShape, block_bytes: int, has_scores: bool) -> int:
+    """Bound what a thread of the NumPy kernel holds."""
+    most, a = _Most.of(call, block_bytes), call.itemsize
+    block = min(call.n_heads * most.rows * most.columns, block_bytes // 4)
+    bytes_held = block * a + most.rows_in_all * (call.width + 2 * call.value_width + _VECTORS) * a
+    bytes_held += most.copied_keys * (call.width + call.value_width) * a
+    bytes_held += _carefully(call, most.keys_in_all, block)
+    bytes_held += most.rows * min(_MASK_COLUMNS, call.n_keys) * 24 * call.is_masked
     return bytes_held + SCORE_COPIES * block * a * has_scores
+
+
+def _numba(call: CallShape, block_bytes: int) -> int:
+    """Bound what a thread of the compiled kernel holds."""
+    most, a = _Most.of(call, block_bytes, is_compiled=True), call.itemsize
+    tile = min(numba_tile(block_bytes), most.rows_in_all * most.columns)
+    bytes_held = tile * a + most.rows_in_all * (2 * call.width + call.value_width + _VECTORS) * a
+    bytes_held += most.copied_keys * (call.width + call.value_width) * a
+    if call.is_masked or call.is_bundled:  # which scores of a block are hidden
+        bytes_held += min(most.rows_in_all * most.columns, block_bytes // 4)
+        bytes_held += most.rows * min(_MASK_COLUMNS, call.n_keys) * 24
+    plain = _Most.of(call, careful_bytes(block_bytes))  # head by head, in the same buffers, and:
+    block = min(plain.rows * plain.columns, careful_bytes(block_bytes) // 4)
+    return bytes_held + plain.rows * call.value_width * a + _carefully(call, plain.columns, block)
+
+
+def _carefully(call: CallShape, n_keys: int, block: int) -> int:
+    """Bound what else is held where values are not finite: copies of them without, and which scores count."""
+    return n_keys * call.value_width * (call.itemsize + 2) + 2 * block
 
 
 def _blockwise(call: CallShape, block_bytes: int, has_scores: bool) -> int:

@@ -1,0 +1,263 @@
+"""The compiled kernel by itself: the loops that Numba compiles, what they are handed, and what is left to NumPy."""
+
+import subprocess
+import sys
+from itertools import accumulate
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
+
+import cqs
+from cqs.backend import blas, single_threaded_blas
+from cqs.kernels import KERNELS, KeyChunk, Region, numba, numba_loops
+from cqs.kernels.numba import attend
+from cqs.masks import Causal, Documents, NoMask, SlidingWindow
+from cqs.partial import Partial
+from cqs.scores import ALiBi
+from cqs.testing import assert_exact
+
+BLOCK_BYTES = 64 << 10  # so that calls of a few hundred tokens have many blocks
+D = 8
+
+
+def weights(scores: np.ndarray, top: float) -> tuple[np.ndarray, float]:
+    """One row of scores, weighed relative to `top`, which is no less than any of them; and the sum of the weights."""
+    tile, tops, totals = scores[None].copy(), np.full(1, top, np.float32), np.zeros(1, np.float32)
+    numba_loops._weigh_rows(tile, np.zeros((1, 1), np.float32), tops, totals)
+    return tile[0], totals[0]
+
+
+def test_weights_are_exact_to_a_unit_in_the_last_place_down_to_the_smallest_number() -> None:
+    scores = -np.concatenate([np.linspace(0, 110, 1_000_001), np.geomspace(1e-40, 110, 10_001)]).astype(np.float32)
+    found, _ = weights(scores, 0.0)
+    expected = np.exp(scores.astype(np.float64))
+    assert np.abs(found - expected).max() < 1e-7
+    units = np.spacing(expected.astype(np.float32)).astype(np.float64)
+    assert (np.abs(found - expected) / units).max() <= 1
+    assert np.any((found > 0) & (found < np.finfo(np.float32).tiny))
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([0.0, -np.inf, 0.0], [1, 0, 1]),
+        ([-np.inf, -np.inf], [0, 0]),
+        ([-3e38, -3e38], [1, 1]),
+        ([3e38, -3e38], [1, 0]),
+        ([np.nan, 0.0], [np.nan, np.nan]),
+        ([-np.nan, 0.0], [np.nan, 1]),  # this one is less than any number, seen as an integer
+        ([np.inf, 0.0], [np.nan, 0]),
+    ],
+)
+def test_weights_of_special_scores(scores: list[float], expected: list[float]) -> None:
+    found, total = weights(np.array(scores, np.float32), -np.inf)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_equal(total, np.float32(np.sum(expected)))
+
+
+@given(scores=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=70))
+def test_the_largest_score_is_found(scores: list[float]) -> None:
+    tops = np.full(1, -np.inf, np.float32)
+    numba_loops._weigh_rows(np.array([scores], np.float32), np.zeros((1, 1), np.float32), tops, np.zeros(1, np.float32))
+    assert tops[0] == max(scores)
+
+
+def test_sums_follow_a_maximum_that_grows() -> None:
+    out, tops, totals = np.full((1, 2), 3, np.float32), np.zeros(1, np.float32), np.full(1, 2, np.float32)
+    numba_loops._weigh_rows(np.array([[1, -1]], np.float32), out, tops, totals)
+    assert tops[0] == 1
+    np.testing.assert_allclose(totals, 2 * np.exp(-1) + 1 + np.exp(-2), rtol=1e-6)
+    np.testing.assert_allclose(out, 3 * np.exp(-1), rtol=1e-6)
+
+
+@st.composite
+def strips(draw: st.DrawFn) -> Region:
+    """Strips of one call, some of whose tiles are not the task's own."""
+    sizes = st.one_of(st.integers(1, 20), st.integers(100, 250))
+    runs, start = [], 0
+    for gap, size in draw(st.lists(st.tuples(st.integers(0, 50), sizes), min_size=1, max_size=5)):
+        runs.append(range(start + gap, start + gap + size))
+        start = runs[-1].stop
+    places = [(i, j) for i in range(len(runs)) for j in range(len(runs)) if i != j]
+    foreign = frozenset(draw(st.sets(st.sampled_from(places)))) if places else frozenset()
+    masks = [
+        st.just(NoMask()),
+        st.builds(Causal, st.integers(-100, 100)),
+        st.builds(SlidingWindow, st.integers(0, 300), st.integers(0, 300)),
+        st.builds(lambda size: Documents([size] * (start // size + 1)), st.integers(1, 400)),
+    ]
+    return Region(tuple(runs), tuple(runs), draw(st.one_of(masks)), foreign)
+
+
+def arrays_of(region: Region, heads: int, kv_heads: int, dtype: str = "float32") -> tuple[np.ndarray, list[KeyChunk]]:
+    """Queries of the rows, and a chunk of keys for each run of columns."""
+    rng, dtype = np.random.default_rng(len(region.keys)), np.dtype(dtype)
+    q = rng.standard_normal((heads, sum(map(len, region.queries)), D)).astype(dtype)
+    return q, [KeyChunk(*rng.standard_normal((2, kv_heads, len(keys), D)).astype(dtype)) for keys in region.keys]
+
+
+def assert_near(found: Partial, expected: Partial) -> None:
+    np.testing.assert_allclose(found.out, expected.out, atol=4e-6)
+    np.testing.assert_allclose(found.lse, expected.lse, rtol=1e-6, atol=2e-6)
+
+
+@given(
+    region=strips(), heads=st.sampled_from([(1, 1), (3, 3), (6, 2)]), block_bytes=st.sampled_from([1 << 14, 1 << 21])
+)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_strips_that_share_a_call_are_as_the_formula_says(dtype: str, region, heads, block_bytes: int) -> None:
+    q, chunks = arrays_of(region, *heads, dtype=dtype)
+    found = attend(q, chunks, scale=0.5, region=region, block_bytes=block_bytes)
+    exact = [x.astype(np.float64) for x in (q, *(x for chunk in chunks for x in chunk))]
+    wide = [KeyChunk(*exact[i : i + 2]) for i in range(1, len(exact), 2)]
+    assert_near(found, KERNELS["reference"].attend(exact[0], wide, scale=0.5, region=region))
+
+
+@given(region=strips(), hidden=st.sampled_from([np.nan, np.inf, 3e38]))
+def test_what_is_foreign_to_a_strip_does_not_reach_it(region: Region, hidden: float) -> None:
+    q, chunks = arrays_of(region, 2, 1)
+    expected = attend(q, chunks, scale=0.5, region=region, block_bytes=BLOCK_BYTES)
+    rows = list(accumulate(map(len, region.queries), initial=0))
+    for i in range(len(region.queries)):
+        spoilt = [
+            KeyChunk(chunk.k, np.full_like(chunk.v, hidden)) if (i, j) in region.foreign else chunk
+            for j, chunk in enumerate(chunks)
+        ]
+        own = slice(rows[i], rows[i + 1])
+        found = attend(q, spoilt, scale=0.5, region=region, block_bytes=BLOCK_BYTES)
+        assert_near(*(Partial(x.out[:, own], x.lse[:, own]) for x in (found, expected)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("mask", [NoMask(), Causal()], ids=repr)
+def test_a_call_is_bitwise_the_same_on_any_number_of_threads(dtype: str, mask) -> None:
+    runs = tuple(range(i * 150, i * 150 + 150) for i in range(3))
+    region = Region(runs, runs, mask, frozenset([(1, 1), (2, 0)]))
+    q, chunks = arrays_of(region, 6, 6)
+    wide = [KeyChunk(*(np.tile(array, 24).astype(dtype) for array in chunk)) for chunk in chunks]
+    q = np.tile(q, 24).astype(dtype)
+    one, *others = (attend(q, wide, scale=0.05, region=region, threads=n) for n in (1, 2, 5))
+    for found in others:
+        assert np.array_equal(found.out, one.out)
+        assert np.array_equal(found.lse, one.lse)
+
+
+def transposed(x: np.ndarray) -> np.ndarray:
+    """The same numbers, tokens before heads."""
+    return np.ascontiguousarray(x.swapaxes(-3, -2)).swapaxes(-3, -2)
+
+
+LAYOUTS = {
+    "Fortran": np.asfortranarray,
+    "tokens first": transposed,
+    "reversed": lambda x: x[..., ::-1, ::-1, ::-1].copy()[..., ::-1, ::-1, ::-1],
+    "every second": lambda x: np.repeat(x, 2, axis=-1)[..., ::2],
+    "heads from one": lambda x: np.broadcast_to(x[..., :1, :, :], x.shape),
+    "a token for all": lambda x: np.broadcast_to(x[..., :1, :], x.shape),
+    "unaligned": lambda x: np.frombuffer(b"\0" + x.tobytes(), x.dtype, offset=1).reshape(x.shape),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_arrays_may_have_any_layout(layout: str, which: int) -> None:
+    rng = np.random.default_rng(0)
+    q = rng.standard_normal((2, 4, 150, 16), dtype=np.float32)
+    arrays = [q, *rng.standard_normal((2, 2, 2, 170, 16), dtype=np.float32)]
+    arrays[which] = LAYOUTS[layout](arrays[which])
+    arrays[which].flags.writeable = False
+    out, lse = cqs.attention(*arrays, workers=3, kernel="numba", return_lse=True)
+    assert_exact(out, *arrays, lse=lse)
+
+
+@pytest.mark.parametrize("scale", [1e-12, -3.0, 1e9, 0.0])
+def test_scales_may_be_extreme(scale: float) -> None:
+    q, k, v = np.random.default_rng(1).standard_normal((3, 2, 90, 8), dtype=np.float32)
+    assert_exact(cqs.attention(q, k, v, scale=scale, kernel="numba"), q, k, v, scale=scale)
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf, 3.4e38])
+@pytest.mark.parametrize("which", ["q", "k", "v"])
+def test_special_numbers_go_where_they_go_in_the_numpy_kernel(special: float, which: str) -> None:
+    arrays = dict(zip("qkv", np.random.default_rng(2).standard_normal((3, 1, 300, 8), dtype=np.float32), strict=True))
+    arrays[which][0, 200] = special
+    found, expected = (
+        cqs.attention(*arrays.values(), is_causal=True, return_lse=True, workers=1, kernel=kernel)
+        for kernel in ("numba", "numpy")
+    )
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-5)
+        assert np.isfinite(one[:, :200]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_it_is_taken_for_arrays_of_numpy(dtype: str) -> None:
+    x = np.zeros((1, 4, 8), getattr(ml_dtypes, dtype, dtype))
+    assert cqs.plan(x, x, x).setting.kernel == "numba"
+    assert "  kernel  " not in str(cqs.plan(x, x, x))
+
+
+def test_what_the_loops_cannot_do_numpy_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = np.random.default_rng(3).standard_normal((3, 2, 40, 8))
+    narrow = [x.astype(np.float32) for x in (q, k, v)]
+    calls = [((q, k, v), {}), (narrow, {"softcap": 2.0}), (narrow, {"bias": ALiBi.standard(2)})]
+    for arrays, options in calls:
+        one, other = (cqs.attention(*arrays, kernel=kernel, **options) for kernel in ("numba", "numpy"))
+        assert np.array_equal(one, other)
+
+
+def test_where_numba_is_broken_numpy_computes_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise ImportError("Numba needs NumPy 1.0 or less")
+
+    x = np.random.default_rng(4).standard_normal((2, 40, 8), dtype=np.float32)
+    monkeypatch.setattr(numba, "import_module", fail)
+    numba._loops.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match=r"cannot be used \(Numba needs NumPy 1.0 or less\).*pip install"):
+            found = cqs.attention(x, x, x)
+        assert np.array_equal(found, cqs.attention(x, x, x, kernel="numpy"))
+    finally:
+        numba._loops.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("absent", "reason"),
+    [
+        ("sys.modules['numba'] = None", "numba is not installed: pip install 'cqs-attention[numba]'"),
+        ("sys.modules['scipy'] = None", "scipy is not installed: pip install 'cqs-attention[numba]'"),
+        ("import os; os.environ['NUMBA_DISABLE_JIT'] = '1'", "Numba's compiler is off (NUMBA_DISABLE_JIT)"),
+    ],
+)
+def test_without_numba_the_numpy_kernel_is_taken_and_the_plan_says_why(absent: str, reason: str) -> None:
+    code = f"""
+import sys
+{absent}
+import numpy as np, cqs, cqs.errors
+x = np.ones((2, 5, 4), np.float32)
+print(cqs.plan(x, x, x))
+assert np.allclose(cqs.attention(x, x, x), 1)
+try:
+    cqs.attention(x, x, x, kernel="numba")
+except cqs.errors.OptionError as error:
+    print(error)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert f"kernel    numpy; not numba: {reason}" in found
+    assert found.count(reason) == 2
+
+
+def test_a_blas_that_is_loaded_while_others_are_limited_is_limited_with_them() -> None:
+    def limits() -> set[int]:
+        return {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"}
+
+    before = limits()
+    with single_threaded_blas():
+        blas._controller.cache_clear()  # as if one had come that was not known
+        blas.notice_blas()
+        assert limits() == {1}
+    assert limits() == before
