@@ -28,12 +28,11 @@ from cqs.masks.mask import Booleans, Integers
 from cqs.once import Few, once
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
-from cqs.schedule import BLOCK_BYTES, UnitShape, careful_bytes, even_cuts, numba_tile, numpy_unit
+from cqs.schedule import BLOCK_BYTES, LEAST_IN_PLACE, UnitShape, careful_bytes, even_cuts, numba_tile, numpy_unit
 
 __all__ = ["attend", "missing", "refusal"]
 
 _MOST_KEPT = 512  # steps that are remembered
-_LEAST_IN_PLACE = 128  # keys; a matrix product with fewer takes longer by more than copying them side by side does
 _INSTALL = "pip install 'cqs-attention[numba]'"
 
 
@@ -119,12 +118,12 @@ class _CompiledCall(Call):
 
     @once
     def are_keys_joined(self) -> bool:
-        return not self._are_keys_in_place and self.fit_joined
+        return len(self.chunks) > 1 and not self._are_keys_in_place and self.fit_joined
 
     @once
     def _are_keys_in_place(self) -> bool:
         """Whether BLAS can read all keys and values where they are, and is not slow because they are few to a chunk."""
-        if len(self.chunks) > 1 and min(self.sizes) < _LEAST_IN_PLACE and self.fit_joined:
+        if len(self.chunks) > 1 and min(self.sizes) < LEAST_IN_PLACE:
             return False
         arrays = (array for chunk in self.chunks for array in chunk)
         return all(array.dtype == self.dtype and is_blasable(array) for array in arrays)

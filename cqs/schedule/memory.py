@@ -93,7 +93,7 @@ def footprint(
     rows_pending : int
         Queries whose sums wait for further tasks at a time: T, those of one group, or 0 if a task completes its own.
     """
-    call = _Call.of(problem, sizes, grain)
+    call = _Call.of(problem, sizes, grain, setting)
     if setting.devices:
         slots = slot_bytes(problem, sizes, grain, setting, rows_pending)
         return _on_device(problem, call, sizes, grain, setting, rows_pending, slots)
@@ -127,7 +127,7 @@ def slot_bytes(
     slots for a task's keys beside those of the one before, and for all of its queries: copies then wait for nothing
     but the task before the last. Of what is left in between, both get the same share.
     """
-    call = _Call.of(problem, sizes, grain)
+    call = _Call.of(problem, sizes, grain, setting)
     least, most = _fewest_slots(call, sizes, grain), _most_slots(call, sizes, grain)
     missing = most.total - least.total
     if setting.memory is None or missing == 0:
@@ -187,8 +187,8 @@ class _Call:
     row_bytes: int  # of a result: output and log-sum-exp
 
     @classmethod
-    def of(cls, p: AttentionProblem, sizes: TaskSizes, grain: Grain) -> "_Call":
-        shape = CallShape.of(p, grain.kv_heads, sizes)
+    def of(cls, p: AttentionProblem, sizes: TaskSizes, grain: Grain, setting: Setting) -> "_Call":
+        shape = CallShape.of(p, grain.kv_heads, sizes, is_contiguous=setting.is_staged)
         wide, n_kv = DTYPES[p.accumulator_dtype][0], shape.batch * shape.kv_heads
         query, key = shape.n_heads * p.width * p.itemsize, n_kv * (p.width + p.value_width) * p.itemsize
         return cls(shape, wide, query, key, shape.n_heads * (p.value_width + 1) * wide)

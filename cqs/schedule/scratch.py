@@ -103,9 +103,7 @@ def numpy_unit(call: CallShape, block_bytes: int, rows: int, is_compiled: bool =
 
 def _area(call: CallShape, block_bytes: int, is_compiled: bool) -> int:
     """Return how many scores a block has at most, of one head."""
-    if not is_compiled:
-        return block_bytes // 4
-    return block_bytes // 4 if call.is_masked or call.is_bundled else block_bytes
+    return block_bytes if is_compiled and not call.is_masked and not call.is_bundled else block_bytes // 4
 
 
 def joined_keys(widest_bytes: int, block_bytes: int) -> int:
@@ -196,7 +194,7 @@ def _numba(call: CallShape, block_bytes: int) -> int:
     most, a = _Most.of(call, block_bytes, is_compiled=True), call.itemsize
     tile = min(numba_tile(block_bytes), most.rows_in_all * most.columns)
     bytes_held = tile * a + most.rows_in_all * (2 * call.width + call.value_width + _VECTORS) * a
-    bytes_held += most.copied_keys * (call.width + call.value_width) * a
+    bytes_held += most.copied_keys * (call.width + call.value_width) * a * (not call.is_in_place)
     if call.is_masked or call.is_bundled:  # which scores of a block are hidden
         bytes_held += min(most.rows_in_all * most.columns, block_bytes // 4)
         bytes_held += most.rows * min(_MASK_COLUMNS, call.n_keys) * 24
