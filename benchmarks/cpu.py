@@ -50,6 +50,7 @@ def main() -> None:
 def describe_machine() -> dict[str, Any]:
     """Return what a reader needs to compare figures."""
     np.ones((2, 2)) @ np.ones((2, 2))
+    x = np.zeros((1, 1, 1), np.float32)
     blas = blas_libraries()[0]
     model = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     return {
@@ -61,6 +62,7 @@ def describe_machine() -> dict[str, Any]:
         "blas_kernel": blas.architecture,
         "is_avx512": blas.architecture in ("SkylakeX", "Cooperlake", "Sapphirerapids"),
         "torch": _torch().__version__ if _torch() else None,
+        "kernel": cqs.plan(x, x, x).setting.kernel,
     }
 
 
@@ -77,6 +79,8 @@ def measure_shape(H: int, N: int, D: int, rounds: int) -> list[dict[str, Any]]:
         for W in WORKERS:
             run = lambda W=W, c=is_causal: cqs.attention(q, k, v, workers=W, is_causal=c)  # noqa: E731
             contestants[f"cqs W={W}", is_causal] = run, flops
+        run = lambda c=is_causal: cqs.attention(q, k, v, workers=1, is_causal=c, kernel="numpy")  # noqa: E731
+        contestants["cqs W=1 by numpy", is_causal] = run, flops
         if _torch():
             contestants["torch", is_causal] = torch_attention(q, k, v, is_causal), flops
         contestants["plain NumPy", is_causal] = (lambda c=is_causal: plain(q, k, v, c)), flops

@@ -192,7 +192,7 @@ assert np.log(float(np.finfo(np.float16).max)) < largest / 32**0.5 < largest < n
 
 # %%
 plan = cqs.plan(q, k, v, workers=7, is_causal=True)
-worker = Worker(plan.problem, ArraySource(q, k, v), KERNELS["numpy"].attend)
+worker = Worker(plan.problem, ArraySource(q, k, v), KERNELS[plan.setting.kernel].attend)
 tiler = Tiler(plan, np.empty_like(q))
 for task in plan.tasks():
     tiler.add(worker.run(task))

@@ -181,7 +181,11 @@ def test_steps_taken_one_by_one_refuse_what_does_not_belong_there() -> None:
             OptionError,
             "`n_tokens` must be a whole number of at least 0, got 'many'",
         ),
-        (lambda: cqs.kernels.KERNELS["foo"], OptionError, "`kernel` must be auto or one of numpy, .*, got 'foo';"),
+        (
+            lambda: cqs.kernels.KERNELS["foo"],
+            OptionError,
+            "`kernel` must be auto or one of numba, numpy, .*, got 'foo';",
+        ),
         (
             lambda: cqs.Tiler(plan.problem, np.empty_like(q)),
             OptionError,

@@ -52,7 +52,7 @@ def test_doctor_json(cli: Run) -> None:
     assert code == 0
     assert values["cqs"] == cqs.__version__
     assert values["numpy"] == np.__version__
-    packages = {"ml_dtypes", "torch", "cupy", "zarr", "h5py", "matplotlib", "array_api_strict"}
+    packages = {"ml_dtypes", "numba", "scipy", "torch", "cupy", "zarr", "h5py", "matplotlib", "array_api_strict"}
     assert set(values["packages"]) == packages
     assert values["packages"]["ml_dtypes"] is not None
     assert isinstance(values["advice"], list)

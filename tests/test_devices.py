@@ -212,7 +212,7 @@ def test_a_budget_that_is_too_small_is_refused(qkv: list[np.ndarray]) -> None:
 
 def test_a_plan_says_where_it_is_computed(qkv: list[np.ndarray]) -> None:
     plan = cqs.plan(*qkv, devices=[SlowDevice(5), HostDevice()])
-    assert "kernel    numpy on slow 5 and numpy" in str(plan)
+    assert "kernel    numba on slow 5 and numpy" in str(plan)
     assert cqs.Plan.from_json(plan.to_json()) == plan
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import cqs
 
-HEAVY = ("cupy", "torch", "dask", "zarr", "matplotlib", "sympy", "rich", "ml_dtypes")
+HEAVY = ("cupy", "torch", "dask", "zarr", "matplotlib", "sympy", "rich", "ml_dtypes", "numba", "scipy")
 MOST_SECONDS = 0.1  # beyond what NumPy takes
 
 

@@ -47,7 +47,7 @@ def test_torch_tensors_are_exact(problem: Problem, kernel: str) -> None:
 def test_torch_tensors_in_main_memory_are_computed_by_numpy_where_they_are(dtype: str) -> None:
     torch = pytest.importorskip("torch")
     q, k, v = (torch.randn(2, 60, 3, 8, dtype=torch.float64).to(getattr(torch, dtype)).swapaxes(1, 2) for _ in "qkv")
-    assert cqs.plan(q, k, v).setting.kernel == "numpy"
+    assert cqs.plan(q, k, v).setting.kernel == "numba"
     out = torch.empty(q.shape, dtype=q.dtype)
     found = cqs.attention(q, k, v, workers=7, bias=torch.zeros(60, 60), sink_logits=torch.zeros(3), out=out)
     assert found is out

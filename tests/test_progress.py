@@ -39,7 +39,7 @@ def row(monkeypatch: pytest.MonkeyPatch) -> Row:
 def test_a_bar_moves_within_a_task_that_streams_its_keys(row: Row, tmp_path: Path) -> None:
     np.save(tmp_path / "q.npy", np.random.default_rng(0).standard_normal((1, 6000, 16), dtype=np.float32))
     inputs: Any = [tmp_path / "q.npy"] * 3
-    options: Any = {"memory": "4 MiB", "strategy": "tiles", "out": tmp_path / "out.npy"}
+    options: Any = {"memory": "3 MiB", "strategy": "tiles", "out": tmp_path / "out.npy"}
     n_tasks = len(cqs.plan(*inputs, **options))
     cqs.attention(*inputs, **options, progress=RunBar(row, 0))
     completed = [shown["completed"] for shown in row.shown]

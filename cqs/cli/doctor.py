@@ -27,6 +27,8 @@ _AVX2_KERNELS = {"haswell", "zen"}  # OpenBLAS's names
 # module -> (distributions it may come from, what it is for, how to get it)
 _OPTIONAL: dict[str, tuple[tuple[str, ...], str, str]] = {
     "ml_dtypes": (("ml_dtypes",), "bfloat16 in NumPy", "pip install 'cqs-attention[bfloat16]'"),
+    "numba": (("numba",), "compiled loops on CPUs, with SciPy", "pip install 'cqs-attention[numba]'"),
+    "scipy": (("scipy",), "compiled loops on CPUs, with Numba", "pip install 'cqs-attention[numba]'"),
     "torch": (("torch",), "torch tensors", "pip install 'cqs-attention[torch]'"),
     "cupy": (("cupy", "cupy-cuda13x", "cupy-cuda12x"), "GPUs", "pip install 'cqs-attention[cuda13]', or [cuda12]"),
     "zarr": (("zarr",), "Zarr arrays as inputs and outputs", "pip install 'cqs-attention[zarr]'"),

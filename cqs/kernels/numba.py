@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cqs.backend import Workspace, raise_if_stopped
+from cqs.backend import Workspace, blas_libraries, raise_if_stopped
 from cqs.kernels import numpy_threads
 from cqs.kernels.blocks import in_chunks, split_scale
 from cqs.kernels.contract import KeyChunk, Request
@@ -33,6 +33,8 @@ from cqs.schedule import BLOCK_BYTES, LEAST_IN_PLACE, UnitShape, careful_bytes, 
 __all__ = ["attend", "missing", "refusal"]
 
 _MOST_KEPT = 512  # steps that are remembered
+_FAST_IF_SMALL, _SMALL_PRODUCT = ("SkylakeX", "Cooperlake", "SapphireRapids"), 1_000_000  # OpenBLAS's names
+_WIDEST_SMALL = 128  # values; wider ones are as fast uncut
 _INSTALL = "pip install 'cqs-attention[numba]'"
 
 
@@ -55,6 +57,16 @@ def _loops() -> Callable[..., None] | None:
         _warn(error)
         return None
     return loops
+
+
+@cache
+def _largest_product() -> int:
+    """Return to how many multiplications products of weights and values are cut; 0 if they are not.
+
+    OpenBLAS has kernels for small products, which copy nothing, and are the faster ones where there is AVX-512.
+    """
+    is_fast = any(lib.name == "openblas" and lib.architecture in _FAST_IF_SMALL for lib in blas_libraries())
+    return _SMALL_PRODUCT * is_fast
 
 
 def _warn(error: Exception) -> None:
@@ -196,6 +208,7 @@ class _CompiledCall(Call):
             loops(
                 scaled, for_scores, self._places(keys, step), step.blocks, step.pieces, self._hidden(step, work),
                 tile, stack, sums, tops, totals, *self._flat, place, step.begins, step.ends, is_finite,
+                _largest_product() if E <= _WIDEST_SMALL else 0,
             )  # fmt: skip
         return is_finite
 

@@ -29,6 +29,7 @@ _TO_EXPONENT, _LIFT_BACK = np.int32(64 + 127 - 0x4B400000), np.float32(2.0**-64)
 _C2, _C3, _C4 = np.float32(5.0000001201e-1), np.float32(1.6666665459e-1), np.float32(4.1665795894e-2)
 _C5, _C6, _C7 = np.float32(8.3334519073e-3), np.float32(1.3981999507e-3), np.float32(1.9875691500e-4)
 _ITEM = 4  # bytes
+_SMALL_VALUES = 8192  # in a product that is cut
 _ZERO, _ONE, _NOTHING = np.float32(0), np.float32(1), np.float32(-np.inf)
 _MAGNITUDE = np.int32(0x7FFFFFFF)  # all bits but the sign's
 
@@ -122,37 +123,43 @@ def _multiply_keys(q, scale, chunks, pieces, g, start, scores):
         before += n
 
 
-@_compiled(void(float32[:, ::1], int64[:, ::1], int64[:, ::1], int64, int64, float32[:, ::1], boolean))
-def _multiply_values(weights, chunks, pieces, g, start, out, is_first):
+@_compiled(void(float32[:, ::1], int64[:, ::1], int64[:, ::1], int64, int64, float32[:, ::1], boolean, int64))
+def _multiply_values(weights, chunks, pieces, g, start, out, is_first, largest_product):
     """Add `weights @ v` of a tile whose first column is `start`, piece by piece, or write it."""
     letters, reals = np.array([ord("N")], np.uint8), np.array([1, 1], np.float32)
-    sizes = np.array([weights.shape[0], out.shape[1], weights.shape[1], 0, 0], np.int32)
+    (n_rows, width), row_bytes = out.shape, _ITEM * weights.shape[1]
+    sizes = np.array([0, width, weights.shape[1], 0, 0], np.int32)  # rows, E, all columns, columns here, stride
     letter, real, size = letters.ctypes.data, reals.ctypes.data, sizes.ctypes.data
+    most_columns = max(_SMALL_VALUES // width, 1) if largest_product else weights.shape[1]
+    most_rows = max(largest_product // (most_columns * width), 1) if largest_product else n_rows
     before = 0
     for p in range(pieces.shape[0]):
         chunk, first_key, n = pieces[p]
+        _, _, _, address, stride, head = chunks[chunk]
         first, last = max(start, before), min(start + weights.shape[1], before + n)
-        if first < last:
-            _, _, _, address, stride, head = chunks[chunk]
-            sizes[3], sizes[4] = last - first, stride
-            reals[1] = 0 if is_first and first == 0 else 1
-            v = address + g * head + _ITEM * (first_key + first - before) * stride
-            here = weights.ctypes.data + _ITEM * (first - start)
-            # in the order of Fortran: (E, rows) = (E, columns) (columns, rows)
-            _sgemm(
-                letter, letter, size + 4, size, size + 12,
-                real, v, size + 16, here, size + 8, real + _ITEM, out.ctypes.data, size + 4,
-            )  # fmt: skip
+        sizes[4] = stride
+        for row in range(0, n_rows if first < last else 0, most_rows):
+            sizes[0] = min(most_rows, n_rows - row)
+            for column in range(first, last, most_columns):
+                sizes[3] = min(most_columns, last - column)
+                reals[1] = 0 if is_first and column == 0 else 1
+                v = address + g * head + _ITEM * (first_key + column - before) * stride
+                here = weights.ctypes.data + row * row_bytes + _ITEM * (column - start)
+                # in the order of Fortran: (E, rows) = (E, columns) (columns, rows)
+                _sgemm(
+                    letter, letter, size + 4, size, size + 12,
+                    real, v, size + 16, here, size + 8, real + _ITEM, out[row].ctypes.data, size + 4,
+                )  # fmt: skip
         before += n
 
 
 @_compiled(
     void(
         float32[:, ::1], float32, int64[:, ::1], int64[:, ::1], int64, boolean[:, ::1], int64,
-        float32[::1], float32[:, ::1], float32[::1], float32[::1], boolean,
+        float32[::1], float32[:, ::1], float32[::1], float32[::1], boolean, int64,
     )
 )  # fmt: skip
-def _add_columns(q, scale, chunks, pieces, g, hidden, first_hidden, tile, out, tops, totals, is_first):
+def _add_columns(q, scale, chunks, pieces, g, hidden, first_hidden, tile, out, tops, totals, is_first, largest_product):
     """Add what some rows of one head sum up over some columns, a tile at a time."""
     n_rows, n_columns = q.shape[0], pieces[:, 2].sum()
     n_tiles = -(-n_columns // (tile.size // n_rows))
@@ -162,7 +169,7 @@ def _add_columns(q, scale, chunks, pieces, g, hidden, first_hidden, tile, out, t
         _multiply_keys(q, scale, chunks, pieces, g, start, scores)
         _hide(scores, hidden, start, first_hidden)
         _weigh_rows(scores, out, tops, totals)
-        _multiply_values(scores, chunks, pieces, g, start, out, is_first)
+        _multiply_values(scores, chunks, pieces, g, start, out, is_first, largest_product)
 
 
 @_compiled(
@@ -188,12 +195,13 @@ def _divide(sums, tops, totals, out, lse):
     void(
         float32[:, :, :, ::1], float32, int64[:, ::1], int64[:, ::1], int64[:, ::1], boolean[::1],
         float32[::1], float32[::1], float32[:, :, ::1], float32[:, ::1], float32[:, ::1],
-        float32[:, :, ::1], float32[:, ::1], int64[::1], boolean, boolean, boolean[::1],
+        float32[:, :, ::1], float32[:, ::1], int64[::1], boolean, boolean, boolean[::1], int64,
     )
 )  # fmt: skip
 def attend(
-    q, scale, chunks, blocks, pieces, hidden, tile, stack, sums, tops, totals, out, lse, place, begins, ends, is_finite
-):
+    q, scale, chunks, blocks, pieces, hidden, tile, stack, sums, tops, totals,
+    out, lse, place, begins, ends, is_finite, largest_product,
+):  # fmt: skip
     """Attend with the query heads of some key heads, block of rows by block of rows.
 
     Parameters
@@ -225,6 +233,8 @@ def attend(
         Whether these are a block's first columns, and its last: then the result is written.
     is_finite : bool, `(m,)`
         Where it is said which blocks have sums that are infinite or NaN, so that their result does not count.
+    largest_product : int
+        To how many multiplications products of weights and values are cut; 0 if they are not.
     """
     n_shared, width = q.shape[1], q.shape[3]
     for g in range(q.shape[0]):
@@ -241,7 +251,7 @@ def attend(
                 own_tops[:], own_totals[:] = _NOTHING, _ZERO
             _add_columns(
                 queries, scale, chunks, pieces[piece:piece_end], g, flags, first_hidden,
-                tile, own_sums, own_tops, own_totals, begins,
+                tile, own_sums, own_tops, own_totals, begins, largest_product,
             )  # fmt: skip
             for r in range(n_shared if ends else 0):
                 head, there, these = place[0] + g * place[1] + r, place[2] + row, slice(r * n, (r + 1) * n)

@@ -8,7 +8,7 @@ from cqs.schedule.sizes import TaskSizes
 
 __all__ = ["LEAST_IN_PLACE", "SHARED_FLOPS", "CallShape"]
 
-LEAST_IN_PLACE = 128  # keys; a matrix product with fewer takes longer, by more than copying them side by side does
+LEAST_IN_PLACE = 256  # keys; a matrix product with fewer takes longer, by more than copying them side by side does
 SHARED_FLOPS = 500_000_000  # less work, a few milliseconds, is not worth another thread
 
 
