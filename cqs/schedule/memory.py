@@ -98,10 +98,9 @@ def footprint(
         slots = slot_bytes(problem, sizes, grain, setting, rows_pending)
         return _on_device(problem, call, sizes, grain, setting, rows_pending, slots)
     threads, in_flight = max(setting.threads, setting.in_flight), setting.in_flight
-    alone, together = (
-        scratch_bytes(setting.kernel, call.shape, n, grain.block_bytes, setting.has_scores) for n in (1, threads)
-    )
-    kernel = max(in_flight * alone, together)  # small calls are not shared by threads, but there may be many
+    sharing = threads if setting.has_own_threads and call.shape.is_shared else 1
+    kernel = scratch_bytes(setting.kernel, call.shape, grain.block_bytes, setting.has_scores)
+    kernel *= max(in_flight, sharing)  # small calls are not shared by threads, but there may be many
     joined = sizes.bundle_rows * call.query_bytes if sizes.is_bundled else 0  # small strips that share a call
     result = sizes.query_rows * call.row_bytes
     unseen = 0 if problem.mask.hides_nothing else 2 * call.row_bytes  # a row that is made for queries without a key
@@ -169,7 +168,7 @@ def _on_device(
         inputs=slots.total,
         results=(1 if is_summed else 2) * result
         + _merging_bytes(setting, call, sizes, grain, rows_pending if is_summed else 0),
-        kernel=scratch_bytes(setting.kernel, call.shape, 1, grain.block_bytes, setting.has_scores)
+        kernel=scratch_bytes(setting.kernel, call.shape, grain.block_bytes, setting.has_scores)
         + joined
         + call.part_bytes(problem, setting),
         objects=_DEVICE_BASE_BYTES,

@@ -111,10 +111,8 @@ def joined_keys(widest_bytes: int, block_bytes: int) -> int:
     return block_bytes // widest_bytes
 
 
-def scratch_bytes(
-    kernel: str, call: CallShape, threads: int, block_bytes: int = BLOCK_BYTES, has_scores: bool = False
-) -> int:
-    """Return an upper bound of what a kernel call holds beyond its arguments and its result, on all its threads.
+def scratch_bytes(kernel: str, call: CallShape, block_bytes: int = BLOCK_BYTES, has_scores: bool = False) -> int:
+    """Return an upper bound of what a kernel call holds beyond its arguments and its result, on each of its threads.
 
     Parameters
     ----------
@@ -122,8 +120,6 @@ def scratch_bytes(
         Its name in `cqs.kernels.KERNELS`.
     call : CallShape
         Its sizes.
-    threads : int
-        How many threads it computes on.
     block_bytes : int
         As of `Grain`.
     has_scores : bool
@@ -133,8 +129,7 @@ def scratch_bytes(
         return 0
     if kernel in ("numba", "numpy"):
         is_compiled = kernel == "numba" and call.itemsize == 4 and not has_scores
-        held = _numba(call, block_bytes) if is_compiled else _numpy(call, block_bytes, has_scores)
-        return (threads if call.is_shared else 1) * held
+        return _numba(call, block_bytes) if is_compiled else _numpy(call, block_bytes, has_scores)
     if kernel == "gemm":
         return gemm_bytes(call, block_bytes, has_scores)
     if kernel == "cudnn":
