@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kernel_calls import arrays_of, strips
 from threadpoolctl import threadpool_info
 
 import cqs
 from cqs.backend import blas, single_threaded_blas
 from cqs.kernels import KERNELS, KeyChunk, Region, numba, numba_loops
 from cqs.kernels.numba import attend
-from cqs.masks import Causal, Documents, NoMask, SlidingWindow
+from cqs.masks import Causal, NoMask
 from cqs.partial import Partial
 from cqs.scores import ALiBi
 from cqs.testing import assert_exact
 
 BLOCK_BYTES = 64 << 10  # so that calls of a few hundred tokens have many blocks
-D = 8
 
 
 def weights(scores: np.ndarray, top: float) -> tuple[np.ndarray, float]:
@@ -74,44 +74,27 @@ def test_sums_follow_a_maximum_that_grows() -> None:
     np.testing.assert_allclose(out, 3 * np.exp(-1), rtol=1e-6)
 
 
-@st.composite
-def strips(draw: st.DrawFn) -> Region:
-    """Strips of one call, some of whose tiles are not the task's own."""
-    sizes = st.one_of(st.integers(1, 20), st.integers(100, 250))
-    runs, start = [], 0
-    for gap, size in draw(st.lists(st.tuples(st.integers(0, 50), sizes), min_size=1, max_size=5)):
-        runs.append(range(start + gap, start + gap + size))
-        start = runs[-1].stop
-    places = [(i, j) for i in range(len(runs)) for j in range(len(runs)) if i != j]
-    foreign = frozenset(draw(st.sets(st.sampled_from(places)))) if places else frozenset()
-    masks = [
-        st.just(NoMask()),
-        st.builds(Causal, st.integers(-100, 100)),
-        st.builds(SlidingWindow, st.integers(0, 300), st.integers(0, 300)),
-        st.builds(lambda size: Documents([size] * (start // size + 1)), st.integers(1, 400)),
-    ]
-    return Region(tuple(runs), tuple(runs), draw(st.one_of(masks)), foreign)
-
-
-def arrays_of(region: Region, heads: int, kv_heads: int, dtype: str = "float32") -> tuple[np.ndarray, list[KeyChunk]]:
-    """Queries of the rows, and a chunk of keys for each run of columns."""
-    rng, dtype = np.random.default_rng(len(region.keys)), np.dtype(dtype)
-    q = rng.standard_normal((heads, sum(map(len, region.queries)), D)).astype(dtype)
-    return q, [KeyChunk(*rng.standard_normal((2, kv_heads, len(keys), D)).astype(dtype)) for keys in region.keys]
-
-
 def assert_near(found: Partial, expected: Partial) -> None:
     np.testing.assert_allclose(found.out, expected.out, atol=4e-6)
     np.testing.assert_allclose(found.lse, expected.lse, rtol=1e-6, atol=2e-6)
 
 
 @given(
-    region=strips(), heads=st.sampled_from([(1, 1), (3, 3), (6, 2)]), block_bytes=st.sampled_from([1 << 14, 1 << 21])
+    region=strips(),
+    heads=st.sampled_from([(1, 1), (3, 3), (6, 2)]),
+    block_bytes=st.sampled_from([1 << 14, 1 << 21]),
+    least_in_place=st.sampled_from([1, 100, 256]),
+    largest_product=st.sampled_from([0, 1, 700]),
 )
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_strips_that_share_a_call_are_as_the_formula_says(dtype: str, region, heads, block_bytes: int) -> None:
-    q, chunks = arrays_of(region, *heads, dtype=dtype)
-    found = attend(q, chunks, scale=0.5, region=region, block_bytes=block_bytes)
+def test_strips_that_share_a_call_are_as_the_formula_says(
+    dtype: str, region: Region, heads: tuple[int, int], block_bytes: int, least_in_place: int, largest_product: int
+) -> None:
+    q, chunks = arrays_of(region, *heads, dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numba, "LEAST_IN_PLACE", least_in_place)
+        patch.setattr(numba, "_largest_product", lambda: largest_product)
+        found = attend(q, chunks, scale=0.5, region=region, block_bytes=block_bytes)
     exact = [x.astype(np.float64) for x in (q, *(x for chunk in chunks for x in chunk))]
     wide = [KeyChunk(*exact[i : i + 2]) for i in range(1, len(exact), 2)]
     assert_near(found, KERNELS["reference"].attend(exact[0], wide, scale=0.5, region=region))
@@ -119,7 +102,7 @@ def test_strips_that_share_a_call_are_as_the_formula_says(dtype: str, region, he
 
 @given(region=strips(), hidden=st.sampled_from([np.nan, np.inf, 3e38]))
 def test_what_is_foreign_to_a_strip_does_not_reach_it(region: Region, hidden: float) -> None:
-    q, chunks = arrays_of(region, 2, 1)
+    q, chunks = arrays_of(region, 2, 1, "float32")
     expected = attend(q, chunks, scale=0.5, region=region, block_bytes=BLOCK_BYTES)
     rows = list(accumulate(map(len, region.queries), initial=0))
     for i in range(len(region.queries)):
@@ -137,7 +120,7 @@ def test_what_is_foreign_to_a_strip_does_not_reach_it(region: Region, hidden: fl
 def test_a_call_is_bitwise_the_same_on_any_number_of_threads(dtype: str, mask) -> None:
     runs = tuple(range(i * 150, i * 150 + 150) for i in range(3))
     region = Region(runs, runs, mask, frozenset([(1, 1), (2, 0)]))
-    q, chunks = arrays_of(region, 6, 6)
+    q, chunks = arrays_of(region, 6, 6, "float32")
     wide = [KeyChunk(*(np.tile(array, 24).astype(dtype) for array in chunk)) for chunk in chunks]
     q = np.tile(q, 24).astype(dtype)
     one, *others = (attend(q, wide, scale=0.05, region=region, threads=n) for n in (1, 2, 5))

@@ -6,40 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kernel_calls import arrays_of, strips
 
 from cqs.kernels import KERNELS, KeyChunk, Region
 from cqs.kernels.numpy_threads import Call, attend
-from cqs.masks import Causal, Documents, NoMask, SlidingWindow
+from cqs.masks import NoMask
 from cqs.partial import Partial
 
 BLOCK_BYTES = 64 << 10  # so that calls of a few hundred tokens have many blocks
-D = 8
-
-
-@st.composite
-def strips(draw: st.DrawFn) -> Region:
-    """Strips of one call, some of whose tiles are not the task's own; each owns one at least."""
-    sizes = st.one_of(st.integers(1, 20), st.integers(100, 250))
-    runs, start = [], 0
-    for gap, size in draw(st.lists(st.tuples(st.integers(0, 50), sizes), min_size=1, max_size=5)):
-        runs.append(range(start + gap, start + gap + size))
-        start = runs[-1].stop
-    places = [(i, j) for i in range(len(runs)) for j in range(len(runs)) if i != j]
-    foreign = frozenset(draw(st.sets(st.sampled_from(places)))) if places else frozenset()
-    masks = [
-        st.just(NoMask()),
-        st.builds(Causal, st.integers(-100, 100)),
-        st.builds(SlidingWindow, st.integers(0, 300), st.integers(0, 300)),
-        st.builds(lambda size: Documents([size] * (start // size + 1)), st.integers(1, 400)),
-    ]
-    return Region(tuple(runs), tuple(runs), draw(st.one_of(masks)), foreign)
-
-
-def arrays_of(region: Region, heads: int, kv_heads: int) -> tuple[np.ndarray, list[KeyChunk]]:
-    """Queries of the rows, and a chunk of keys for each run of columns."""
-    rng = np.random.default_rng(len(region.keys))
-    q = rng.standard_normal((heads, sum(map(len, region.queries)), D))
-    return q, [KeyChunk(*rng.standard_normal((2, kv_heads, len(keys), D))) for keys in region.keys]
 
 
 def assert_equal(found: Partial, expected: Partial) -> None:
@@ -53,13 +27,13 @@ def run(q: np.ndarray, chunks: list[KeyChunk], region: Region, threads: int = 1)
 
 @given(region=strips(), heads=st.sampled_from([(1, 1), (3, 3), (6, 2)]))
 def test_strips_that_share_a_call_are_as_the_formula_says(region: Region, heads: tuple[int, int]) -> None:
-    q, chunks = arrays_of(region, *heads)
+    q, chunks = arrays_of(region, *heads, "float64")
     assert_equal(run(q, chunks, region), KERNELS["reference"].attend(q, chunks, scale=0.5, region=region))
 
 
 @given(region=strips(), hidden=st.sampled_from([np.nan, np.inf]))
 def test_what_is_foreign_to_a_strip_does_not_reach_it(region: Region, hidden: float) -> None:
-    q, chunks = arrays_of(region, 2, 1)
+    q, chunks = arrays_of(region, 2, 1, "float64")
     expected = run(q, chunks, region)
     rows = list(accumulate(map(len, region.queries), initial=0))
     for i in range(len(region.queries)):
@@ -80,7 +54,7 @@ def three_strips() -> Region:
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
 def test_a_call_is_bitwise_the_same_on_any_number_of_threads(dtype: str) -> None:
     region = three_strips()
-    q, chunks = arrays_of(region, 6, 6)
+    q, chunks = arrays_of(region, 6, 6, "float64")
     wide = [KeyChunk(*(np.tile(array, 16).astype(dtype) for array in chunk)) for chunk in chunks]
     q = np.tile(q, 16).astype(dtype)
     one, *others = (attend(q, wide, scale=0.05, region=region, threads=n) for n in (1, 2, 5))
@@ -94,7 +68,7 @@ def test_a_call_is_bitwise_the_same_on_any_number_of_threads(dtype: str) -> None
 
 def test_keys_of_strips_that_share_a_call_are_copied_once_if_they_are_few() -> None:
     region = three_strips()
-    q, chunks = arrays_of(region, 1, 1)
+    q, chunks = arrays_of(region, 1, 1, "float64")
     result = run(q, chunks, region)
     assert Call(q, chunks, (150,) * 3, 0.5, region, result, 2 << 20).are_keys_joined
     assert not Call(q, chunks, (150,) * 3, 0.5, region, result, 1 << 14).are_keys_joined
