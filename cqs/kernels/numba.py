@@ -7,12 +7,13 @@ blocks of columns to `cqs.kernels.numba_loops`, where scores never leave the cor
 import itertools
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from math import inf
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -49,10 +50,10 @@ def missing() -> str | None:
 
 
 @cache
-def _loops() -> Callable[..., None] | None:
-    """Return the compiled function; None, with a warning, where Numba or SciPy is broken."""
+def _loops() -> ModuleType | None:
+    """Return the compiled functions; None, with a warning, where Numba or SciPy is broken."""
     try:
-        loops: Callable[..., None] = import_module("cqs.kernels.numba_loops").attend
+        loops = import_module("cqs.kernels.numba_loops")
     except Exception as error:  # such as a version that does not know this NumPy, or no place to keep what is compiled
         _warn(error)
         return None
@@ -203,12 +204,13 @@ class _CompiledCall(Call):
         batch = int(np.ravel_multi_index(unit.batch, self.q.shape[:-3])) if unit.batch else 0
         head = (batch * G + unit.kv_heads.start) * shared + unit.heads_per_kv.start
         place = np.array([head, shared, group[0].start], np.int64)
+        by_address = loops.by_address()
         for step in self._found.get((group[0], len(group)), lambda: list(self._steps(group))):
             raise_if_stopped()  # a unit may take a minute
-            loops(
+            loops.attend(
                 scaled, for_scores, self._places(keys, step), step.blocks, step.pieces, self._hidden(step, work),
                 tile, stack, sums, tops, totals, *self._flat, place, step.begins, step.ends, is_finite,
-                _largest_product() if E <= _WIDEST_SMALL else 0,
+                _largest_product() if E <= _WIDEST_SMALL else 0, by_address,
             )  # fmt: skip
         return is_finite
 

@@ -7,12 +7,12 @@ compiles this file when it is first imported, in some seconds, and keeps the res
 
 import llvmlite.binding
 import numpy as np
-from numba import boolean, float32, int32, int64, njit, types, uintp, void
+from numba import boolean, float32, int32, int64, njit, types, uint8, uintp, void
 from numba.extending import get_cython_function_address
 
 from cqs.backend import notice_blas
 
-__all__ = ["attend"]
+__all__ = ["attend", "by_address"]
 
 # SciPy gives the address of the BLAS that it was built with; the compiled code, which may come from a file, its name.
 llvmlite.binding.add_symbol("cqs_sgemm", get_cython_function_address("scipy.linalg.cython_blas", "sgemm"))
@@ -32,6 +32,16 @@ _ITEM = 4  # bytes
 _SMALL_VALUES = 8192  # in a product that is cut
 _ZERO, _ONE, _NOTHING = np.float32(0), np.float32(1), np.float32(-np.inf)
 _MAGNITUDE = np.int32(0x7FFFFFFF)  # all bits but the sign's
+
+
+# What BLAS is given by address: letters, sizes and factors. They are the caller's, in Python, and so live until it is
+# done: an array that is made here may be freed as soon as its address was taken.
+_BY_ADDRESS = types.Tuple((uint8[::1], int32[::1], float32[::1]))
+
+
+def by_address():
+    """Return arrays for the arguments that BLAS is given by address; for one thread."""
+    return np.frombuffer(b"NT", np.uint8).copy(), np.zeros(5, np.int32), np.zeros(2, np.float32)
 
 
 def _compiled(signature, **fast):
@@ -100,12 +110,14 @@ def _hide(scores, hidden, column, first):
             own[j] = _NOTHING if flags[j] else own[j]
 
 
-@_compiled(void(float32[:, ::1], float32, int64[:, ::1], int64[:, ::1], int64, int64, float32[:, ::1]))
-def _multiply_keys(q, scale, chunks, pieces, g, start, scores):
+@_compiled(void(float32[:, ::1], float32, int64[:, ::1], int64[:, ::1], int64, int64, float32[:, ::1], _BY_ADDRESS))
+def _multiply_keys(q, scale, chunks, pieces, g, start, scores, blas):
     """Write the scores of a tile whose first column is `start`: `scale * q @ k.T`, piece by piece."""
-    letters, reals = np.array([ord("T"), ord("N")], np.uint8), np.array([scale, 0], np.float32)
-    sizes = np.array([q.shape[0], q.shape[1], scores.shape[1], 0, 0], np.int32)  # rows, D, all columns, here, stride
-    letter, real, size = letters.ctypes.data, reals.ctypes.data, sizes.ctypes.data
+    letters, sizes, reals = blas
+    (sizes[0], sizes[1]), sizes[2] = q.shape, scores.shape[1]  # rows, D, all columns; then columns here, and stride
+    reals[0], reals[1] = scale, 0
+    plain, size, real = letters.ctypes.data, sizes.ctypes.data, reals.ctypes.data
+    transposed = plain + 1
     before = 0  # columns of earlier pieces
     for p in range(pieces.shape[0]):
         chunk, first_key, n = pieces[p]
@@ -117,19 +129,22 @@ def _multiply_keys(q, scale, chunks, pieces, g, start, scores):
             here = scores.ctypes.data + _ITEM * (first - start)
             # in the order of Fortran: (columns, rows) = (D, columns)^T (D, rows)
             _sgemm(
-                letter, letter + 1, size + 12, size, size + 4,
+                transposed, plain, size + 12, size, size + 4,
                 real, k, size + 16, q.ctypes.data, size + 4, real + _ITEM, here, size + 8,
             )  # fmt: skip
         before += n
 
 
-@_compiled(void(float32[:, ::1], int64[:, ::1], int64[:, ::1], int64, int64, float32[:, ::1], boolean, int64))
-def _multiply_values(weights, chunks, pieces, g, start, out, is_first, largest_product):
+@_compiled(
+    void(float32[:, ::1], int64[:, ::1], int64[:, ::1], int64, int64, float32[:, ::1], boolean, int64, _BY_ADDRESS)
+)
+def _multiply_values(weights, chunks, pieces, g, start, out, is_first, largest_product, blas):
     """Add `weights @ v` of a tile whose first column is `start`, piece by piece, or write it."""
-    letters, reals = np.array([ord("N")], np.uint8), np.array([1, 1], np.float32)
+    letters, sizes, reals = blas
     (n_rows, width), row_bytes = out.shape, _ITEM * weights.shape[1]
-    sizes = np.array([0, width, weights.shape[1], 0, 0], np.int32)  # rows, E, all columns, columns here, stride
-    letter, real, size = letters.ctypes.data, reals.ctypes.data, sizes.ctypes.data
+    sizes[1], sizes[2] = width, weights.shape[1]  # E, all columns; beside rows, columns here, and stride
+    reals[0] = 1
+    plain, size, real = letters.ctypes.data, sizes.ctypes.data, reals.ctypes.data
     most_columns = max(_SMALL_VALUES // width, 1) if largest_product else weights.shape[1]
     most_rows = max(largest_product // (most_columns * width), 1) if largest_product else n_rows
     before = 0
@@ -147,7 +162,7 @@ def _multiply_values(weights, chunks, pieces, g, start, out, is_first, largest_p
                 here = weights.ctypes.data + row * row_bytes + _ITEM * (column - start)
                 # in the order of Fortran: (E, rows) = (E, columns) (columns, rows)
                 _sgemm(
-                    letter, letter, size + 4, size, size + 12,
+                    plain, plain, size + 4, size, size + 12,
                     real, v, size + 16, here, size + 8, real + _ITEM, out[row].ctypes.data, size + 4,
                 )  # fmt: skip
         before += n
@@ -156,20 +171,22 @@ def _multiply_values(weights, chunks, pieces, g, start, out, is_first, largest_p
 @_compiled(
     void(
         float32[:, ::1], float32, int64[:, ::1], int64[:, ::1], int64, boolean[:, ::1], int64,
-        float32[::1], float32[:, ::1], float32[::1], float32[::1], boolean, int64,
+        float32[::1], float32[:, ::1], float32[::1], float32[::1], boolean, int64, _BY_ADDRESS,
     )
 )  # fmt: skip
-def _add_columns(q, scale, chunks, pieces, g, hidden, first_hidden, tile, out, tops, totals, is_first, largest_product):
+def _add_columns(
+    q, scale, chunks, pieces, g, hidden, first_hidden, tile, out, tops, totals, is_first, largest_product, blas
+):
     """Add what some rows of one head sum up over some columns, a tile at a time."""
     n_rows, n_columns = q.shape[0], pieces[:, 2].sum()
     n_tiles = -(-n_columns // (tile.size // n_rows))
     for n in range(n_tiles):
         start, stop = n * n_columns // n_tiles, (n + 1) * n_columns // n_tiles
         scores = tile[: n_rows * (stop - start)].reshape(n_rows, stop - start)
-        _multiply_keys(q, scale, chunks, pieces, g, start, scores)
+        _multiply_keys(q, scale, chunks, pieces, g, start, scores, blas)
         _hide(scores, hidden, start, first_hidden)
         _weigh_rows(scores, out, tops, totals)
-        _multiply_values(scores, chunks, pieces, g, start, out, is_first, largest_product)
+        _multiply_values(scores, chunks, pieces, g, start, out, is_first, largest_product, blas)
 
 
 @_compiled(
@@ -196,11 +213,12 @@ def _divide(sums, tops, totals, out, lse):
         float32[:, :, :, ::1], float32, int64[:, ::1], int64[:, ::1], int64[:, ::1], boolean[::1],
         float32[::1], float32[::1], float32[:, :, ::1], float32[:, ::1], float32[:, ::1],
         float32[:, :, ::1], float32[:, ::1], int64[::1], boolean, boolean, boolean[::1], int64,
+        _BY_ADDRESS,
     )
 )  # fmt: skip
 def attend(
     q, scale, chunks, blocks, pieces, hidden, tile, stack, sums, tops, totals,
-    out, lse, place, begins, ends, is_finite, largest_product,
+    out, lse, place, begins, ends, is_finite, largest_product, blas,
 ):  # fmt: skip
     """Attend with the query heads of some key heads, block of rows by block of rows.
 
@@ -235,6 +253,8 @@ def attend(
         Where it is said which blocks have sums that are infinite or NaN, so that their result does not count.
     largest_product : int
         To how many multiplications products of weights and values are cut; 0 if they are not.
+    blas : tuple of array
+        As of `by_address`.
     """
     n_shared, width = q.shape[1], q.shape[3]
     for g in range(q.shape[0]):
@@ -251,7 +271,7 @@ def attend(
                 own_tops[:], own_totals[:] = _NOTHING, _ZERO
             _add_columns(
                 queries, scale, chunks, pieces[piece:piece_end], g, flags, first_hidden,
-                tile, own_sums, own_tops, own_totals, begins, largest_product,
+                tile, own_sums, own_tops, own_totals, begins, largest_product, blas,
             )  # fmt: skip
             for r in range(n_shared if ends else 0):
                 head, there, these = place[0] + g * place[1] + r, place[2] + row, slice(r * n, (r + 1) * n)

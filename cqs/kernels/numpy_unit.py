@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Floats", "UnitBuffers", "attend_unit", "is_finite"]
+__all__ = ["Floats", "UnitBuffers", "attend_unit"]
 
 Floats = npt.NDArray[np.floating]
 
@@ -65,7 +65,7 @@ def attend_unit(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> tuple[Floa
         return work.out, total, np.log(total)
     factor = 1.0
     total, top = _running_maximum(load, n_blocks, work)
-    if not is_finite(work.out):
+    if not _is_finite(work.out):
         factor = _SMALL
         total, top = _running_maximum(load, n_blocks, work, factor, is_careful=True)
     divisor = np.where(total == 0, 1, total)
@@ -87,7 +87,7 @@ def _optimistic(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> Floats | N
         else:
             total += sums
             _weigh(weights, values, out, product, adds=True)
-    is_exact = total.min() >= _LEAST_SUM and total.max() < np.inf and is_finite(out)
+    is_exact = total.min() >= _LEAST_SUM and total.max() < np.inf and _is_finite(out)
     return total if is_exact else None
 
 
@@ -152,7 +152,7 @@ def _finite(values: Floats) -> Floats:
     return np.where(np.isfinite(values), values, 0).astype(values.dtype, copy=False)
 
 
-def is_finite(out: Floats) -> bool:
+def _is_finite(out: Floats) -> bool:
     """Whether no element is infinite or NaN, as their sum of squares shows; one that overflows counts as infinite."""
     flat = out.reshape(-1)
     return isfinite(np.dot(flat, flat))
