@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_calls import arrays_of, strips
-from threadpoolctl import threadpool_info
 
 import cqs
-from cqs.backend import blas, single_threaded_blas
 from cqs.kernels import KERNELS, KeyChunk, Region, numba, numba_loops
 from cqs.kernels.numba import attend
+from cqs.kernels.numba_products import multiply
+from cqs.kernels.numba_tables import KINDS, places
+from cqs.kernels.numba_vectors import LANES
 from cqs.masks import Causal, NoMask
 from cqs.partial import Partial
 from cqs.scores import ALiBi
@@ -24,20 +25,27 @@ from cqs.testing import assert_exact
 BLOCK_BYTES = 64 << 10  # so that calls of a few hundred tokens have many blocks
 
 
-def weights(scores: np.ndarray, top: float) -> tuple[np.ndarray, float]:
-    """One row of scores, weighed relative to `top`, which is no less than any of them; and the sum of the weights."""
-    tile, tops, totals = scores[None].copy(), np.full(1, top, np.float32), np.zeros(1, np.float32)
-    numba_loops._weigh_rows(tile, np.zeros((1, 1), np.float32), tops, totals)
-    return tile[0], totals[0]
+def weigh(
+    scores: np.ndarray, top: float = -np.inf, total: float = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Weigh scores `(keys, n)` of n queries; return weights, maxima, totals, and by what sums before are multiplied."""
+    n_keys, n = scores.shape
+    tile = np.full((n_keys, numba_loops.PANEL), -np.inf, np.float32)
+    tile[:, :n] = scores
+    lanes = np.zeros((3, numba_loops.PANEL), np.float32)
+    lanes[0], lanes[1] = top, total
+    grew = numba_loops._weigh(tile.ctypes.data, n_keys, -(-n // LANES), *(x.ctypes.data for x in lanes))
+    assert grew == bool(np.any(lanes[2, :n] != 1))
+    return tile[:, :n], *lanes[:, :n]
 
 
 def test_weights_are_exact_to_a_unit_in_the_last_place_down_to_the_smallest_number() -> None:
-    scores = -np.concatenate([np.linspace(0, 110, 1_000_001), np.geomspace(1e-40, 110, 10_001)]).astype(np.float32)
-    found, _ = weights(scores, 0.0)
-    expected = np.exp(scores.astype(np.float64))
-    assert np.abs(found - expected).max() < 1e-7
+    scores = -np.concatenate([np.linspace(0, 160, 1_000_000), np.geomspace(1e-40, 160, 10_000)]).astype(np.float32)
+    found, *_ = weigh(scores.reshape(-1, 10), 0.0)
+    expected = np.exp2(scores.astype(np.float64))
+    assert np.abs(found.reshape(-1) - expected).max() < 1e-7
     units = np.spacing(expected.astype(np.float32)).astype(np.float64)
-    assert (np.abs(found - expected) / units).max() <= 1
+    assert (np.abs(found.reshape(-1) - expected) / units).max() <= 1
     assert np.any((found > 0) & (found < np.finfo(np.float32).tiny))
 
 
@@ -48,30 +56,58 @@ def test_weights_are_exact_to_a_unit_in_the_last_place_down_to_the_smallest_numb
         ([-np.inf, -np.inf], [0, 0]),
         ([-3e38, -3e38], [1, 1]),
         ([3e38, -3e38], [1, 0]),
-        ([np.nan, 0.0], [np.nan, np.nan]),
-        ([-np.nan, 0.0], [np.nan, 1]),  # this one is less than any number, seen as an integer
+        ([np.nan, 0.0], [np.nan, 1]),
+        ([0.0, -np.nan], [1, np.nan]),
         ([np.inf, 0.0], [np.nan, 0]),
     ],
 )
 def test_weights_of_special_scores(scores: list[float], expected: list[float]) -> None:
-    found, total = weights(np.array(scores, np.float32), -np.inf)
-    np.testing.assert_array_equal(found, expected)
-    np.testing.assert_equal(total, np.float32(np.sum(expected)))
+    found, _, totals, _ = weigh(np.array(scores)[:, None])
+    np.testing.assert_array_equal(found[:, 0], expected)
+    np.testing.assert_equal(totals[0], np.float32(np.sum(expected)))
 
 
 @given(scores=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=70))
 def test_the_largest_score_is_found(scores: list[float]) -> None:
-    tops = np.full(1, -np.inf, np.float32)
-    numba_loops._weigh_rows(np.array([scores], np.float32), np.zeros((1, 1), np.float32), tops, np.zeros(1, np.float32))
+    _, tops, _, _ = weigh(np.array(scores)[:, None])
     assert tops[0] == max(scores)
 
 
 def test_sums_follow_a_maximum_that_grows() -> None:
-    out, tops, totals = np.full((1, 2), 3, np.float32), np.zeros(1, np.float32), np.full(1, 2, np.float32)
-    numba_loops._weigh_rows(np.array([[1, -1]], np.float32), out, tops, totals)
-    assert tops[0] == 1
-    np.testing.assert_allclose(totals, 2 * np.exp(-1) + 1 + np.exp(-2), rtol=1e-6)
-    np.testing.assert_allclose(out, 3 * np.exp(-1), rtol=1e-6)
+    _, tops, totals, factors = weigh(np.array([[1.0, -3], [-1, -4]]), 0.0, 2.0)
+    np.testing.assert_array_equal(tops, [1, 0])
+    np.testing.assert_allclose(totals, [2 / 2 + 1 + 1 / 4, 2 + 1 / 8 + 1 / 16], rtol=1e-6)
+    np.testing.assert_array_equal(factors, [1 / 2, 1])
+
+
+@pytest.mark.parametrize("n_vectors", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("n_rows", range(1, 20))
+@pytest.mark.parametrize("depth", [1, 7])
+def test_products_in_registers(n_rows: int, n_vectors: int, depth: int) -> None:
+    rng = np.random.default_rng(n_rows)
+    a, b, c = (rng.integers(-9, 9, shape).astype(np.float32) for shape in ((n_rows, depth), (depth, 99), (n_rows, 99)))
+    own = np.s_[:, : n_vectors * LANES]
+    for left, adds in ((a, False), (a, True), (np.asfortranarray(a), True)):
+        found = c.copy()
+        multiply(
+            *(left.ctypes.data, *left.strides, b.ctypes.data, b.strides[0], found.ctypes.data, found.strides[0]),
+            *(n_rows, n_vectors, depth, adds),
+        )
+        expected = c.copy()
+        expected[own] = a @ b[own] + (c[own] if adds else 0)
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("strides", [1, 2, -1])
+def test_numbers_of_any_type_and_place_are_read(dtype: str, strides: int) -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    numbers = bits.view(getattr(ml_dtypes, dtype, dtype)) if dtype != "float32" else bits.astype(np.float32)
+    rows = np.repeat(numbers, 2).reshape(1, 1 << 10, 128)[:, :, ::strides]
+    target = np.full((1 << 10, rows.shape[-1] + 1), 7, np.float32)
+    numba_loops._copy_rows(places(rows, KINDS[dtype])[0], 0, 0, len(target), target)
+    np.testing.assert_array_equal(target[:, :-1], rows[0].astype(np.float32))
+    np.testing.assert_array_equal(target[:, -1], 0)
 
 
 def assert_near(found: Partial, expected: Partial) -> None:
@@ -83,18 +119,13 @@ def assert_near(found: Partial, expected: Partial) -> None:
     region=strips(),
     heads=st.sampled_from([(1, 1), (3, 3), (6, 2)]),
     block_bytes=st.sampled_from([1 << 14, 1 << 21]),
-    least_in_place=st.sampled_from([1, 100, 256]),
-    largest_product=st.sampled_from([0, 1, 700]),
 )
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_strips_that_share_a_call_are_as_the_formula_says(
-    dtype: str, region: Region, heads: tuple[int, int], block_bytes: int, least_in_place: int, largest_product: int
+    dtype: str, region: Region, heads: tuple[int, int], block_bytes: int
 ) -> None:
     q, chunks = arrays_of(region, *heads, dtype)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(numba, "LEAST_IN_PLACE", least_in_place)
-        patch.setattr(numba, "_largest_product", lambda: largest_product)
-        found = attend(q, chunks, scale=0.5, region=region, block_bytes=block_bytes)
+    found = attend(q, chunks, scale=0.5, region=region, block_bytes=block_bytes)
     exact = [x.astype(np.float64) for x in (q, *(x for chunk in chunks for x in chunk))]
     wide = [KeyChunk(*exact[i : i + 2]) for i in range(1, len(exact), 2)]
     assert_near(found, KERNELS["reference"].attend(exact[0], wide, scale=0.5, region=region))
@@ -212,7 +243,6 @@ def test_where_numba_is_broken_numpy_computes_and_says_so(monkeypatch: pytest.Mo
     ("absent", "reason"),
     [
         ("sys.modules['numba'] = None", "numba is not installed: pip install 'cqs-attention[numba]'"),
-        ("sys.modules['scipy'] = None", "scipy is not installed: pip install 'cqs-attention[numba]'"),
         ("import os; os.environ['NUMBA_DISABLE_JIT'] = '1'", "Numba's compiler is off (NUMBA_DISABLE_JIT)"),
     ],
 )
@@ -232,15 +262,3 @@ except cqs.errors.OptionError as error:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert f"kernel    numpy; not numba: {reason}" in found
     assert found.count(reason) == 2
-
-
-def test_a_blas_that_is_loaded_while_others_are_limited_is_limited_with_them() -> None:
-    def limits() -> set[int]:
-        return {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"}
-
-    before = limits()
-    with single_threaded_blas():
-        blas._controller.cache_clear()  # as if one had come that was not known
-        blas.notice_blas()
-        assert limits() == {1}
-    assert limits() == before

@@ -4,13 +4,13 @@ Small runs of keys are packed into blocks of full size, because a matrix product
 as much as one of a few hundred. Columns that no row sees are left out.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 
 from cqs.kernels.region import Region
 from cqs.schedule import even_cuts, worth_one_piece
 
-__all__ = ["column_blocks", "in_chunks", "row_blocks", "split_scale"]
+__all__ = ["column_blocks", "columns_seen", "in_chunks", "row_blocks", "split_scale"]
 
 
 def split_scale(scale: float) -> tuple[float, float]:
@@ -45,7 +45,7 @@ def row_blocks(region: Region, most: int, most_masked: int) -> list[range]:
 
 def column_blocks(region: Region, rows: range, width: int) -> list[list[range]]:
     """Return the columns that `rows` see, as blocks of at most `width`; each is a list of ranges of columns."""
-    pieces = _joined(region.seen(rows))
+    pieces = columns_seen(region, rows)
     starts = list(accumulate((len(piece) for piece in pieces), initial=0))  # in the packed columns
     return [
         [
@@ -70,10 +70,10 @@ def in_chunks(pieces: Sequence[range], sizes: Sequence[int]) -> list[tuple[int, 
     return found
 
 
-def _joined(pieces: Iterator[range]) -> list[range]:
-    """Join ranges that continue each other."""
+def columns_seen(region: Region, rows: range) -> list[range]:
+    """Return the columns that some of the rows see, or a little more, as increasing ranges with gaps between them."""
     joined: list[range] = []
-    for piece in pieces:
+    for piece in region.seen(rows):
         if joined and joined[-1].stop == piece.start:
             joined[-1] = range(joined[-1].start, piece.stop)
         else:

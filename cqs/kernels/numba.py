@@ -1,49 +1,49 @@
-"""The fast kernel for NumPy arrays where Numba is installed: the NumPy kernel, with its inner loops compiled.
+"""The fast kernel for NumPy arrays where Numba is installed: compiled loops, on threads of its own.
 
-Work is cut and shared among threads as there. What differs is what a thread does with a block of rows: it hands whole
-blocks of columns to `cqs.kernels.numba_loops`, where scores never leave the core's cache, and Python is not needed.
+Rows are cut into blocks as by the NumPy kernel, and each block of each head is computed by one thread, so the result is
+bitwise the same on any number of threads. What a thread does with a block is in `cqs.kernels.numba_loops`: scores never
+leave the core's caches, keys and values are read where they are, and Python is not needed.
 """
 
 import itertools
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from math import inf
+from math import e, log2
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
-from cqs.backend import Workspace, blas_libraries, raise_if_stopped
+from cqs.backend import Workspace, compute_threads, raise_if_stopped
 from cqs.kernels import numpy_threads
-from cqs.kernels.blocks import in_chunks, split_scale
+from cqs.kernels.blocks import columns_seen, row_blocks, split_scale
 from cqs.kernels.contract import KeyChunk, Request
-from cqs.kernels.numpy_threads import Call, Unit, UnitKeys, is_blasable
+from cqs.kernels.numba_tables import KINDS, BlockTables, Tables, places
+from cqs.kernels.numpy_threads import Unit
 from cqs.kernels.numpy_unit import Floats
 from cqs.kernels.region import Region
-from cqs.masks.mask import Booleans, Integers
-from cqs.once import Few, once
+from cqs.masks.mask import Integers
+from cqs.once import once
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
-from cqs.schedule import BLOCK_BYTES, LEAST_IN_PLACE, UnitShape, careful_bytes, even_cuts, numba_tile, numpy_unit
+from cqs.schedule import BLOCK_BYTES, NumbaBlock, careful_bytes, even_cuts, numba_block
 
 __all__ = ["attend", "missing", "refusal"]
 
-_MOST_KEPT = 512  # steps that are remembered
-_FAST_IF_SMALL, _SMALL_PRODUCT = ("SkylakeX", "Cooperlake", "SapphireRapids"), 1_000_000  # OpenBLAS's names
-_WIDEST_SMALL = 128  # values; wider ones are as fast uncut
+_MOST_WORK = 1 << 33  # multiplications that a thread does without looking whether it is to stop: a tenth of a second
+_PARTS_A_THREAD = 8
 _INSTALL = "pip install 'cqs-attention[numba]'"
 
 
 def missing() -> str | None:
     """Return what is lacking to run compiled loops, with the remedy; None if there is all. Loads nothing."""
-    for name in ("numba", "scipy"):
-        if find_spec(name) is None:
-            return f"{name} is not installed: {_INSTALL}"
+    if find_spec("numba") is None:
+        return f"numba is not installed: {_INSTALL}"
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         return "Numba's compiler is off (NUMBA_DISABLE_JIT)"
     return None
@@ -51,7 +51,7 @@ def missing() -> str | None:
 
 @cache
 def _loops() -> ModuleType | None:
-    """Return the compiled functions; None, with a warning, where Numba or SciPy is broken."""
+    """Return the compiled functions; None, with a warning, where Numba is broken."""
     try:
         loops = import_module("cqs.kernels.numba_loops")
     except Exception as error:  # such as a version that does not know this NumPy, or no place to keep what is compiled
@@ -60,18 +60,8 @@ def _loops() -> ModuleType | None:
     return loops
 
 
-@cache
-def _largest_product() -> int:
-    """Return to how many multiplications products of weights and values are cut; 0 if they are not.
-
-    OpenBLAS has kernels for small products, which copy nothing, and are the faster ones where there is AVX-512.
-    """
-    is_fast = any(lib.name == "openblas" and lib.architecture in _FAST_IF_SMALL for lib in blas_libraries())
-    return _SMALL_PRODUCT * is_fast
-
-
 def _warn(error: Exception) -> None:
-    what = f"Numba or SciPy cannot be used ({error}), so the NumPy kernel computes: {_INSTALL} -U, or kernel='numpy'"
+    what = f"Numba cannot be used ({error}), so the NumPy kernel computes: {_INSTALL} -U, or kernel='numpy'"
     warnings.warn(what, RuntimeWarning, stacklevel=2)
 
 
@@ -97,186 +87,148 @@ def attend(
     is_changed = region is not None and region.scores is not None
     if DTYPES[dtype_name(q)][1] != "float32" or is_changed or _loops() is None:
         return numpy_threads.attend(q, chunks, scale=scale, region=region, threads=threads, block_bytes=block_bytes)
-    return _CompiledCall.of(q, chunks, scale, region, block_bytes).computed(threads)
+    call = _Call.of(q, chunks, scale, region, block_bytes)
+    arrays = (q, *itertools.chain(*chunks))
+    if split_scale(scale)[1] != 1 or q.shape[-1] == 0 or not all(array.dtype.isnative for array in arrays):
+        return call.plain.computed(threads)
+    return call.computed(threads)
 
 
-class _Step(NamedTuple):
-    """What one call of the loops computes, of any heads: blocks of rows, and columns of each.
+class _Heads(NamedTuple):
+    """Query heads that share a key head, or some of them: batch entry, key head, the first of them and how many."""
 
-    Parameters
-    ----------
-    rows, columns : list
-        Rows of each block, and its columns.
-    blocks, pieces : array
-        The same for `cqs.kernels.numba_loops.attend`.
-    begins, ends : bool
-        Whether these are the blocks' first columns, and their last.
-    """
+    batch: int
+    kv_head: int
+    first: int
+    n: int
 
-    rows: list[range]
-    columns: list[list[range]]
-    blocks: Integers
-    pieces: Integers
-    begins: bool
-    ends: bool
+
+class _Part(NamedTuple):
+    """What a thread takes at a time: some blocks of rows, of some heads each; and the multiplications that takes."""
+
+    heads: Sequence[_Heads]
+    blocks: Sequence[range]
+    size: int
 
 
 @dataclass(frozen=True, eq=False)
-class _CompiledCall(Call):
-    """A call of the NumPy kernel whose blocks of rows are computed by the loops, small ones several at a time."""
+class _Call:
+    """The arguments of one `attend`, and where its result goes."""
+
+    q: Floats
+    chunks: Sequence[KeyChunk]
+    scale: float
+    plain: numpy_threads.Call  # the same call of the NumPy kernel, in smaller blocks
+    block_bytes: int
+
+    @classmethod
+    def of(cls, q: Floats, chunks: Sequence[KeyChunk], scale: float, region: Region | None, block_bytes: int) -> Self:
+        """Allocate the result."""
+        plain = numpy_threads.Call.of(q, chunks, scale, region, careful_bytes(block_bytes))
+        return cls(q, chunks, scale, plain, block_bytes)
+
+    def computed(self, threads: int) -> Partial:
+        """Compute the result."""
+        result, n_threads = self.plain.result, threads if self.plain.shape.is_shared else 1
+        if sum(self.plain.sizes) == 0:
+            return Partial.empty(np, result.out.shape, result.out.dtype)
+        if self.q.size > 0:
+            with compute_threads() as pool:
+                pool.share(self.parts(n_threads), self.run, n_threads)
+        return result
 
     @once
-    def largest(self) -> UnitShape:
-        return numpy_unit(self.shape, self.block_bytes, self.most_rows_of_block, is_compiled=True)
+    def block(self) -> NumbaBlock:
+        """How large blocks are."""
+        return numba_block(self.plain.shape, self.block_bytes)
 
     @once
-    def are_keys_joined(self) -> bool:
-        return len(self.chunks) > 1 and not self._are_keys_in_place and self.fit_joined
+    def blocks(self) -> list[range]:
+        """The blocks that the rows are cut into."""
+        return row_blocks(self.plain.region, self.block.rows, self.block.rows)
 
     @once
-    def _are_keys_in_place(self) -> bool:
-        """Whether BLAS can read all keys and values where they are, and is not slow because they are few to a chunk."""
-        if len(self.chunks) > 1 and min(self.sizes) < LEAST_IN_PLACE:
-            return False
-        arrays = (array for chunk in self.chunks for array in chunk)
-        return all(array.dtype == self.dtype and is_blasable(array) for array in arrays)
+    def heads(self) -> list[_Heads]:
+        """The heads that are computed together, their queries side by side."""
+        shape, tallest = self.plain.shape, max(map(len, self.blocks))
+        cuts = even_cuts(shape.shared, max(self.block.lanes // tallest, 1))
+        kv_heads = itertools.product(range(shape.batch), range(shape.kv_heads))
+        return [_Heads(b, g, g * shape.shared + cut.start, len(cut)) for b, g in kv_heads for cut in cuts]
+
+    def parts(self, n_threads: int) -> list[_Part]:
+        """Cut the work into what a thread takes at a time, the largest first. Where does not matter to the result."""
+        shape, n_heads = self.plain.shape, len(self.heads)
+        width = shape.n_heads * (shape.width + shape.value_width)
+        sizes = [len(rows) * sum(map(len, columns_seen(self.plain.region, rows))) * width for rows in self.blocks]
+        most = _MOST_WORK if n_threads == 1 else min(_MOST_WORK, sum(sizes) // (_PARTS_A_THREAD * n_threads))
+        parts: list[_Part] = []
+        for rows, size in zip(self.blocks, sizes, strict=True):
+            if parts and parts[-1].size + size <= most:  # of all heads, too
+                _, before, so_far = parts.pop()
+                parts.append(_Part(self.heads, [*before, rows], so_far + size))
+                continue
+            n_parts = min(max(-(-size // max(most, 1)), 1), n_heads)
+            for cut in even_cuts(n_heads, -(-n_heads // n_parts)):
+                parts.append(
+                    _Part(self.heads[cut.start : cut.stop], [rows], max(size // n_parts, most * (n_parts > 1)))
+                )
+        return sorted(parts, key=lambda part: -part.size)
 
     @once
-    def _flat(self) -> tuple[Floats, Floats]:
-        """The result with one axis of heads, of all batch entries."""
-        (*_, T, E), (out, lse) = self.result.out.shape, (self.result.out, self.result.lse)
-        return out.reshape(-1, T, E), lse.reshape(-1, T)
+    def arrays(self) -> tuple[Integers, Integers]:
+        """Where queries are, and keys and values."""
+        queries = places(self.q, KINDS[dtype_name(self.q)])
+        chunks = [[places(array, KINDS[dtype_name(array)]) for array in chunk] for chunk in self.chunks]
+        return queries, np.ascontiguousarray(np.array(chunks).transpose(2, 0, 1, 3))
 
     @once
-    def _plain(self) -> Call:
-        same = {field.name: getattr(self, field.name) for field in fields(Call)}
-        return Call(**same | {"block_bytes": careful_bytes(self.block_bytes)})
+    def tables(self) -> BlockTables:
+        """Which keys blocks see."""
+        plain = self.plain
+        width = self.block.lanes * (plain.shape.width + plain.shape.value_width)
+        return BlockTables(plain.region, plain.sizes, max(_MOST_WORK // width, 1), self.block.table_bytes)
 
-    @once
-    def _found(self) -> Few[_Step]:
-        return Few(_MOST_KEPT)
+    def run(self, part: _Part, work: Workspace) -> None:
+        """Compute some blocks of rows of some heads in the buffers of one thread."""
+        for table in self.tables.of(part.blocks):
+            if isinstance(table, range):
+                for heads in part.heads:
+                    for step in self.tables.steps(table):
+                        self._attend([heads], step, work)
+            else:
+                self._attend(part.heads, table, work)
 
-    def parts(self, n_units: int, n_threads: int) -> list[list[range]]:
-        """Cut the blocks into those of each unit."""
-        return super().parts(n_units, n_threads) if self.are_keys_joined else list(self._groups(self.blocks))
-
-    def run(self, unit: Unit, work: Workspace) -> None:
-        """Compute one unit in the buffers of one thread."""
-        keys, arrays = UnitKeys.of(self, unit, work), self.arrays_of(unit)
-        for group in self._groups(unit.blocks):
-            is_finite = self._attend_group(group, keys, arrays[0], work)
-            for block in itertools.compress(group, ~is_finite):
-                self._attend_carefully(block, keys, arrays, work)
-
-    def _groups(self, blocks: Sequence[range]) -> Iterator[list[range]]:
-        """Put blocks together for which Python is called once: small ones, one below the other."""
-        streams = not (self._are_keys_in_place or self.are_keys_joined)
-        most_flags = self.block_bytes // 4 if self.region.is_masked else inf
-        group: list[range] = []
-        n_rows = n_flags = 0.0
-        for block in blocks:
-            n_columns = sum(len(piece) for pieces in self.columns(block) for piece in pieces)
-            is_long = streams or n_columns > self.largest.columns
-            n_rows, n_flags = n_rows + len(block), n_flags + len(block) * n_columns
-            if group and (is_long or n_rows > self.most_rows_of_block or n_flags > most_flags):
-                yield group
-                group, n_rows, n_flags = [], len(block), len(block) * n_columns
-            group.append(block)
-            if is_long:
-                n_rows = inf  # nothing below it
-        if group:
-            yield group
-
-    def _attend_group(self, group: list[range], keys: UnitKeys, q: Floats, work: Workspace) -> Booleans:
-        """Compute a group's rows of a unit's queries `(g, r, T, D)`; return for which blocks the result counts."""
-        q, unit = q[:, :, group[0].start : group[-1].stop], keys.unit
-        (g, r, t, D), E, is_finite = q.shape, self.result.out.shape[-1], np.ones(len(group), bool)
-        sums = work.buffer("out", (g, r * t, E), self.dtype, self.most_rows * E)
-        tops, totals = (work.buffer(name, (g, r * t), self.dtype, self.most_rows) for name in ("top", "total"))
-        tile = work.buffer(
-            "scores", (min(numba_tile(self.block_bytes), self.most_rows * self.largest.columns),), self.dtype
-        )
-        stack = work.buffer("stack", (r * t * D,), self.dtype, self.most_rows * D)
-        loops = _loops()
+    def _attend(self, heads: Sequence[_Heads], table: Tables, work: Workspace) -> None:
+        raise_if_stopped()
+        loops, (*_, T, D), out = _loops(), self.q.shape, self.plain.result.out
         assert loops is not None  # or another kernel would compute
-        scaled, for_scores = self.scaled(q, work), np.float32(split_scale(self.scale)[1])
-        G, shared = self.heads
-        batch = int(np.ravel_multi_index(unit.batch, self.q.shape[:-3])) if unit.batch else 0
-        head = (batch * G + unit.kv_heads.start) * shared + unit.heads_per_kv.start
-        place = np.array([head, shared, group[0].start], np.int64)
-        by_address = loops.by_address()
-        for step in self._found.get((group[0], len(group)), lambda: list(self._steps(group))):
-            raise_if_stopped()  # a unit may take a minute
-            loops.attend(
-                scaled, for_scores, self._places(keys, step), step.blocks, step.pieces, self._hidden(step, work),
-                tile, stack, sums, tops, totals, *self._flat, place, step.begins, step.ends, is_finite,
-                _largest_product() if E <= _WIDEST_SMALL else 0, by_address,
-            )  # fmt: skip
-        return is_finite
+        panels, keys, E = -(-self.block.lanes // loops.PANEL), self.block.keys, loops.padded(out.shape[-1])
+        items = np.array([(*own, n) for own in heads for n in range(len(table.blocks))], np.int64)
+        is_finite = np.ones(len(items), bool)
+        loops.attend(
+            *self.arrays, np.float32(self.scale * log2(e)), items, table.blocks, table.pieces, table.bounds, table.hidden,
+            *(
+                work.buffer(name, shape, out.dtype)
+                for name, shape in {
+                    "panels": (panels, D, loops.PANEL), "tile": (loops.TILE_KEYS, loops.PANEL),
+                    "keys": (keys, D), "values": (keys, E), "sums": (panels, loops.PANEL, E),
+                    "tops": (panels, loops.PANEL), "totals": (panels, loops.PANEL), "lanes": (3, loops.PANEL),
+                }.items()
+            ),
+            out.reshape(-1, T, out.shape[-1]), self.plain.result.lse.reshape(-1, T), table.begins, table.ends, is_finite,
+        )  # fmt: skip
+        for item in items[~is_finite].tolist():
+            *own, block = item
+            self._attend_carefully(_Heads(*own), range(*table.blocks[block, :2].tolist()), work)
 
-    def _steps(self, group: list[range]) -> Iterator[_Step]:
-        """Yield the group with all its columns, or its single block with part of them at a time."""
-        n_steps = max(len(self.columns(group[0])), 1)
-        for n in range(n_steps):
-            columns = [list(itertools.chain(*self.columns(rows)[n : n + 1])) for rows in group]
-            blocks: list[tuple[int, ...]] = []
-            pieces: list[tuple[int, int, int]] = []
-            n_flags = 0
-            for rows, own in zip(group, columns, strict=True):
-                hidden, n_before = self.region.hidden_columns(rows, own), len(pieces)
-                pieces += self._pieces(own)
-                place = (rows.start - group[0].start, rows.stop - group[0].start, n_before, len(pieces))
-                blocks.append((*place, n_flags, hidden.start, len(hidden)))
-                n_flags += len(rows) * len(hidden)
-            tables = np.array(blocks, np.int64), np.array(pieces, np.int64).reshape(-1, 3)
-            yield _Step(group, columns, *tables, n == 0, n == n_steps - 1)
-
-    def _pieces(self, columns: Sequence[range]) -> list[tuple[int, int, int]]:
-        """Say where the keys of columns are: chunk, first key in it, number of keys."""
-        if self._are_keys_in_place:
-            return [(chunk, part.start, len(part)) for chunk, part in in_chunks(columns, self.sizes)]
-        if self.are_keys_joined:
-            return [(0, part.start, len(part)) for part in columns]
-        return [(0, 0, sum(map(len, columns)))] if columns else []
-
-    def _places(self, keys: UnitKeys, step: _Step) -> Integers:
-        """Say where the keys and values of a unit are, and copy them there if need be."""
-        if self._are_keys_in_place:
-            arrays = keys.views()
-        elif self.are_keys_joined:
-            arrays = [(keys.joined["k"], keys.joined["v"])]
-        else:
-            (columns,) = step.columns
-            arrays = [(keys.take("k", columns)[0], keys.take("v", columns)[0])] if columns else []
-        return np.array([_place(k) + _place(v) for k, v in arrays], np.int64).reshape(-1, 6)
-
-    def _hidden(self, step: _Step, work: Workspace) -> Booleans:
-        """Return which scores count for nothing, as the step's blocks say where."""
-        n_flags = step.blocks[-1, 4] + len(step.rows[-1]) * step.blocks[-1, 6]
-        flags: Booleans = work.buffer("hidden", (int(n_flags),), np.dtype(bool))
-        flags[...] = False
-        for rows, columns, block in zip(step.rows, step.columns, step.blocks.tolist(), strict=True):
-            *_, place, first, n_hidden = block
-            if n_hidden:
-                own = flags[place : place + len(rows) * n_hidden].reshape(len(rows), n_hidden)
-                for (_, some_rows, some), hidden in self.region.hidden(rows, columns):
-                    own[some_rows, some.start - first : some.stop - first] = hidden
-        return flags
-
-    def _attend_carefully(self, block: range, keys: UnitKeys, arrays: Sequence[Floats], work: Workspace) -> None:
-        """Compute a block of rows by the NumPy kernel, where values are not finite, or their sums overflow.
+    def _attend_carefully(self, heads: _Heads, rows: range, work: Workspace) -> None:
+        """Compute a block by the NumPy kernel, where values are not finite, or their sums overflow.
 
         What is hidden must not take part there with weight 0. Head by head, so that blocks are no larger than its own.
         """
-        for cut in even_cuts(len(block), self._plain.largest.rows):
-            rows = block[cut.start : cut.stop]
-            for g, r in itertools.product(*map(range, arrays[0].shape[:2])):
-                own = [x[g : g + 1, r : r + 1, rows.start : rows.stop] for x in arrays]
-                with np.errstate(all="ignore"):
-                    self._plain.attend(rows, keys.of_head(g, self._plain), own, work)
-
-
-def _place(matrices: Floats) -> tuple[int, int, int]:
-    """Return the address of matrices `(g, rows, width)`, elements from row to row, and bytes from one to the next."""
-    head, row, element = matrices.strides
-    return matrices.__array_interface__["data"][0], row // element, head
+        plain, batch = self.plain, np.unravel_index(heads.batch, self.q.shape[:-3]) if self.q.ndim > 3 else ()
+        first = heads.first - heads.kv_head * plain.shape.shared
+        for cut in even_cuts(len(rows), plain.largest.rows):
+            for r in range(first, first + heads.n):
+                kv_head = slice(heads.kv_head, heads.kv_head + 1)
+                plain.run(Unit(tuple(map(int, batch)), kv_head, slice(r, r + 1), [rows[cut.start : cut.stop]]), work)

@@ -1,282 +1,327 @@
-"""What the compiled kernel compiles: blocks of rows against the columns that they see, tile by tile.
+"""What the compiled kernel compiles: blocks of query rows against the keys that they see, tile by tile.
 
-A tile of scores is as large as a core's cache. BLAS writes it, its weights are made where it lies, and BLAS multiplies
-them by the values, all without Python and without its lock. Imported only where Numba and SciPy are installed: Numba
-compiles this file when it is first imported, in some seconds, and keeps the result beside it or in the user's cache.
+The queries of a block stand side by side in panels of 64, and a tile is what at most 96 keys score with one of them: it
+stays in a core's nearest cache, and what is done to the scores of one query is done to those of 16 at once. Python is
+not needed meanwhile, nor its lock. Imported only where Numba is installed: Numba compiles this file when it is first
+imported, in some seconds, and keeps the result beside it or in the user's cache.
 """
 
-import llvmlite.binding
 import numpy as np
-from numba import boolean, float32, int32, int64, njit, types, uint8, uintp, void
-from numba.extending import get_cython_function_address
+from numba import boolean, float32, int32, int64, njit, types, void
+from numba.extending import intrinsic
 
-from cqs.backend import notice_blas
+from cqs.kernels.numba_products import multiply
+from cqs.kernels.numba_vectors import (
+    LANES,
+    VECTOR_BYTES,
+    any_less,
+    exp2,
+    load,
+    pointer,
+    spread,
+    store,
+    where_less,
+)  # fmt: skip
 
-__all__ = ["attend", "by_address"]
+__all__ = ["PANEL", "TILE_KEYS", "attend", "padded"]
 
-# SciPy gives the address of the BLAS that it was built with; the compiled code, which may come from a file, its name.
-llvmlite.binding.add_symbol("cqs_sgemm", get_cython_function_address("scipy.linalg.cython_blas", "sgemm"))
-_sgemm = types.ExternalFunction("cqs_sgemm", void(*[uintp] * 13))
-notice_blas()
-
-_LEAST = np.float32(-104.0)  # below, a weight is less than half of the smallest number
-_LOG2_E = np.float32(1.4426950408889634)
-_LN2_HIGH, _LN2_LOW = np.float32(0.693145751953125), np.float32(1.42860677e-6)  # a multiple of the first is exact
-_ROUNDER = np.float32(1.5 * 2**23)  # a number that is added to it is rounded, and is in its last bits
-# 2^n is made as 2^(n + 64), which is never a denormal number, from the bits of its exponent, and multiplied by 2^-64
-_TO_EXPONENT, _LIFT_BACK = np.int32(64 + 127 - 0x4B400000), np.float32(2.0**-64)
-# exp(t) = 1 + t + t^2 (1/2 + ...), for |t| <= ln(2) / 2: the coefficients of Cephes
-_C2, _C3, _C4 = np.float32(5.0000001201e-1), np.float32(1.6666665459e-1), np.float32(4.1665795894e-2)
-_C5, _C6, _C7 = np.float32(8.3334519073e-3), np.float32(1.3981999507e-3), np.float32(1.9875691500e-4)
+PANEL, TILE_KEYS = 64, 96
 _ITEM = 4  # bytes
-_SMALL_VALUES = 8192  # in a product that is cut
+_ROW = _ITEM * PANEL  # bytes of a tile's row, one key
 _ZERO, _ONE, _NOTHING = np.float32(0), np.float32(1), np.float32(-np.inf)
-_MAGNITUDE = np.int32(0x7FFFFFFF)  # all bits but the sign's
+_LOWEST = np.finfo(np.float32).min
+_LN2 = 0.6931471805599453
+_HALF_LIFT = np.float32(2.0**112)  # from the exponents of float16 to those of float32
+ALL_SEEN, BOUNDED, FLAGGED = 0, 1, 2  # what rows see of a run of keys
+FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2  # types of inputs
 
 
-# What BLAS is given by address: letters, sizes and factors. They are the caller's, in Python, and so live until it is
-# done: an array that is made here may be freed as soon as its address was taken.
-_BY_ADDRESS = types.Tuple((uint8[::1], int32[::1], float32[::1]))
+def padded(width):
+    """Return a number of columns rounded up to whole vectors."""
+    return -(-width // LANES) * LANES
 
 
-def by_address():
-    """Return arrays for the arguments that BLAS is given by address; for one thread."""
-    return np.frombuffer(b"NT", np.uint8).copy(), np.zeros(5, np.int32), np.zeros(2, np.float32)
-
-
-def _compiled(signature, **fast):
+def _compiled(signature, *liberties):
     """Compile for one signature, with the liberties with floating-point numbers that are named."""
-    return njit(signature, nogil=True, error_model="numpy", cache=True, fastmath=set(fast.get("liberties", ())))
+    return njit(signature, nogil=True, error_model="numpy", cache=True, fastmath=set(liberties))
 
 
-@_compiled(float32(float32), liberties=["contract"])
-def _exp(x):
-    """Return e to the power of a number that is at most 0, to 1 unit in the last place; NaN for NaN."""
-    is_gone = x < _LEAST
-    x = _ZERO if is_gone else x
-    rounded = x * _LOG2_E + _ROUNDER
-    power = rounded - _ROUNDER
-    t = x - power * _LN2_HIGH
-    t = t - power * _LN2_LOW
-    series = ((((_C7 * t + _C6) * t + _C5) * t + _C4) * t + _C3) * t + _C2
-    series = series * (t * t) + t + _ONE
-    exponent = np.int32(np.float32(rounded).view(np.int32) + _TO_EXPONENT)
-    factor = np.int32(exponent << np.int32(23)).view(np.float32)
-    return _ZERO if is_gone else series * factor * _LIFT_BACK
+@intrinsic
+def _read(typing, address, like):
+    """Return the number of the type of `like` that is at an address, which need not be a multiple of its size."""
+
+    def generate(context, builder, signature, args):
+        kind = context.get_value_type(signature.args[1])
+        return builder.load(pointer(builder, args[0], kind), align=1)
+
+    return like(int64, like), generate
 
 
-@_compiled(int32(int32))
-def _ordered(bits):
-    """Return an integer that grows with the number whose bits are given; of that integer, the bits."""
-    sign = np.int32(bits >> np.int32(31))
-    return np.int32(bits ^ np.int32(sign & _MAGNITUDE))
+@_compiled(float32(int64, int64))
+def _number(address, kind):
+    """Return the number at an address as float32."""
+    if kind == FLOAT32:
+        return _read(address, _ZERO)
+    bits = _read(address, np.uint16(0))
+    if kind == BFLOAT16:
+        return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+    magnitude = np.uint32(np.uint32(bits & np.uint16(0x7FFF)) << np.uint32(13))
+    if magnitude < np.uint32(0x7C00 << 13):
+        number = magnitude.view(np.float32) * _HALF_LIFT
+    else:
+        number = np.uint32(magnitude | np.uint32(0x7F800000)).view(np.float32)
+    return -number if bits & np.uint16(0x8000) else number
 
 
-@_compiled(void(float32[:, ::1], float32[:, ::1], float32[::1], float32[::1]), liberties=["contract", "reassoc", "nsz"])
-def _weigh_rows(scores, out, tops, totals):
-    """Turn a tile of scores into weights, and add them to the sums; what was summed up before follows the maximum."""
-    ordered = scores.view(np.int32)  # compilers vectorise a maximum of integers; NaN may count as anything
-    for i in range(scores.shape[0]):
-        greatest = np.int32(-(2**31))
-        for j in range(scores.shape[1]):
-            number = _ordered(ordered[i, j])
-            greatest = number if number > greatest else greatest
-        largest = np.int32(_ordered(greatest)).view(np.float32)
-        if not largest <= tops[i]:
-            if tops[i] != _NOTHING:
-                factor = _exp(tops[i] - largest)
-                totals[i] *= factor
-                for e in range(out.shape[1]):
-                    out[i, e] *= factor
-            tops[i] = largest
-        top, total = _ZERO if tops[i] == _NOTHING else tops[i], _ZERO
-        for j in range(scores.shape[1]):
-            weight = _exp(scores[i, j] - top)
-            scores[i, j] = weight
-            total += weight
-        totals[i] += total
+@_compiled(void(int64[::1], int64, int64, int64, float32[:, ::1]))
+def _copy_rows(place, head, first, n_rows, target):
+    """Write some rows of a head to an array whose rows may be longer; of what is beyond, zeros."""
+    address, head_bytes, row_bytes, item_bytes, kind, width = place
+    for i in range(n_rows):
+        row = address + head * head_bytes + (first + i) * row_bytes
+        for d in range(width):
+            target[i, d] = _number(row + d * item_bytes, kind)
+        for d in range(width, target.shape[1]):
+            target[i, d] = _ZERO
 
 
-@_compiled(void(float32[:, ::1], boolean[:, ::1], int64, int64))
-def _hide(scores, hidden, column, first):
-    """Set scores of a tile, which begins at `column`, to -inf; `hidden` begins at `first`, its rows for each head."""
-    start, stop = max(first, column), min(first + hidden.shape[1], column + scores.shape[1])
-    for i in range(scores.shape[0] if start < stop else 0):
-        flags, own = (
-            hidden[i % hidden.shape[0], start - first : stop - first],
-            scores[i, start - column : stop - column],
-        )
-        for j in range(own.shape[0]):
-            own[j] = _NOTHING if flags[j] else own[j]
+@_compiled(void(int64[::1], int64, int64, int64, int64, float32, float32[:, :, ::1]))
+def _pack_queries(place, head, n_heads, first, n_rows, factor, panels):
+    """Put the queries of some heads side by side, one after the other, times a factor; zeros where none are left."""
+    address, head_bytes, row_bytes, item_bytes, kind, _ = place
+    for panel in range(-(-n_heads * n_rows // PANEL)):
+        for d in range(panels.shape[1]):
+            r, i = divmod(panel * PANEL, n_rows)
+            for lane in range(PANEL):
+                if r == n_heads:
+                    panels[panel, d, lane] = _ZERO
+                    continue
+                row = address + (head + r) * head_bytes + (first + i) * row_bytes
+                panels[panel, d, lane] = _number(row + d * item_bytes, kind) * factor
+                i += 1
+                if i == n_rows:
+                    r, i = r + 1, 0
 
 
-@_compiled(void(float32[:, ::1], float32, int64[:, ::1], int64[:, ::1], int64, int64, float32[:, ::1], _BY_ADDRESS))
-def _multiply_keys(q, scale, chunks, pieces, g, start, scores, blas):
-    """Write the scores of a tile whose first column is `start`: `scale * q @ k.T`, piece by piece."""
-    letters, sizes, reals = blas
-    (sizes[0], sizes[1]), sizes[2] = q.shape, scores.shape[1]  # rows, D, all columns; then columns here, and stride
-    reals[0], reals[1] = scale, 0
-    plain, size, real = letters.ctypes.data, sizes.ctypes.data, reals.ctypes.data
-    transposed = plain + 1
-    before = 0  # columns of earlier pieces
-    for p in range(pieces.shape[0]):
-        chunk, first_key, n = pieces[p]
-        first, last = max(start, before), min(start + scores.shape[1], before + n)
-        if first < last:
-            address, stride, head, _, _, _ = chunks[chunk]
-            sizes[3], sizes[4] = last - first, stride
-            k = address + g * head + _ITEM * (first_key + first - before) * stride
-            here = scores.ctypes.data + _ITEM * (first - start)
-            # in the order of Fortran: (columns, rows) = (D, columns)^T (D, rows)
-            _sgemm(
-                transposed, plain, size + 12, size, size + 4,
-                real, k, size + 16, q.ctypes.data, size + 4, real + _ITEM, here, size + 8,
-            )  # fmt: skip
-        before += n
+@_compiled(types.UniTuple(int64, 4)(int32[:, ::1], int64, int64, float32[:, ::1]))
+def _spread_bounds(bounds, lane, n_lanes, between):
+    """Write which keys some lanes see, as rows of `bounds` say; return the least and most of both ends."""
+    n_rows = bounds.shape[1]
+    least_first, most_first, least_end, most_end = bounds[0, 0], bounds[0, 0], bounds[1, 0], bounds[1, 0]
+    least_first, least_end, most_first, most_end = np.int64(2**31), np.int64(2**31), np.int64(0), np.int64(0)
+    for j in range(n_lanes):
+        row = (lane + j) % n_rows
+        first, end = np.int64(bounds[0, row]), np.int64(bounds[1, row])
+        between[0, j], between[1, j] = first, end
+        least_first, most_first = min(least_first, first), max(most_first, first)
+        least_end, most_end = min(least_end, end), max(most_end, end)
+    return least_first, most_first, least_end, most_end
 
 
-@_compiled(
-    void(float32[:, ::1], int64[:, ::1], int64[:, ::1], int64, int64, float32[:, ::1], boolean, int64, _BY_ADDRESS)
-)
-def _multiply_values(weights, chunks, pieces, g, start, out, is_first, largest_product, blas):
-    """Add `weights @ v` of a tile whose first column is `start`, piece by piece, or write it."""
-    letters, sizes, reals = blas
-    (n_rows, width), row_bytes = out.shape, _ITEM * weights.shape[1]
-    sizes[1], sizes[2] = width, weights.shape[1]  # E, all columns; beside rows, columns here, and stride
-    reals[0] = 1
-    plain, size, real = letters.ctypes.data, sizes.ctypes.data, reals.ctypes.data
-    most_columns = max(_SMALL_VALUES // width, 1) if largest_product else weights.shape[1]
-    most_rows = max(largest_product // (most_columns * width), 1) if largest_product else n_rows
-    before = 0
-    for p in range(pieces.shape[0]):
-        chunk, first_key, n = pieces[p]
-        _, _, _, address, stride, head = chunks[chunk]
-        first, last = max(start, before), min(start + weights.shape[1], before + n)
-        sizes[4] = stride
-        for row in range(0, n_rows if first < last else 0, most_rows):
-            sizes[0] = min(most_rows, n_rows - row)
-            for column in range(first, last, most_columns):
-                sizes[3] = min(most_columns, last - column)
-                reals[1] = 0 if is_first and column == 0 else 1
-                v = address + g * head + _ITEM * (first_key + column - before) * stride
-                here = weights.ctypes.data + row * row_bytes + _ITEM * (column - start)
-                # in the order of Fortran: (E, rows) = (E, columns) (columns, rows)
-                _sgemm(
-                    plain, plain, size + 4, size, size + 12,
-                    real, v, size + 16, here, size + 8, real + _ITEM, out[row].ctypes.data, size + 4,
-                )  # fmt: skip
-        before += n
+@_compiled(void(int64, int64, int64, int64, int64))
+def _hide_outside(scores, key, n_keys, n_vectors, between):
+    """Set scores of a tile, whose first key has the number `key`, to -inf where lanes do not see them."""
+    nothing = spread(_NOTHING)
+    for n in range(n_vectors):
+        here = n * VECTOR_BYTES
+        first, end = load(between + here), load(between + _ROW + here)
+        for i in range(n_keys):
+            number, place = spread(np.float32(key + i)), scores + i * _ROW + here
+            score = where_less(number, end, load(place), nothing)
+            store(where_less(number, first, nothing, score), place)
+
+
+@_compiled(void(float32[:, ::1], int64, int64, int64, int64, boolean[:, ::1]))
+def _hide_flagged(scores, key, n_keys, lane, n_lanes, hidden):
+    """Set scores of a tile to -inf where `hidden`, keys by rows, says so."""
+    n_rows = hidden.shape[1]
+    for i in range(n_keys):
+        row = lane % n_rows
+        for j in range(n_lanes):
+            if hidden[key + i, row]:
+                scores[i, j] = _NOTHING
+            row = row + 1 if row + 1 < n_rows else 0
+
+
+@_compiled(boolean(int64, int64, int64, int64, int64, int64), "contract")
+def _weigh(scores, n_keys, n_vectors, tops, totals, factors):
+    """Turn a tile of scores into weights, and add them to the totals.
+
+    Return whether any maximum grew. What was summed up before then has to be multiplied by `factors`.
+    """
+    grew, zero, one = False, spread(_ZERO), spread(_ONE)
+    for n in range(n_vectors):
+        here = n * VECTOR_BYTES
+        before, total, factor = load(tops + here), load(totals + here), one
+        top = before
+        for i in range(n_keys):
+            score = load(scores + i * _ROW + here)
+            top = where_less(top, score, score, top)
+        if any_less(before, top):
+            grew, factor = True, where_less(before, top, exp2(before - top), one)
+            total = total * factor
+            store(top, tops + here)
+        store(factor, factors + here)
+        shift = where_less(top, spread(_LOWEST), zero, top)  # -inf - -inf would be NaN
+        for i in range(n_keys):
+            place = scores + i * _ROW + here
+            weight = exp2(load(place) - shift)
+            store(weight, place)
+            total = total + weight
+        store(total, totals + here)
+    return grew
+
+
+@_compiled(void(float32[:, ::1], float32[::1], int64))
+def _rescale(sums, factors, n_lanes):
+    """Multiply the sums of each lane by its factor."""
+    for j in range(n_lanes):
+        if factors[j] != _ONE:
+            for e in range(sums.shape[1]):
+                sums[j, e] *= factors[j]
 
 
 @_compiled(
     void(
-        float32[:, ::1], float32, int64[:, ::1], int64[:, ::1], int64, boolean[:, ::1], int64,
-        float32[::1], float32[:, ::1], float32[::1], float32[::1], boolean, int64, _BY_ADDRESS,
+        float32[:, ::1], int64, int64, int64, int64, int64, int64, int64, int64, int64,
+        int32[:, ::1], boolean[:, ::1], float32[:, ::1], float32[:, ::1], float32[::1], float32[::1], float32[:, ::1],
     )
 )  # fmt: skip
-def _add_columns(
-    q, scale, chunks, pieces, g, hidden, first_hidden, tile, out, tops, totals, is_first, largest_product, blas
-):
-    """Add what some rows of one head sum up over some columns, a tile at a time."""
-    n_rows, n_columns = q.shape[0], pieces[:, 2].sum()
-    n_tiles = -(-n_columns // (tile.size // n_rows))
-    for n in range(n_tiles):
-        start, stop = n * n_columns // n_tiles, (n + 1) * n_columns // n_tiles
-        scores = tile[: n_rows * (stop - start)].reshape(n_rows, stop - start)
-        _multiply_keys(q, scale, chunks, pieces, g, start, scores, blas)
-        _hide(scores, hidden, start, first_hidden)
-        _weigh_rows(scores, out, tops, totals)
-        _multiply_values(scores, chunks, pieces, g, start, out, is_first, largest_product, blas)
+def _add_keys(
+    queries, lane, n_lanes, k, k_row, v, v_row, key, n_keys, kind,
+    bounds, hidden, tile, sums, tops, totals, lanes,
+):  # fmt: skip
+    """Add some keys to the sums of a panel; the first of them has the number `key` in its run."""
+    n_vectors, start, end = -(-n_lanes // LANES), key, key + n_keys
+    least_first, most_first, least_end, most_end = start, start, end, end
+    if kind == BOUNDED:
+        least_first, most_first, least_end, most_end = _spread_bounds(bounds, lane, n_lanes, lanes)
+    scores, between, factors = tile.ctypes.data, lanes.ctypes.data, lanes[2].ctypes.data
+    for here in range(key, end, TILE_KEYS):
+        n = min(TILE_KEYS, end - here)
+        if most_end <= here or least_first >= here + n:
+            continue
+        own_k, own_v = k + (here - key) * k_row, v + (here - key) * v_row
+        multiply(own_k, k_row, _ITEM, queries.ctypes.data, _ROW, scores, _ROW, n, n_vectors, queries.shape[0], False)
+        if kind == FLAGGED:
+            _hide_flagged(tile, here, n, lane, n_lanes, hidden)
+        elif most_first > here or least_end < here + n:
+            _hide_outside(scores, here, n, n_vectors, between)
+        if _weigh(scores, n, n_vectors, tops.ctypes.data, totals.ctypes.data, factors):
+            _rescale(sums, lanes[2], n_lanes)
+        width = sums.shape[1]
+        multiply(scores, _ITEM, _ROW, own_v, v_row, sums.ctypes.data, _ITEM * width, n_lanes, width // LANES, n, True)
 
 
-@_compiled(
-    boolean(float32[:, ::1], float32[::1], float32[::1], float32[:, ::1], float32[::1]), liberties=["reassoc", "nsz"]
-)
-def _divide(sums, tops, totals, out, lse):
-    """Write the output and log-sum-exp of a head's rows; return whether all that they sum up is finite."""
+@_compiled(boolean(float32[:, ::1], float32[::1], float32[::1], float32[:, ::1], float32[::1], int64), "reassoc", "nsz")
+def _divide(sums, tops, totals, out, lse, n_rows):
+    """Write the output and log-sum-exp of some rows; return whether all that they sum up is finite."""
     is_finite = True
-    for i in range(sums.shape[0]):
+    for i in range(n_rows):
         if totals[i] == 0:
             out[i], lse[i] = 0, _NOTHING
             continue
         zero = _ZERO
-        for e in range(sums.shape[1]):
+        for e in range(out.shape[1]):
             zero += sums[i, e] * _ZERO
             out[i, e] = sums[i, e] / totals[i]
-        lse[i] = tops[i] + np.log(totals[i])
+        lse[i] = (tops[i] + np.log2(np.float64(totals[i]))) * _LN2
         is_finite = is_finite and zero == 0
     return is_finite
 
 
 @_compiled(
     void(
-        float32[:, :, :, ::1], float32, int64[:, ::1], int64[:, ::1], int64[:, ::1], boolean[::1],
-        float32[::1], float32[::1], float32[:, :, ::1], float32[:, ::1], float32[:, ::1],
-        float32[:, :, ::1], float32[:, ::1], int64[::1], boolean, boolean, boolean[::1], int64,
-        _BY_ADDRESS,
+        int64[:, ::1], int64[:, :, :, ::1], float32, int64[:, ::1], int64[:, ::1], int64[:, ::1], int32[::1],
+        boolean[::1], float32[:, :, ::1], float32[:, ::1], float32[:, ::1], float32[:, ::1], float32[:, :, ::1],
+        float32[:, ::1], float32[:, ::1], float32[:, ::1], float32[:, :, ::1], float32[:, ::1], boolean, boolean,
+        boolean[::1],
     )
 )  # fmt: skip
 def attend(
-    q, scale, chunks, blocks, pieces, hidden, tile, stack, sums, tops, totals,
-    out, lse, place, begins, ends, is_finite, largest_product, blas,
+    queries, chunks, factor, items, blocks, pieces, bounds, hidden, panels, tile, keys, values, sums, tops, totals,
+    lanes, out, lse, begins, ends, is_finite,
 ):  # fmt: skip
-    """Attend with the query heads of some key heads, block of rows by block of rows.
+    """Attend item by item: with the query heads of a key head, in one block of rows.
 
     Parameters
     ----------
-    q : float32, `(g, r, t, D)`
-        Queries.
-    scale : float32
-        What scores are multiplied by.
-    chunks : int64, `(n, 6)`
-        Where keys are: address, elements from key to key, bytes from head to head; and values likewise.
-    blocks : int64, `(m, 7)`
-        First row and the one after the last; first piece and the one after the last; where in `hidden` its flags begin,
-        at which of its columns, and how many columns they are for, of all its rows.
-    pieces : int64, `(p, 3)`
-        Runs of columns of a block, side by side: chunk, first key in it, number of keys.
+    queries : int64, `(batch, 6)`
+        Where queries are: address, bytes from head to head, row to row, number to number; type; width.
+    chunks : int64, `(batch, n, 2, 6)`
+        Likewise for keys and values.
+    factor : float32
+        What queries are multiplied by, so that powers of 2 of scores are weights.
+    items : int64, `(i, 5)`
+        Batch entry, key head, first query head and how many, block.
+    blocks : int64, `(m, 4)`
+        First row and the one after the last; first piece and the one after the last.
+    pieces : int64, `(p, 5)`
+        Runs of keys: chunk, first key in it, number of keys; what rows see of them, and where that is said.
+    bounds : int32
+        For BOUNDED pieces the first key that each row sees, and the one after the last, counted from the first key.
     hidden : bool
-        Which scores count for nothing.
-    tile, stack : float32
-        Room for scores, and for the queries of a block.
-    sums : float32, `(g, r t, E)`
-        Weighted sums of values.
-    tops, totals : float32, `(g, r t)`
-        Largest scores so far, and the sums of weights relative to them.
+        For FLAGGED pieces which keys are hidden from which rows, `(keys, rows)`.
+    panels, tile, sums, tops, totals, lanes : float32, `(n, D, 64)`, `(96, 64)`, `(n, 64, E')`, `(n, 64)`, `(3, 64)`
+        Room for queries, scores, sums and what belongs to lanes; E' is E rounded up to whole vectors.
+    keys, values : float32, `(s, D)` and `(s, E')`
+        Room for keys that cannot be read where they are, at most so many at a time.
     out, lse : float32, `(heads, T, E)` and `(heads, T)`
-        Where the result goes.
-    place : int64, `(3,)`
-        There: the first query head, from key head to key head how many, and the first row.
+        Where the result goes, for the heads of all batch entries.
     begins, ends : bool
-        Whether these are a block's first columns, and its last: then the result is written.
-    is_finite : bool, `(m,)`
-        Where it is said which blocks have sums that are infinite or NaN, so that their result does not count.
-    largest_product : int
-        To how many multiplications products of weights and values are cut; 0 if they are not.
-    blas : tuple of array
-        As of `by_address`.
+        Whether these are the blocks' first pieces, and the last, with which the result is written.
+    is_finite : bool, `(i,)`
+        Where it is said whose sums are not finite, so that their result does not count.
     """
-    n_shared, width = q.shape[1], q.shape[3]
-    for g in range(q.shape[0]):
-        for b in range(blocks.shape[0]):
-            row, row_end, piece, piece_end, first_flag, first_hidden, n_hidden = blocks[b]
-            n = row_end - row
-            queries = stack[: n_shared * n * width].reshape(n_shared * n, width)
-            for r in range(n_shared):
-                queries[r * n : (r + 1) * n] = q[g, r, row:row_end]
-            flags = hidden[first_flag : first_flag + n * n_hidden].reshape(n, n_hidden)
-            rows = slice(n_shared * row, n_shared * row_end)
-            own_tops, own_totals, own_sums = tops[g, rows], totals[g, rows], sums[g, rows]
-            if begins:
-                own_tops[:], own_totals[:] = _NOTHING, _ZERO
-            _add_columns(
-                queries, scale, chunks, pieces[piece:piece_end], g, flags, first_hidden,
-                tile, own_sums, own_tops, own_totals, begins, largest_product, blas,
-            )  # fmt: skip
-            for r in range(n_shared if ends else 0):
-                head, there, these = place[0] + g * place[1] + r, place[2] + row, slice(r * n, (r + 1) * n)
+    n_heads = out.shape[0] // queries.shape[0]
+    for item in range(items.shape[0]):
+        batch, kv_head, head, n_own, block = items[item]
+        row, row_end, piece, piece_end = blocks[block]
+        n_rows = row_end - row
+        n_lanes = n_own * n_rows
+        n_panels = -(-n_lanes // PANEL)
+        if begins:
+            _pack_queries(queries[batch], head, n_own, row, n_rows, factor, panels)
+            sums[:n_panels], tops[:n_panels], totals[:n_panels] = _ZERO, _NOTHING, _ZERO
+        for p in range(piece, piece_end):
+            chunk, first, n_keys, kind, place = pieces[p]
+            of_keys, of_values = chunks[batch, chunk, 0], chunks[batch, chunk, 1]
+            own_bounds = (
+                bounds[place : place + 2 * n_rows].reshape(2, n_rows) if kind == BOUNDED else bounds[:0].reshape(2, 0)
+            )
+            own_hidden = (
+                hidden[place : place + n_keys * n_rows].reshape(n_keys, n_rows)
+                if kind == FLAGGED
+                else hidden[:0].reshape(0, n_rows)
+            )
+            k, k_row = of_keys[0] + kv_head * of_keys[1] + first * of_keys[2], of_keys[2]
+            v, v_row = of_values[0] + kv_head * of_values[1] + first * of_values[2], of_values[2]
+            is_k_read = of_keys[4] == FLOAT32 and of_keys[3] == _ITEM
+            is_v_read = of_values[4] == FLOAT32 and of_values[3] == _ITEM and of_values[5] == sums.shape[2]
+            for start in range(0, n_keys, keys.shape[0]):
+                n = min(keys.shape[0], n_keys - start)
+                if not is_k_read:
+                    _copy_rows(of_keys, kv_head, first + start, n, keys)
+                    k, k_row = keys.ctypes.data - start * _ITEM * keys.shape[1], _ITEM * keys.shape[1]
+                if not is_v_read:
+                    _copy_rows(of_values, kv_head, first + start, n, values)
+                    v, v_row = values.ctypes.data - start * _ITEM * values.shape[1], _ITEM * values.shape[1]
+                for panel in range(n_panels):
+                    lane = panel * PANEL
+                    _add_keys(
+                        panels[panel], lane, min(PANEL, n_lanes - lane), k + start * k_row, k_row, v + start * v_row, v_row,
+                        start, n, kind, own_bounds, own_hidden, tile, sums[panel], tops[panel], totals[panel], lanes,
+                    )  # fmt: skip
+        if ends:
+            all_sums, all_tops, all_totals = sums.reshape(-1, sums.shape[2]), tops.reshape(-1), totals.reshape(-1)
+            for r in range(n_own):
+                rows, there = slice(r * n_rows, (r + 1) * n_rows), batch * n_heads + head + r
                 is_right = _divide(
-                    own_sums[these], own_tops[these], own_totals[these],
-                    out[head, there : there + n], lse[head, there : there + n],
-                )  # fmt: skip
-                is_finite[b] = is_finite[b] and is_right
+                    all_sums[rows],
+                    all_tops[rows],
+                    all_totals[rows],
+                    out[there, row:row_end],
+                    lse[there, row:row_end],
+                    n_rows,
+                )
+                is_finite[item] = is_finite[item] and is_right

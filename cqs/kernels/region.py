@@ -91,6 +91,12 @@ class Region:
         """Whether the mask hides anything from these rows, or others of their runs, that is not foreign."""
         return any(self._is_run_masked(i) for i, _, _ in _overlaps(self.queries, self._query_ends, rows))
 
+    def is_all_seen(self, rows: range) -> bool:
+        """Whether each of the rows sees all columns that any of them sees, as far as is known without much ado."""
+        runs = [i for i, _, _ in _overlaps(self.queries, self._query_ends, rows)]
+        is_alike = len(runs) == 1 or self.foreign.isdisjoint(itertools.product(runs, range(len(self.keys))))
+        return is_alike and not self.hides_from(rows)
+
     def seen(self, rows: range) -> Iterator[range]:
         """Return the columns that some of the rows see, or a little more, as increasing ranges."""
         runs = list(_overlaps(self.queries, self._query_ends, rows))

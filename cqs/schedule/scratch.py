@@ -11,11 +11,12 @@ from cqs.schedule.task import largest_cut
 __all__ = [
     "LEAST_UNITS",
     "MERGE_BLOCK",
+    "NumbaBlock",
     "UnitShape",
     "blockwise_block",
     "careful_bytes",
     "joined_keys",
-    "numba_tile",
+    "numba_block",
     "numpy_rows",
     "numpy_unit",
     "scratch_bytes",
@@ -24,6 +25,8 @@ __all__ = [
 _MOST_ROWS, _MOST_COLUMNS, _LEAST_MASKED_ROWS = 512, 4096, 128
 LEAST_UNITS = 8  # that work is cut into if there is enough of it for several threads
 _ROWS_IN_ALL, _COLUMNS_IN_ALL = 1024, 4096  # most rows, and rows or columns, of all heads of a unit's block
+_PANEL, _TILE_KEYS, _MOST_NUMBA_KEYS = 64, 96, 480  # queries side by side, keys of a tile, and of five tiles
+_LONGEST_VECTOR = 16  # numbers
 _MASK_COLUMNS = 128  # that a mask is evaluated for at a time
 _VECTORS = 10  # numbers a row: sums, maxima, divisors
 _HALF, _JOINED_BLOCKS, _CUDNN_WORKSPACE = 2, 32, 1 << 20  # bytes of a number, blocks, bytes: see `cqs.kernels.cudnn`
@@ -52,13 +55,40 @@ def numpy_rows(n_queries: int, widest_bytes: int, block_bytes: int, n_seen: int 
     return rows
 
 
-def numba_tile(block_bytes: int) -> int:
-    """Return how many scores the compiled kernel computes at a time: of a MiB, with blocks of 2, for a core's cache."""
-    return block_bytes // 8
+class NumbaBlock(NamedTuple):
+    """What the compiled kernel takes at a time.
+
+    Parameters
+    ----------
+    rows : int
+        Queries of a block, of each of its heads.
+    lanes : int
+        The most queries of all heads that are computed together.
+    keys : int
+        That are read for one block after the other, and copied if they cannot be read where they are.
+    table_bytes : int
+        Of what is said about single rows at a time, such as which keys they see.
+    """
+
+    rows: int
+    lanes: int
+    keys: int
+    table_bytes: int
+
+
+def numba_block(call: CallShape, block_bytes: int) -> NumbaBlock:
+    """Return how large blocks of the compiled kernel are: its queries, keys, values and sums fit a core's own cache."""
+    most = block_bytes // (8 * call.widest_bytes)
+    lanes, keys = max(min(_MOST_ROWS, most), 16), max(min(_MOST_NUMBA_KEYS, most), 16)
+    rows = min(lanes, call.n_queries)
+    if call.is_shared:  # leave something for every thread
+        share = call.n_heads * call.n_queries // LEAST_UNITS
+        rows = min(rows, max(share // _PANEL * _PANEL, _PANEL))
+    return NumbaBlock(rows, max(min(lanes, rows * call.shared), rows), min(keys, call.n_keys), block_bytes // 8)
 
 
 def careful_bytes(block_bytes: int) -> int:
-    """Return how large blocks are of what the compiled kernel leaves to NumPy: they fit in its buffers."""
+    """Return how large blocks are of what the compiled kernel leaves to NumPy."""
     return block_bytes // 4
 
 
@@ -71,7 +101,7 @@ class UnitShape(NamedTuple):
     columns: int
 
 
-def numpy_unit(call: CallShape, block_bytes: int, rows: int, is_compiled: bool = False) -> UnitShape:
+def numpy_unit(call: CallShape, block_bytes: int, rows: int) -> UnitShape:
     """Return the largest units that the NumPy kernel cuts a call into: by rows, then by heads.
 
     Small blocks take several heads at once, but not so many that too few units are left to share out.
@@ -84,26 +114,17 @@ def numpy_unit(call: CallShape, block_bytes: int, rows: int, is_compiled: bool =
         As of `numpy_rows`.
     rows : int
         Of the tallest block, at least 1.
-    is_compiled : bool
-        Whether the kernel is the compiled one, which keeps tiles of a block's scores, and a byte for each that may be
-        hidden.
     """
     most = max(block_bytes // call.widest_bytes, 16)
-    columns = min(_area(call, block_bytes, is_compiled) // rows, _MOST_COLUMNS, most)
+    columns = min(block_bytes // 4 // rows, _MOST_COLUMNS, most)
     columns = min(columns, call.n_keys) if call.is_masked else largest_cut(call.n_keys, columns)
-    at_once = numba_tile(block_bytes) // rows if is_compiled else block_bytes // 4 // (rows * columns)
-    heads = min(at_once, block_bytes // (max(rows, columns) * call.widest_bytes))
+    heads = min(block_bytes // 4 // (rows * columns), block_bytes // (max(rows, columns) * call.widest_bytes))
     heads = min(heads, _ROWS_IN_ALL // rows, _COLUMNS_IN_ALL // max(rows, columns))
     if call.is_shared:
         heads = min(heads, call.n_heads * call.n_queries // rows // LEAST_UNITS)
     heads = max(heads, 1)
     kv_heads = largest_cut(call.kv_heads, max(heads // call.shared, 1))
     return UnitShape(kv_heads, largest_cut(call.shared, heads), rows, columns)
-
-
-def _area(call: CallShape, block_bytes: int, is_compiled: bool) -> int:
-    """Return how many scores a block has at most, of one head."""
-    return block_bytes if is_compiled and not call.is_masked and not call.is_bundled else block_bytes // 4
 
 
 def joined_keys(widest_bytes: int, block_bytes: int) -> int:
@@ -158,12 +179,12 @@ class _Most(NamedTuple):
     copied_keys: int  # by those that are gathered
 
     @classmethod
-    def of(cls, call: CallShape, block_bytes: int, is_compiled: bool = False) -> "_Most":
+    def of(cls, call: CallShape, block_bytes: int) -> "_Most":
         most = max(block_bytes // call.widest_bytes, 16)
         rows = numpy_rows(call.n_queries, call.widest_bytes, block_bytes)
         least_rows = min(_LEAST_MASKED_ROWS, rows) if call.is_masked else rows
         tallest = [largest_cut(n, least_rows) for n in (call.n_queries, max(call.n_queries - 1, 1))]
-        widest = _area(call, block_bytes, is_compiled) // (1 if call.is_bundled else min(tallest))
+        widest = block_bytes // 4 // (1 if call.is_bundled else min(tallest))
         columns = min(widest, _MOST_COLUMNS, most, call.n_keys)
         rows_in_all = max(min(call.n_heads * rows, _ROWS_IN_ALL, most), rows)
         keys_in_all = copied_keys = max(min(call.kv_heads * columns, _COLUMNS_IN_ALL, most), columns)
@@ -185,17 +206,18 @@ def _numpy(call: CallShape, block_bytes: int, has_scores: bool) -> int:
 
 
 def _numba(call: CallShape, block_bytes: int) -> int:
-    """Bound what a thread of the compiled kernel holds."""
-    most, a = _Most.of(call, block_bytes, is_compiled=True), call.itemsize
-    tile = min(numba_tile(block_bytes), most.rows_in_all * most.columns)
-    bytes_held = tile * a + most.rows_in_all * (2 * call.width + call.value_width + _VECTORS) * a
-    bytes_held += most.copied_keys * (call.width + call.value_width) * a * (not call.is_in_place)
-    if call.is_masked or call.is_bundled:  # which scores of a block are hidden
-        bytes_held += min(most.rows_in_all * most.columns, block_bytes // 4)
-        bytes_held += most.rows * min(_MASK_COLUMNS, call.n_keys) * 24
-    plain = _Most.of(call, careful_bytes(block_bytes))  # head by head, in the same buffers, and:
-    block = min(plain.rows * plain.columns, careful_bytes(block_bytes) // 4)
-    return bytes_held + plain.rows * call.value_width * a + _carefully(call, plain.columns, block)
+    """Bound what a thread of the compiled kernel holds, with what it leaves to NumPy."""
+    block, a = numba_block(call, block_bytes), call.itemsize
+    most_lanes = max(
+        min(_MOST_ROWS, call.shared * call.n_queries), block.lanes
+    )  # a smaller call may have more heads in one
+    lanes = -(-min(most_lanes, max(block_bytes // (8 * call.widest_bytes), 16)) // _PANEL) * _PANEL
+    width, value_width = call.width, -(-call.value_width // _LONGEST_VECTOR) * _LONGEST_VECTOR
+    bytes_held = lanes * (width + value_width + 2) * a + (_TILE_KEYS + 3) * _PANEL * a
+    bytes_held += block.keys * (width + value_width) * a
+    if call.is_masked or call.is_bundled:
+        bytes_held += 4 * block.table_bytes + _MASK_COLUMNS * lanes * 24
+    return bytes_held + _numpy(call, careful_bytes(block_bytes), has_scores=False)
 
 
 def _carefully(call: CallShape, n_keys: int, block: int) -> int:

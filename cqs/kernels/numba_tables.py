@@ -1,0 +1,190 @@
+"""What the compiled kernel is told in integers: where arrays are, and which keys the rows of its blocks see."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cqs.kernels.blocks import columns_seen, in_chunks
+from cqs.kernels.region import Region
+from cqs.masks.mask import Booleans, Integers
+
+__all__ = ["KINDS", "BlockTables", "Tables", "places"]
+
+KINDS = {"float32": 0, "float16": 1, "bfloat16": 2}  # types of inputs
+_ALL_SEEN, _BOUNDED, _FLAGGED = 0, 1, 2  # what rows see of a run of keys
+_BOUND_BYTES = 24  # of what is held for the two ends of what a row sees, first as int64
+
+
+def places(array: npt.NDArray[Any], kind: int) -> Integers:
+    """Say where the matrices of an array `(*B, H, rows, width)` are, for each batch entry, `(batch, 6)`.
+
+    That is: the address of the first, bytes from head to head, from row to row and from number to number, type, width.
+    """
+    *batch, _, _, width = array.shape
+    offsets = np.zeros((), np.int64)
+    for n, stride in zip(batch, array.strides, strict=False):
+        offsets = offsets[..., None] + np.arange(n) * stride
+    found = np.empty((offsets.size, 6), np.int64)
+    found[:, 0] = offsets.reshape(-1) + array.__array_interface__["data"][0]
+    found[:, 1:] = *array.strides[-3:], kind, width
+    return found
+
+
+class Tables(NamedTuple):
+    """What some blocks of rows see; `begins` and `ends` say whether that is their first keys, and their last.
+
+    See `cqs.kernels.numba_loops.attend`.
+    """
+
+    blocks: Integers
+    pieces: Integers
+    bounds: npt.NDArray[np.int32]
+    hidden: Booleans
+    begins: bool
+    ends: bool
+
+
+class _Piece(NamedTuple):
+    """A run of keys of one chunk that rows see, and what of it: all, between bounds, or what is not hidden."""
+
+    chunk: int
+    first: int
+    columns: range
+    kind: int
+    bounds: Integers | None = None
+    n_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTables:
+    """Makes the tables of blocks of rows.
+
+    Parameters
+    ----------
+    region : Region
+        Of the call.
+    sizes : sequence of int
+        Keys of each chunk.
+    most_keys : int
+        Of a block in one table.
+    most_bytes : int
+        Of what one table says about single rows.
+    """
+
+    region: Region
+    sizes: Sequence[int]
+    most_keys: int
+    most_bytes: int
+
+    def of(self, blocks: Iterable[range]) -> Iterator[Tables | range]:
+        """Yield tables of whole blocks; a block that sees too much for one table is yielded itself, for `steps`."""
+        together: list[tuple[range, list[_Piece]]] = []
+        n_bytes = 0
+        for rows in blocks:
+            steps = self._steps(rows)
+            step, is_long = next(steps), next(steps, None) is not None
+            own_bytes = sum(piece.n_bytes for piece in step)
+            if together and (is_long or n_bytes + own_bytes > self.most_bytes):
+                yield self._table(together)
+                together, n_bytes = [], 0
+            if is_long:
+                yield rows
+            else:
+                together.append((rows, step))
+                n_bytes += own_bytes
+        if together:
+            yield self._table(together)
+
+    def steps(self, rows: range) -> Iterator[Tables]:
+        """Yield the tables of one block: its keys are for one after the other."""
+        steps = self._steps(rows)
+        step, begins = next(steps), True
+        for later in steps:
+            yield self._table([(rows, step)], begins, ends=False)
+            step, begins = later, False
+        yield self._table([(rows, step)], begins)
+
+    def _steps(self, rows: range) -> Iterator[list[_Piece]]:
+        """Yield what rows see, as much at a time as a table may hold."""
+        step: list[_Piece] = []
+        n_keys = n_bytes = 0
+        for piece in self._pieces(rows):
+            n_keys, n_bytes = n_keys + len(piece.columns), n_bytes + piece.n_bytes
+            if step and (n_keys > self.most_keys or n_bytes > self.most_bytes):
+                yield step
+                step, n_keys, n_bytes = [], len(piece.columns), piece.n_bytes
+            step.append(piece)
+        yield step
+
+    def _pieces(self, rows: range) -> Iterator[_Piece]:
+        is_all_seen = self.region.is_all_seen(rows)
+        for columns in columns_seen(self.region, rows):
+            for cut in (columns[n : n + self.most_keys] for n in range(0, len(columns), self.most_keys)):
+                yield from self._in_chunks(cut) if is_all_seen else self._seen_in_part(rows, cut)
+
+    def _in_chunks(self, columns: range) -> Iterator[_Piece]:
+        """Yield columns that are all seen."""
+        before = columns.start
+        for chunk, part in in_chunks([columns], self.sizes):
+            yield _Piece(chunk, part.start, range(before, before + len(part)), _ALL_SEEN)
+            before += len(part)
+
+    def _seen_in_part(self, rows: range, columns: range) -> Iterator[_Piece]:
+        """Yield columns of which some rows may not see all."""
+        for piece in self._in_chunks(columns):
+            bounds = self.region.bounds(rows, [piece.columns])
+            if bounds is None:
+                yield from self._flagged(rows, piece)
+                continue
+            first, last = bounds
+            if first.any() or last.min() < len(piece.columns):
+                piece = piece._replace(kind=_BOUNDED, bounds=bounds, n_bytes=_BOUND_BYTES * len(rows))
+            if last.any():
+                yield piece
+
+    def _flagged(self, rows: range, piece: _Piece) -> Iterator[_Piece]:
+        """Yield columns one by one of which is to be said what rows do not see, and those before and after."""
+        hidden, most = self.region.hidden_columns(rows, [piece.columns]), max(self.most_bytes // len(rows), 1)
+        cuts = sorted({0, hidden.start, *hidden[most::most], hidden.stop, len(piece.columns)})
+        for start, stop in pairwise(cuts):
+            own = piece._replace(first=piece.first + start, columns=piece.columns[start:stop])
+            is_flagged = hidden.start <= start < hidden.stop
+            yield own._replace(kind=_FLAGGED, n_bytes=len(rows) * (stop - start)) if is_flagged else own
+
+    def _table(self, steps: Sequence[tuple[range, list[_Piece]]], begins: bool = True, ends: bool = True) -> Tables:
+        """Write down what blocks of rows see."""
+        blocks: list[tuple[int, ...]] = []
+        pieces: list[tuple[int, ...]] = []
+        bounds: list[Integers] = []
+        hidden: list[Booleans] = []
+        n_bounds = n_flags = 0
+        for rows, own in steps:
+            blocks.append((rows.start, rows.stop, len(pieces), len(pieces) + len(own)))
+            for piece in own:
+                place = n_bounds if piece.kind == _BOUNDED else n_flags
+                pieces.append((piece.chunk, piece.first, len(piece.columns), piece.kind, place))
+                if piece.bounds is not None:
+                    bounds.append(piece.bounds.reshape(-1))
+                    n_bounds += piece.bounds.size
+                if piece.kind == _FLAGGED:
+                    hidden.append(self._hidden(rows, piece.columns))
+                    n_flags += hidden[-1].size
+        return Tables(
+            np.array(blocks, np.int64),
+            np.array(pieces, np.int64).reshape(-1, 5),
+            np.concatenate(bounds, dtype=np.int32, casting="unsafe") if bounds else np.empty(0, np.int32),
+            np.concatenate(hidden) if hidden else np.empty(0, bool),
+            begins,
+            ends,
+        )
+
+    def _hidden(self, rows: range, columns: range) -> Booleans:
+        """Return which columns are hidden from which rows, column by column."""
+        flags = np.zeros((len(columns), len(rows)), bool)
+        for (_, some_rows, some_columns), hidden in self.region.hidden(rows, [columns]):
+            flags[some_columns, some_rows] = hidden if hidden is True else hidden.T
+        return flags.reshape(-1)

@@ -1,0 +1,164 @@
+"""Vectors of float32 numbers, as long as the processor's registers, for functions that Numba compiles.
+
+Numba turns loops into vector instructions where it sees that it may, and where it does not, they take thirty times as
+long. So what is done to every score is written with vectors: a type that compiled functions can keep in variables, add,
+subtract and multiply. Imported only where Numba is installed.
+"""
+
+import operator
+
+import numpy as np
+from llvmlite import ir
+from numba import boolean, float32, int64, njit, types
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic, models, overload, register_model
+
+__all__ = [
+    "FLOAT",
+    "HAS_32_REGISTERS",
+    "LANES",
+    "VECTOR",
+    "VECTOR_BYTES",
+    "any_less",
+    "exp2",
+    "load",
+    "pointer",
+    "spread",
+    "spread_value",
+    "store",
+    "where_less",
+]
+
+_FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")  # what Numba compiles for
+_HAS_512_BITS, _HAS_256_BITS = "+avx512f" in _FEATURES, "+avx2" in _FEATURES
+HAS_32_REGISTERS = _HAS_512_BITS or "+neon" in _FEATURES
+LANES = 16 if _HAS_512_BITS else 8 if _HAS_256_BITS else 4  # numbers of a vector
+VECTOR_BYTES = 4 * LANES
+FLOAT = ir.FloatType()
+VECTOR = ir.VectorType(FLOAT, LANES)
+_INTEGERS = ir.VectorType(ir.IntType(32), LANES)
+
+
+class _VectorType(types.Type):
+    def __init__(self) -> None:
+        super().__init__(name=f"vector_of_{LANES}")
+
+
+_vector = _VectorType()
+
+
+@register_model(_VectorType)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        super().__init__(manager, kind, VECTOR)
+
+
+def pointer(builder, address, kind):
+    """Return an address as a pointer to a vector or number."""
+    return builder.inttoptr(address, kind.as_pointer())
+
+
+def spread_value(builder, number):
+    """Return a vector of which each number is the one that is given."""
+    nothing = ir.Constant(VECTOR, ir.Undefined)
+    first = builder.insert_element(nothing, number, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, nothing, ir.Constant(_INTEGERS, None))
+
+
+@intrinsic
+def load(typing, address):
+    """Return the vector at an address, which need not be a multiple of anything."""
+    return _vector(int64), lambda _, builder, __, args: builder.load(pointer(builder, args[0], VECTOR), align=1)
+
+
+@intrinsic
+def store(typing, vector, address):
+    """Write a vector to an address."""
+
+    def generate(context, builder, _, args):
+        builder.store(args[0], pointer(builder, args[1], VECTOR), align=1)
+        return context.get_dummy_value()
+
+    return types.void(_vector, int64), generate
+
+
+@intrinsic
+def spread(typing, number):
+    """Return a vector of which each number is the one that is given."""
+    return _vector(float32), lambda _, builder, __, args: spread_value(builder, args[0])
+
+
+@intrinsic
+def where_less(typing, a, b, this, that):
+    """Return the numbers of `this` where a is less than b, and those of `that` elsewhere, or where either is NaN."""
+
+    def generate(_, builder, __, args):
+        return builder.select(builder.fcmp_ordered("<", args[0], args[1]), args[2], args[3])
+
+    return _vector(_vector, _vector, _vector, _vector), generate
+
+
+@intrinsic
+def any_less(typing, a, b):
+    """Return whether any number of a is less than that of b."""
+
+    def generate(_, builder, __, args):
+        bits = builder.bitcast(builder.fcmp_ordered("<", *args), ir.IntType(LANES))
+        return builder.icmp_unsigned("!=", bits, ir.Constant(ir.IntType(LANES), 0))
+
+    return boolean(_vector, _vector), generate
+
+
+def _arithmetic(instruction):
+    """Return a function of two vectors for compiled code; a product may be rounded together with a sum."""
+
+    @intrinsic
+    def compute(typing, a, b):
+        return _vector(_vector, _vector), lambda _, builder, __, args: getattr(builder, instruction)(
+            *args, flags=("contract",)
+        )
+
+    def of_vectors(a, b):
+        return (lambda a, b: compute(a, b)) if a is b is _vector else None
+
+    return of_vectors
+
+
+for _operator, _instruction in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
+    overload(_operator)(_arithmetic(_instruction))
+
+
+@intrinsic
+def _power_of_2(typing, rounded):
+    """Return 2^(n + 64) of numbers n to which `_ROUNDER` was added: a normal number for all that are asked for."""
+
+    def generate(_, builder, __, args):
+        to_exponent, shift = (ir.Constant(_INTEGERS, [n] * LANES) for n in (64 + 127 - 0x4B400000, 23))
+        exponents = builder.add(builder.bitcast(args[0], _INTEGERS), to_exponent)
+        return builder.bitcast(builder.shl(exponents, shift), VECTOR)
+
+    return _vector(_vector), generate
+
+
+_LEAST = np.float32(-150)  # below, a power of 2 is less than half of the smallest number
+_ROUNDER = np.float32(1.5 * 2**23)  # a number that is added to it is rounded, and is in its last bits
+_LIFT_BACK = np.float32(2.0**-64)
+# 2^t for |t| <= 1/2: of the polynomials of degree 6 that are 1 at 0, the nearest, to 2e-9
+_C1, _C2, _C3 = np.float32(6.9314720286e-1), np.float32(2.4022647914e-1), np.float32(5.5503324712e-2)
+_C4, _C5, _C6 = np.float32(9.6184373574e-3), np.float32(1.3398874404e-3), np.float32(1.5353361945e-4)
+
+
+@njit(nogil=True, forceinline=True)
+def exp2(x):
+    """Return 2 to the power of numbers that are at most 0, to 1 unit in the last place; NaN for NaN."""
+    zero, least, rounder = spread(np.float32(0)), spread(_LEAST), spread(_ROUNDER)
+    powers = where_less(x, least, zero, x)
+    rounded = powers + rounder
+    t = powers - (rounded - rounder)
+    series = spread(_C6) * t + spread(_C5)
+    series = series * t + spread(_C4)
+    series = series * t + spread(_C3)
+    series = series * t + spread(_C2)
+    series = series * t + spread(_C1)
+    series = series * t + spread(np.float32(1))
+    return where_less(x, least, zero, series * _power_of_2(rounded) * spread(_LIFT_BACK))
