@@ -34,7 +34,7 @@ def weigh(
     tile[:, :n] = scores
     lanes = np.zeros((3, numba_loops.PANEL), np.float32)
     lanes[0], lanes[1] = top, total
-    grew = numba_loops._weigh(tile.ctypes.data, n_keys, -(-n // LANES), *(x.ctypes.data for x in lanes))
+    grew = numba_loops.weigh(tile.ctypes.data, n_keys, -(-n // LANES), *(x.ctypes.data for x in lanes))
     assert grew == bool(np.any(lanes[2, :n] != 1))
     return tile[:, :n], *lanes[:, :n]
 
@@ -105,9 +105,23 @@ def test_numbers_of_any_type_and_place_are_read(dtype: str, strides: int) -> Non
     numbers = bits.view(getattr(ml_dtypes, dtype, dtype)) if dtype != "float32" else bits.astype(np.float32)
     rows = np.repeat(numbers, 2).reshape(1, 1 << 10, 128)[:, :, ::strides]
     target = np.full((1 << 10, rows.shape[-1] + 1), 7, np.float32)
-    numba_loops._copy_rows(places(rows, KINDS[dtype])[0], 0, 0, len(target), target)
+    chunks = places(rows, KINDS[dtype])[None, :, None, :].repeat(2, axis=2)
+    address, row_bytes = numba_loops.readable(chunks, 0, 0, 1, 0, 0, len(target), target.ctypes.data, target.shape[1])
+    assert (address, row_bytes) == (target.ctypes.data, target.strides[0])
     np.testing.assert_array_equal(target[:, :-1], rows[0].astype(np.float32))
     np.testing.assert_array_equal(target[:, -1], 0)
+
+
+@pytest.mark.parametrize(("n_rows", "lane", "n_lanes"), [(50, 0, 50), (3, 2, 17), (1, 0, 64), (40, 35, 9)])
+@pytest.mark.parametrize("width", [1, 16, 33])
+def test_queries_are_put_side_by_side(n_rows: int, lane: int, n_lanes: int, width: int) -> None:
+    q = np.random.default_rng(width).standard_normal((100, n_rows + 2, width), dtype=np.float32)
+    rows, panel = np.full((2, 64, 64), np.nan, np.float32)
+    room, factor = (rows.ctypes.data, panel.ctypes.data), np.float32(3)
+    numba_loops.pack_queries(places(q, 0), 0, 10, 1, n_rows, lane, n_lanes, factor, *room)
+    expected = q[10:, 1 : n_rows + 1].reshape(-1, width)[lane : lane + n_lanes] * factor
+    np.testing.assert_array_equal(panel[:width, :n_lanes], expected.T)
+    np.testing.assert_array_equal(panel[:width, n_lanes : numba_loops.padded(n_lanes)], 0)
 
 
 def assert_near(found: Partial, expected: Partial) -> None:

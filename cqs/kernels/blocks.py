@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from cqs.kernels.region import Region
-from cqs.schedule import even_cuts, worth_one_piece
+from cqs.schedule import SMALL_ROWS, even_cuts, worth_one_piece
 
 __all__ = ["column_blocks", "columns_seen", "in_chunks", "row_blocks", "split_scale"]
 
@@ -21,8 +21,8 @@ def split_scale(scale: float) -> tuple[float, float]:
     return (scale, 1.0) if 2.0**-20 <= abs(scale) <= 2.0**20 else (1.0, scale)
 
 
-def row_blocks(region: Region, most: int, most_masked: int) -> list[range]:
-    """Cut the rows of a region into blocks; rows that see other keys than those before begin a new one.
+def row_blocks(region: Region, most: int, most_masked: int, small: int = SMALL_ROWS) -> list[range]:
+    """Cut the rows of a region into blocks; rows that see other keys than those before begin a new one, unless small.
 
     A block has at most `most` rows, or `most_masked` where the mask hides something.
     """
@@ -34,7 +34,7 @@ def row_blocks(region: Region, most: int, most_masked: int) -> list[range]:
             {j: size for j, size in sizes.items() if (i, j) not in region.foreign} for i in range(len(region.queries))
         ]
         starts = list(accumulate(map(len, region.queries), initial=0))
-        pieces = worth_one_piece(list(map(len, region.queries)), own)
+        pieces = worth_one_piece(list(map(len, region.queries)), own, small)
         runs = [range(starts[piece.start], starts[piece.stop]) for piece in pieces]
     blocks = []
     for run in runs:

@@ -37,6 +37,7 @@ __all__ = ["attend", "missing", "refusal"]
 
 _MOST_WORK = 1 << 33  # multiplications that a thread does without looking whether it is to stop: a tenth of a second
 _PARTS_A_THREAD = 8
+_SMALL_ROWS = 16  # fewer than fill a vector are computed with those of other strips
 _INSTALL = "pip install 'cqs-attention[numba]'"
 
 
@@ -145,7 +146,7 @@ class _Call:
     @once
     def blocks(self) -> list[range]:
         """The blocks that the rows are cut into."""
-        return row_blocks(self.plain.region, self.block.rows, self.block.rows)
+        return row_blocks(self.plain.region, self.block.rows, self.block.rows, _SMALL_ROWS)
 
     @once
     def heads(self) -> list[_Heads]:
@@ -159,6 +160,8 @@ class _Call:
         """Cut the work into what a thread takes at a time, the largest first. Where does not matter to the result."""
         shape, n_heads = self.plain.shape, len(self.heads)
         width = shape.n_heads * (shape.width + shape.value_width)
+        if n_threads == 1 and shape.n_queries * shape.n_keys * width <= _MOST_WORK:
+            return [_Part(self.heads, self.blocks, 0)]
         sizes = [len(rows) * sum(map(len, columns_seen(self.plain.region, rows))) * width for rows in self.blocks]
         most = _MOST_WORK if n_threads == 1 else min(_MOST_WORK, sum(sizes) // (_PARTS_A_THREAD * n_threads))
         parts: list[_Part] = []
@@ -168,10 +171,9 @@ class _Call:
                 parts.append(_Part(self.heads, [*before, rows], so_far + size))
                 continue
             n_parts = min(max(-(-size // max(most, 1)), 1), n_heads)
-            for cut in even_cuts(n_heads, -(-n_heads // n_parts)):
-                parts.append(
-                    _Part(self.heads[cut.start : cut.stop], [rows], max(size // n_parts, most * (n_parts > 1)))
-                )
+            own = max(size // n_parts, most * (n_parts > 1))
+            cuts = even_cuts(n_heads, -(-n_heads // n_parts))
+            parts += [_Part(self.heads[cut.start : cut.stop], [rows], own) for cut in cuts]
         return sorted(parts, key=lambda part: -part.size)
 
     @once
@@ -200,22 +202,17 @@ class _Call:
 
     def _attend(self, heads: Sequence[_Heads], table: Tables, work: Workspace) -> None:
         raise_if_stopped()
-        loops, (*_, T, D), out = _loops(), self.q.shape, self.plain.result.out
+        loops, out = _loops(), self.plain.result.out
+        *_, T, E = out.shape
         assert loops is not None  # or another kernel would compute
-        panels, keys, E = -(-self.block.lanes // loops.PANEL), self.block.keys, loops.padded(out.shape[-1])
         items = np.array([(*own, n) for own in heads for n in range(len(table.blocks))], np.int64)
         is_finite = np.ones(len(items), bool)
+        sizes = loops.room_sizes(self.block.lanes, self.block.keys, self.q.shape[-1], E)
+        room = tuple(work.buffer(f"numba {n}", (size,), out.dtype) for n, size in enumerate(sizes))
         loops.attend(
-            *self.arrays, np.float32(self.scale * log2(e)), items, table.blocks, table.pieces, table.bounds, table.hidden,
-            *(
-                work.buffer(name, shape, out.dtype)
-                for name, shape in {
-                    "panels": (panels, D, loops.PANEL), "tile": (loops.TILE_KEYS, loops.PANEL),
-                    "keys": (keys, D), "values": (keys, E), "sums": (panels, loops.PANEL, E),
-                    "tops": (panels, loops.PANEL), "totals": (panels, loops.PANEL), "lanes": (3, loops.PANEL),
-                }.items()
-            ),
-            out.reshape(-1, T, out.shape[-1]), self.plain.result.lse.reshape(-1, T), table.begins, table.ends, is_finite,
+            *self.arrays, np.float32(self.scale * log2(e)), items, table.blocks, table.pieces, table.bounds,
+            table.hidden, room, self.block.keys, out.reshape(-1, T, E), self.plain.result.lse.reshape(-1, T),
+            table.begins, table.ends, is_finite,
         )  # fmt: skip
         for item in items[~is_finite].tolist():
             *own, block = item

@@ -14,16 +14,20 @@ from cqs.kernels.numba_products import multiply
 from cqs.kernels.numba_vectors import (
     LANES,
     VECTOR_BYTES,
+    all_less,
     any_less,
     exp2,
     load,
+    load_bfloat16,
+    load_float16,
     pointer,
     spread,
     store,
+    transpose,
     where_less,
-)  # fmt: skip
+)
 
-__all__ = ["PANEL", "TILE_KEYS", "attend", "padded"]
+__all__ = ["PANEL", "attend", "pack_queries", "padded", "readable", "room_sizes", "weigh"]
 
 PANEL, TILE_KEYS = 64, 96
 _ITEM = 4  # bytes
@@ -36,9 +40,23 @@ ALL_SEEN, BOUNDED, FLAGGED = 0, 1, 2  # what rows see of a run of keys
 FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2  # types of inputs
 
 
+@njit(nogil=True)
 def padded(width):
     """Return a number of columns rounded up to whole vectors."""
     return -(-width // LANES) * LANES
+
+
+def room_sizes(n_lanes, n_keys, width, value_width):
+    """Return how many numbers `attend` needs room for, to compute some lanes together, and copy some keys at a time.
+
+    That is for panels of queries, a panel's queries as they are, a tile of scores, keys, values, sums, maxima, totals,
+    and what else belongs to the lanes of a panel.
+    """
+    in_panels, wide, value_wide = -(-n_lanes // PANEL) * PANEL, padded(width), padded(value_width)
+    return (
+        *(in_panels * wide, PANEL * wide, TILE_KEYS * PANEL, n_keys * width, n_keys * value_wide),
+        *(in_panels * value_wide, in_panels, in_panels, 3 * PANEL),
+    )
 
 
 def _compiled(signature, *liberties):
@@ -57,6 +75,17 @@ def _read(typing, address, like):
     return like(int64, like), generate
 
 
+@intrinsic
+def _write(typing, number, address):
+    """Write a number to an address."""
+
+    def generate(context, builder, signature, args):
+        builder.store(args[0], pointer(builder, args[1], args[0].type), align=1)
+        return context.get_dummy_value()
+
+    return types.void(number, int64), generate
+
+
 @_compiled(float32(int64, int64))
 def _number(address, kind):
     """Return the number at an address as float32."""
@@ -73,48 +102,75 @@ def _number(address, kind):
     return -number if bits & np.uint16(0x8000) else number
 
 
-@_compiled(void(int64[::1], int64, int64, int64, float32[:, ::1]))
-def _copy_rows(place, head, first, n_rows, target):
-    """Write some rows of a head to an array whose rows may be longer; of what is beyond, zeros."""
-    address, head_bytes, row_bytes, item_bytes, kind, width = place
+@_compiled(void(int64, int64, int64, int64, float32, int64, int64))
+def _copy_row(row, item_bytes, kind, width, factor, target, target_width):
+    """Write the numbers of a row, times a factor, to a row that may be longer; of what is beyond, zeros."""
+    n = width // LANES * LANES if item_bytes == (_ITEM if kind == FLOAT32 else _ITEM // 2) else 0
+    factors = spread(factor)
+    if kind == FLOAT32:
+        for d in range(0, n, LANES):
+            store(load(row + d * item_bytes) * factors, target + d * _ITEM)
+    elif kind == FLOAT16:
+        for d in range(0, n, LANES):
+            store(load_float16(row + d * item_bytes) * factors, target + d * _ITEM)
+    else:
+        for d in range(0, n, LANES):
+            store(load_bfloat16(row + d * item_bytes) * factors, target + d * _ITEM)
+    for d in range(n, width):
+        _write(_number(row + d * item_bytes, kind) * factor, target + d * _ITEM)
+    for d in range(width, target_width):
+        _write(_ZERO, target + d * _ITEM)
+
+
+@_compiled(types.UniTuple(int64, 2)(int64[:, :, :, ::1], int64, int64, int64, int64, int64, int64, int64, int64))
+def readable(chunks, batch, chunk, which, head, first, n_rows, room, room_width):
+    """Return where some keys (`which` is 0) or values (1) of a head are as float32, and bytes from row to row.
+
+    They are copied to `room` if they are not so where they are, or not as wide as that.
+    """
+    address = chunks[batch, chunk, which, 0] + head * chunks[batch, chunk, which, 1]
+    row_bytes, item_bytes = chunks[batch, chunk, which, 2], chunks[batch, chunk, which, 3]
+    kind, width = chunks[batch, chunk, which, 4], chunks[batch, chunk, which, 5]
+    address += first * row_bytes
+    if kind == FLOAT32 and item_bytes == _ITEM and width == room_width:
+        return address, row_bytes
     for i in range(n_rows):
-        row = address + head * head_bytes + (first + i) * row_bytes
-        for d in range(width):
-            target[i, d] = _number(row + d * item_bytes, kind)
-        for d in range(width, target.shape[1]):
-            target[i, d] = _ZERO
+        _copy_row(address + i * row_bytes, item_bytes, kind, width, _ONE, room + i * room_width * _ITEM, room_width)
+    return room, room_width * _ITEM
 
 
-@_compiled(void(int64[::1], int64, int64, int64, int64, float32, float32[:, :, ::1]))
-def _pack_queries(place, head, n_heads, first, n_rows, factor, panels):
-    """Put the queries of some heads side by side, one after the other, times a factor; zeros where none are left."""
-    address, head_bytes, row_bytes, item_bytes, kind, _ = place
-    for panel in range(-(-n_heads * n_rows // PANEL)):
-        for d in range(panels.shape[1]):
-            r, i = divmod(panel * PANEL, n_rows)
-            for lane in range(PANEL):
-                if r == n_heads:
-                    panels[panel, d, lane] = _ZERO
-                    continue
-                row = address + (head + r) * head_bytes + (first + i) * row_bytes
-                panels[panel, d, lane] = _number(row + d * item_bytes, kind) * factor
-                i += 1
-                if i == n_rows:
-                    r, i = r + 1, 0
+@_compiled(void(int64[:, ::1], int64, int64, int64, int64, int64, int64, float32, int64, int64))
+def pack_queries(queries, batch, head, first, n_rows, lane, n_lanes, factor, rows, panel):
+    """Put the queries of some lanes side by side in a panel, times a factor; zeros up to a whole vector.
+
+    Lanes are counted row by row, head by head. `rows` is room for the queries as they are.
+    """
+    address, head_bytes, row_bytes = queries[batch, 0], queries[batch, 1], queries[batch, 2]
+    item_bytes, kind, width = queries[batch, 3], queries[batch, 4], queries[batch, 5]
+    stride = padded(width) * _ITEM
+    r, i = divmod(lane, n_rows)
+    for own in range(padded(n_lanes)):
+        row = address + (head + r) * head_bytes + (first + i) * row_bytes
+        _copy_row(row, item_bytes, kind, width if own < n_lanes else 0, factor, rows + own * stride, padded(width))
+        r, i = (r, i + 1) if i + 1 < n_rows else (r + 1, 0)
+    for own in range(0, n_lanes, LANES):
+        for d in range(0, width, LANES):
+            transpose(rows + own * stride + d * _ITEM, stride, panel + d * _ROW + own * _ITEM, _ROW)
 
 
-@_compiled(types.UniTuple(int64, 4)(int32[:, ::1], int64, int64, float32[:, ::1]))
-def _spread_bounds(bounds, lane, n_lanes, between):
-    """Write which keys some lanes see, as rows of `bounds` say; return the least and most of both ends."""
-    n_rows = bounds.shape[1]
-    least_first, most_first, least_end, most_end = bounds[0, 0], bounds[0, 0], bounds[1, 0], bounds[1, 0]
+@_compiled(types.UniTuple(int64, 4)(int64, int64, int64, int64, int64))
+def _spread_bounds(bounds, n_rows, lane, n_lanes, between):
+    """Write which keys some lanes see, as the bounds of rows say; return the least and most of both ends."""
     least_first, least_end, most_first, most_end = np.int64(2**31), np.int64(2**31), np.int64(0), np.int64(0)
+    row = lane % n_rows
     for j in range(n_lanes):
-        row = (lane + j) % n_rows
-        first, end = np.int64(bounds[0, row]), np.int64(bounds[1, row])
-        between[0, j], between[1, j] = first, end
+        place = bounds + row * _ITEM
+        first, end = np.int64(_read(place, np.int32(0))), np.int64(_read(place + n_rows * _ITEM, np.int32(0)))
+        _write(np.float32(first), between + j * _ITEM)
+        _write(np.float32(end), between + _ROW + j * _ITEM)
         least_first, most_first = min(least_first, first), max(most_first, first)
         least_end, most_end = min(least_end, end), max(most_end, end)
+        row = row + 1 if row + 1 < n_rows else 0
     return least_first, most_first, least_end, most_end
 
 
@@ -131,20 +187,19 @@ def _hide_outside(scores, key, n_keys, n_vectors, between):
             store(where_less(number, first, nothing, score), place)
 
 
-@_compiled(void(float32[:, ::1], int64, int64, int64, int64, boolean[:, ::1]))
-def _hide_flagged(scores, key, n_keys, lane, n_lanes, hidden):
-    """Set scores of a tile to -inf where `hidden`, keys by rows, says so."""
-    n_rows = hidden.shape[1]
+@_compiled(void(int64, int64, int64, int64, int64, int64))
+def _hide_flagged(scores, n_keys, hidden, n_rows, lane, n_lanes):
+    """Set scores of a tile to -inf where `hidden`, a byte for each key and row, says so."""
     for i in range(n_keys):
         row = lane % n_rows
         for j in range(n_lanes):
-            if hidden[key + i, row]:
-                scores[i, j] = _NOTHING
+            if _read(hidden + i * n_rows + row, np.uint8(0)):
+                _write(_NOTHING, scores + i * _ROW + j * _ITEM)
             row = row + 1 if row + 1 < n_rows else 0
 
 
-@_compiled(boolean(int64, int64, int64, int64, int64, int64), "contract")
-def _weigh(scores, n_keys, n_vectors, tops, totals, factors):
+@_compiled(boolean(int64, int64, int64, int64, int64, int64))
+def weigh(scores, n_keys, n_vectors, tops, totals, factors):
     """Turn a tile of scores into weights, and add them to the totals.
 
     Return whether any maximum grew. What was summed up before then has to be multiplied by `factors`.
@@ -172,76 +227,93 @@ def _weigh(scores, n_keys, n_vectors, tops, totals, factors):
     return grew
 
 
-@_compiled(void(float32[:, ::1], float32[::1], int64))
-def _rescale(sums, factors, n_lanes):
+@_compiled(void(int64, int64, float32))
+def _fill(address, n, number):
+    """Write a number n times, a multiple of the numbers of a vector."""
+    for place in range(address, address + n * _ITEM, VECTOR_BYTES):
+        store(spread(number), place)
+
+
+@_compiled(void(int64, int64, int64, int64))
+def _rescale(sums, width, factors, n_lanes):
     """Multiply the sums of each lane by its factor."""
     for j in range(n_lanes):
-        if factors[j] != _ONE:
-            for e in range(sums.shape[1]):
-                sums[j, e] *= factors[j]
+        factor = _read(factors + j * _ITEM, _ZERO)
+        if factor != _ONE:
+            row = sums + j * width * _ITEM
+            for e in range(0, width, LANES):
+                store(load(row + e * _ITEM) * spread(factor), row + e * _ITEM)
 
 
-@_compiled(
-    void(
-        float32[:, ::1], int64, int64, int64, int64, int64, int64, int64, int64, int64,
-        int32[:, ::1], boolean[:, ::1], float32[:, ::1], float32[:, ::1], float32[::1], float32[::1], float32[:, ::1],
-    )
-)  # fmt: skip
+@_compiled(void(*[int64] * 20))
 def _add_keys(
-    queries, lane, n_lanes, k, k_row, v, v_row, key, n_keys, kind,
-    bounds, hidden, tile, sums, tops, totals, lanes,
+    queries, depth, n_rows, lane, n_lanes, k, k_row, v, v_row, key, n_keys, kind, said,
+    tile, sums, width, tops, totals, between, factors,
 ):  # fmt: skip
-    """Add some keys to the sums of a panel; the first of them has the number `key` in its run."""
-    n_vectors, start, end = -(-n_lanes // LANES), key, key + n_keys
-    least_first, most_first, least_end, most_end = start, start, end, end
+    """Add some keys to the sums of a panel; the first of them has the number `key` in its piece."""
+    n_vectors, end = -(-n_lanes // LANES), key + n_keys
+    least_first, most_first, least_end, most_end = key, key, end, end
     if kind == BOUNDED:
-        least_first, most_first, least_end, most_end = _spread_bounds(bounds, lane, n_lanes, lanes)
-    scores, between, factors = tile.ctypes.data, lanes.ctypes.data, lanes[2].ctypes.data
+        least_first, most_first, least_end, most_end = _spread_bounds(said, n_rows, lane, n_lanes, between)
     for here in range(key, end, TILE_KEYS):
         n = min(TILE_KEYS, end - here)
         if most_end <= here or least_first >= here + n:
             continue
         own_k, own_v = k + (here - key) * k_row, v + (here - key) * v_row
-        multiply(own_k, k_row, _ITEM, queries.ctypes.data, _ROW, scores, _ROW, n, n_vectors, queries.shape[0], False)
+        multiply(own_k, k_row, _ITEM, queries, _ROW, tile, _ROW, n, n_vectors, depth, False)
         if kind == FLAGGED:
-            _hide_flagged(tile, here, n, lane, n_lanes, hidden)
+            _hide_flagged(tile, n, said + here * n_rows, n_rows, lane, n_lanes)
         elif most_first > here or least_end < here + n:
-            _hide_outside(scores, here, n, n_vectors, between)
-        if _weigh(scores, n, n_vectors, tops.ctypes.data, totals.ctypes.data, factors):
-            _rescale(sums, lanes[2], n_lanes)
-        width = sums.shape[1]
-        multiply(scores, _ITEM, _ROW, own_v, v_row, sums.ctypes.data, _ITEM * width, n_lanes, width // LANES, n, True)
+            _hide_outside(tile, here, n, n_vectors, between)
+        if weigh(tile, n, n_vectors, tops, totals, factors):
+            _rescale(sums, width, factors, n_lanes)
+        multiply(tile, _ITEM, _ROW, own_v, v_row, sums, width * _ITEM, n_lanes, width // LANES, n, True)
 
 
-@_compiled(boolean(float32[:, ::1], float32[::1], float32[::1], float32[:, ::1], float32[::1], int64), "reassoc", "nsz")
-def _divide(sums, tops, totals, out, lse, n_rows):
-    """Write the output and log-sum-exp of some rows; return whether all that they sum up is finite."""
-    is_finite = True
-    for i in range(n_rows):
-        if totals[i] == 0:
-            out[i], lse[i] = 0, _NOTHING
-            continue
-        zero = _ZERO
-        for e in range(out.shape[1]):
-            zero += sums[i, e] * _ZERO
-            out[i, e] = sums[i, e] / totals[i]
-        lse[i] = (tops[i] + np.log2(np.float64(totals[i]))) * _LN2
-        is_finite = is_finite and zero == 0
+@_compiled(boolean(int64, int64, int64, float32))
+def _divide(sums, out, width, total):
+    """Write the sums of a row divided by that of its weights; return whether they are all finite."""
+    divisor, zero = spread(total), spread(_ZERO)
+    for e in range(0, width, LANES):
+        numbers = load(sums + e * _ITEM)
+        zero = zero + numbers * spread(_ZERO)
+        if e + LANES <= width:
+            store(numbers / divisor, out + e * _ITEM)
+        else:
+            store(numbers / divisor, sums + e * _ITEM)
+    for e in range(width // LANES * LANES, width):
+        _write(_read(sums + e * _ITEM, _ZERO), out + e * _ITEM)
+    return all_less(zero, spread(_ONE))
+
+
+@_compiled(boolean(int64, int64, int64, int64, int64, int64, int64, int64, float32[:, :, ::1], float32[:, ::1]))
+def _write_rows(head, first_row, n_rows, lane, n_lanes, sums, tops, totals, out, lse):
+    """Write the result of a panel's lanes; return whether all that they sum up is finite."""
+    is_finite, width, stride = True, out.shape[2], padded(out.shape[2]) * _ITEM
+    r, i = divmod(lane, n_rows)
+    for own in range(n_lanes):
+        top, total = _read(tops + own * _ITEM, _ZERO), _read(totals + own * _ITEM, _ZERO)
+        there, row = head + r, first_row + i
+        if total == 0:
+            out[there, row], lse[there, row] = _ZERO, _NOTHING
+        else:
+            place = out.ctypes.data + (there * out.shape[1] + row) * width * _ITEM
+            is_finite &= _divide(sums + own * stride, place, width, total)
+            lse[there, row] = (top + np.log2(np.float64(total))) * _LN2
+        r, i = (r, i + 1) if i + 1 < n_rows else (r + 1, 0)
     return is_finite
 
 
 @_compiled(
     void(
         int64[:, ::1], int64[:, :, :, ::1], float32, int64[:, ::1], int64[:, ::1], int64[:, ::1], int32[::1],
-        boolean[::1], float32[:, :, ::1], float32[:, ::1], float32[:, ::1], float32[:, ::1], float32[:, :, ::1],
-        float32[:, ::1], float32[:, ::1], float32[:, ::1], float32[:, :, ::1], float32[:, ::1], boolean, boolean,
+        boolean[::1], types.UniTuple(float32[::1], 9), int64, float32[:, :, ::1], float32[:, ::1], boolean, boolean,
         boolean[::1],
     )
 )  # fmt: skip
 def attend(
-    queries, chunks, factor, items, blocks, pieces, bounds, hidden, panels, tile, keys, values, sums, tops, totals,
-    lanes, out, lse, begins, ends, is_finite,
-):  # fmt: skip
+    queries, chunks, factor, items, blocks, pieces, bounds, hidden, room, most_keys, out, lse, begins, ends, is_finite
+):
     """Attend item by item: with the query heads of a key head, in one block of rows.
 
     Parameters
@@ -262,66 +334,59 @@ def attend(
         For BOUNDED pieces the first key that each row sees, and the one after the last, counted from the first key.
     hidden : bool
         For FLAGGED pieces which keys are hidden from which rows, `(keys, rows)`.
-    panels, tile, sums, tops, totals, lanes : float32, `(n, D, 64)`, `(96, 64)`, `(n, 64, E')`, `(n, 64)`, `(3, 64)`
-        Room for queries, scores, sums and what belongs to lanes; E' is E rounded up to whole vectors.
-    keys, values : float32, `(s, D)` and `(s, E')`
-        Room for keys that cannot be read where they are, at most so many at a time.
+    room : tuple of float32 arrays
+        As large as `room_sizes` says.
+    most_keys : int
+        Keys that are read for one panel after the other.
     out, lse : float32, `(heads, T, E)` and `(heads, T)`
         Where the result goes, for the heads of all batch entries.
     begins, ends : bool
         Whether these are the blocks' first pieces, and the last, with which the result is written.
     is_finite : bool, `(i,)`
         Where it is said whose sums are not finite, so that their result does not count.
+
+    Notes
+    -----
+    Within it all is done by address: handing on parts of arrays would count who uses them, for each tile.
     """
-    n_heads = out.shape[0] // queries.shape[0]
+    panels, rows, tile, keys, values, sums, tops, totals, lanes = (
+        room[0].ctypes.data, room[1].ctypes.data, room[2].ctypes.data, room[3].ctypes.data, room[4].ctypes.data,
+        room[5].ctypes.data, room[6].ctypes.data, room[7].ctypes.data, room[8].ctypes.data,
+    )  # fmt: skip
+    depth, width, n_heads = queries[0, 5], padded(out.shape[2]), out.shape[0] // queries.shape[0]
     for item in range(items.shape[0]):
-        batch, kv_head, head, n_own, block = items[item]
-        row, row_end, piece, piece_end = blocks[block]
-        n_rows = row_end - row
-        n_lanes = n_own * n_rows
+        batch, kv_head, head, block = items[item, 0], items[item, 1], items[item, 2], items[item, 4]
+        first_row, n_rows = blocks[block, 0], blocks[block, 1] - blocks[block, 0]
+        n_lanes = items[item, 3] * n_rows
         n_panels = -(-n_lanes // PANEL)
-        if begins:
-            _pack_queries(queries[batch], head, n_own, row, n_rows, factor, panels)
-            sums[:n_panels], tops[:n_panels], totals[:n_panels] = _ZERO, _NOTHING, _ZERO
-        for p in range(piece, piece_end):
-            chunk, first, n_keys, kind, place = pieces[p]
-            of_keys, of_values = chunks[batch, chunk, 0], chunks[batch, chunk, 1]
-            own_bounds = (
-                bounds[place : place + 2 * n_rows].reshape(2, n_rows) if kind == BOUNDED else bounds[:0].reshape(2, 0)
+        n_wide = padded(-(-n_lanes // n_panels))  # lanes of all panels but the last
+        for panel in range(n_panels if begins else 0):
+            lane = panel * n_wide
+            own = min(n_wide, n_lanes - lane)
+            own_panel, own_sums = panels + panel * padded(depth) * _ROW, sums + panel * width * _ROW
+            pack_queries(queries, batch, head, first_row, n_rows, lane, own, factor, rows, own_panel)
+            _fill(own_sums, own * width, _ZERO)
+            _fill(totals + panel * _ROW, PANEL, _ZERO)
+            _fill(tops + panel * _ROW, PANEL, _NOTHING)
+        for p in range(blocks[block, 2], blocks[block, 3]):
+            chunk, first, n_keys, kind = pieces[p, 0], pieces[p, 1], pieces[p, 2], pieces[p, 3]
+            said = (
+                (bounds.ctypes.data + pieces[p, 4] * _ITEM) if kind == BOUNDED else (hidden.ctypes.data + pieces[p, 4])
             )
-            own_hidden = (
-                hidden[place : place + n_keys * n_rows].reshape(n_keys, n_rows)
-                if kind == FLAGGED
-                else hidden[:0].reshape(0, n_rows)
-            )
-            k, k_row = of_keys[0] + kv_head * of_keys[1] + first * of_keys[2], of_keys[2]
-            v, v_row = of_values[0] + kv_head * of_values[1] + first * of_values[2], of_values[2]
-            is_k_read = of_keys[4] == FLOAT32 and of_keys[3] == _ITEM
-            is_v_read = of_values[4] == FLOAT32 and of_values[3] == _ITEM and of_values[5] == sums.shape[2]
-            for start in range(0, n_keys, keys.shape[0]):
-                n = min(keys.shape[0], n_keys - start)
-                if not is_k_read:
-                    _copy_rows(of_keys, kv_head, first + start, n, keys)
-                    k, k_row = keys.ctypes.data - start * _ITEM * keys.shape[1], _ITEM * keys.shape[1]
-                if not is_v_read:
-                    _copy_rows(of_values, kv_head, first + start, n, values)
-                    v, v_row = values.ctypes.data - start * _ITEM * values.shape[1], _ITEM * values.shape[1]
+            for key in range(0, n_keys, most_keys):
+                n = min(most_keys, n_keys - key)
+                k, k_row = readable(chunks, batch, chunk, 0, kv_head, first + key, n, keys, depth)
+                v, v_row = readable(chunks, batch, chunk, 1, kv_head, first + key, n, values, width)
                 for panel in range(n_panels):
-                    lane = panel * PANEL
+                    lane = panel * n_wide
                     _add_keys(
-                        panels[panel], lane, min(PANEL, n_lanes - lane), k + start * k_row, k_row, v + start * v_row, v_row,
-                        start, n, kind, own_bounds, own_hidden, tile, sums[panel], tops[panel], totals[panel], lanes,
+                        panels + panel * padded(depth) * _ROW, depth, n_rows, lane, min(n_wide, n_lanes - lane),
+                        k, k_row, v, v_row, key, n, kind, said, tile, sums + panel * width * _ROW, width,
+                        tops + panel * _ROW, totals + panel * _ROW, lanes, lanes + 2 * _ROW,
                     )  # fmt: skip
-        if ends:
-            all_sums, all_tops, all_totals = sums.reshape(-1, sums.shape[2]), tops.reshape(-1), totals.reshape(-1)
-            for r in range(n_own):
-                rows, there = slice(r * n_rows, (r + 1) * n_rows), batch * n_heads + head + r
-                is_right = _divide(
-                    all_sums[rows],
-                    all_tops[rows],
-                    all_totals[rows],
-                    out[there, row:row_end],
-                    lse[there, row:row_end],
-                    n_rows,
-                )
-                is_finite[item] = is_finite[item] and is_right
+        for panel in range(n_panels if ends else 0):
+            lane = panel * n_wide
+            is_finite[item] &= _write_rows(
+                batch * n_heads + head, first_row, n_rows, lane, min(n_wide, n_lanes - lane),
+                sums + panel * width * _ROW, tops + panel * _ROW, totals + panel * _ROW, out, lse,
+            )  # fmt: skip

@@ -1,8 +1,9 @@
 """What the compiled kernel is told in integers: where arrays are, and which keys the rows of its blocks see."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,12 +26,14 @@ def places(array: npt.NDArray[Any], kind: int) -> Integers:
     That is: the address of the first, bytes from head to head, from row to row and from number to number, type, width.
     """
     *batch, _, _, width = array.shape
+    address, last = array.__array_interface__["data"][0], (*array.strides[-3:], kind, width)
+    if not batch:
+        return np.array([(address, *last)], np.int64)
     offsets = np.zeros((), np.int64)
     for n, stride in zip(batch, array.strides, strict=False):
         offsets = offsets[..., None] + np.arange(n) * stride
     found = np.empty((offsets.size, 6), np.int64)
-    found[:, 0] = offsets.reshape(-1) + array.__array_interface__["data"][0]
-    found[:, 1:] = *array.strides[-3:], kind, width
+    found[:, 0], found[:, 1:] = offsets.reshape(-1) + address, last
     return found
 
 
@@ -80,8 +83,12 @@ class BlockTables:
     most_keys: int
     most_bytes: int
 
-    def of(self, blocks: Iterable[range]) -> Iterator[Tables | range]:
+    def of(self, blocks: Sequence[range]) -> Iterator[Tables | range]:
         """Yield tables of whole blocks; a block that sees too much for one table is yielded itself, for `steps`."""
+        whole = self._of_whole_tiles(blocks)
+        if whole is not None:
+            yield whole
+            return
         together: list[tuple[range, list[_Piece]]] = []
         n_bytes = 0
         for rows in blocks:
@@ -98,6 +105,34 @@ class BlockTables:
                 n_bytes += own_bytes
         if together:
             yield self._table(together)
+
+    def _of_whole_tiles(self, blocks: Sequence[range]) -> Tables | None:
+        """Return the table of blocks each of which has rows of one run, and sees whole chunks; None if there are others.
+
+        Without a look at single tiles, since a task may have many small ones.
+        """
+        region, n_chunks = self.region, len(self.sizes)
+        if (
+            region.is_masked
+            or sum(self.sizes) > self.most_keys
+            or [len(keys) for keys in region.keys] != list(self.sizes)
+        ):
+            return None
+        ends = list(accumulate(map(len, region.queries)))
+        runs = [bisect_right(ends, rows.start) for rows in blocks]
+        if any(rows.stop > ends[run] for rows, run in zip(blocks, runs, strict=True)):
+            return None
+        owned = np.ones((len(ends), n_chunks), bool)
+        if region.foreign:
+            owned[tuple(np.array(list(region.foreign)).T)] = False
+        of_blocks, chunks = np.nonzero(owned[runs])
+        pieces = np.zeros((len(chunks), 5), np.int64)
+        pieces[:, 0], pieces[:, 2] = chunks, np.array(self.sizes)[chunks]
+        cuts = np.searchsorted(of_blocks, np.arange(len(blocks) + 1))
+        tables = [(rows.start, rows.stop, 0, 0) for rows in blocks]
+        found = np.array(tables, np.int64)
+        found[:, 2], found[:, 3] = cuts[:-1], cuts[1:]
+        return Tables(found, pieces, np.empty(0, np.int32), np.empty(0, bool), True, True)
 
     def steps(self, rows: range) -> Iterator[Tables]:
         """Yield the tables of one block: its keys are for one after the other."""

@@ -2,7 +2,7 @@
 
 Numba turns loops into vector instructions where it sees that it may, and where it does not, they take thirty times as
 long. So what is done to every score is written with vectors: a type that compiled functions can keep in variables, add,
-subtract and multiply. Imported only where Numba is installed.
+subtract, multiply and divide. Imported only where Numba is installed.
 """
 
 import operator
@@ -19,13 +19,18 @@ __all__ = [
     "LANES",
     "VECTOR",
     "VECTOR_BYTES",
+    "all_less",
     "any_less",
+    "exp",
     "exp2",
     "load",
+    "load_bfloat16",
+    "load_float16",
     "pointer",
     "spread",
     "spread_value",
     "store",
+    "transpose",
     "where_less",
 ]
 
@@ -98,15 +103,80 @@ def where_less(typing, a, b, this, that):
     return _vector(_vector, _vector, _vector, _vector), generate
 
 
+def _compared(is_enough):
+    """Return a function for compiled code that compares numbers, and is true where the bits of the answers say so."""
+
+    @intrinsic
+    def compare(typing, a, b):
+        def generate(_, builder, __, args):
+            bits = builder.bitcast(builder.fcmp_ordered("<", *args), ir.IntType(LANES))
+            return is_enough(builder, bits)
+
+        return boolean(_vector, _vector), generate
+
+    return compare
+
+
+# whether any number of one vector is less than that of another, and whether all are; NaN is less than nothing
+any_less = _compared(lambda builder, bits: builder.icmp_unsigned("!=", bits, bits.type(0)))
+all_less = _compared(lambda builder, bits: builder.icmp_unsigned("==", bits, bits.type(2**LANES - 1)))
+
+
 @intrinsic
-def any_less(typing, a, b):
-    """Return whether any number of a is less than that of b."""
+def transpose(typing, source, source_row, target, target_row):
+    """Write a square of numbers, as wide as a vector, with rows and columns exchanged; rows are so many bytes apart."""
+    halves = [[n // 2 + (n % 2) * LANES + half * LANES // 2 for n in range(LANES)] for half in range(2)]
+    merges = [ir.Constant(_INTEGERS, places) for places in halves]  # of two vectors, number by number
 
-    def generate(_, builder, __, args):
-        bits = builder.bitcast(builder.fcmp_ordered("<", *args), ir.IntType(LANES))
-        return builder.icmp_unsigned("!=", bits, ir.Constant(ir.IntType(LANES), 0))
+    def generate(context, builder, _, args):
+        def place(address, row, n):
+            return pointer(builder, builder.add(address, builder.mul(row, row.type(n))), VECTOR)
 
-    return boolean(_vector, _vector), generate
+        source, source_row, target, target_row = args
+        rows = [builder.load(place(source, source_row, n), align=1) for n in range(LANES)]
+        for _ in range(LANES.bit_length() - 1):
+            pairs = zip(rows[: LANES // 2], rows[LANES // 2 :], strict=True)
+            rows = [builder.shuffle_vector(a, b, merge) for a, b in pairs for merge in merges]
+        for n, row in enumerate(rows):
+            builder.store(row, place(target, target_row, n), align=1)
+        return context.get_dummy_value()
+
+    return types.void(int64, int64, int64, int64), generate
+
+
+def _widened(widen):
+    """Return a function for compiled code that reads numbers of 16 bits, by what makes vectors of their bits."""
+
+    @intrinsic
+    def load_halves(typing, address):
+        def generate(_, builder, __, args):
+            halves = ir.VectorType(ir.IntType(16), LANES)
+            return widen(builder, builder.zext(builder.load(pointer(builder, args[0], halves), align=1), _INTEGERS))
+
+        return _vector(int64), generate
+
+    return load_halves
+
+
+def _from_bfloat16(builder, bits):
+    return builder.bitcast(builder.shl(bits, _integers(16)), VECTOR)
+
+
+def _from_float16(builder, bits):
+    magnitudes = builder.shl(builder.and_(bits, _integers(0x7FFF)), _integers(13))
+    numbers = builder.fmul(builder.bitcast(magnitudes, VECTOR), ir.Constant(VECTOR, [2.0**112] * LANES))
+    special = builder.or_(magnitudes, _integers(0x7F800000))  # infinite, or NaN
+    is_special = builder.icmp_unsigned(">=", magnitudes, _integers(0x7C00 << 13))
+    found = builder.select(is_special, special, builder.bitcast(numbers, _INTEGERS))
+    signs = builder.shl(builder.and_(bits, _integers(0x8000)), _integers(16))
+    return builder.bitcast(builder.or_(found, signs), VECTOR)
+
+
+def _integers(number):
+    return ir.Constant(_INTEGERS, [number] * LANES)
+
+
+load_bfloat16, load_float16 = _widened(_from_bfloat16), _widened(_from_float16)
 
 
 def _arithmetic(instruction):
@@ -124,7 +194,8 @@ def _arithmetic(instruction):
     return of_vectors
 
 
-for _operator, _instruction in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
+_INSTRUCTIONS = {operator.add: "fadd", operator.sub: "fsub", operator.mul: "fmul", operator.truediv: "fdiv"}
+for _operator, _instruction in _INSTRUCTIONS.items():
     overload(_operator)(_arithmetic(_instruction))
 
 
@@ -133,32 +204,49 @@ def _power_of_2(typing, rounded):
     """Return 2^(n + 64) of numbers n to which `_ROUNDER` was added: a normal number for all that are asked for."""
 
     def generate(_, builder, __, args):
-        to_exponent, shift = (ir.Constant(_INTEGERS, [n] * LANES) for n in (64 + 127 - 0x4B400000, 23))
-        exponents = builder.add(builder.bitcast(args[0], _INTEGERS), to_exponent)
-        return builder.bitcast(builder.shl(exponents, shift), VECTOR)
+        exponents = builder.add(builder.bitcast(args[0], _INTEGERS), _integers(64 + 127 - 0x4B400000))
+        return builder.bitcast(builder.shl(exponents, _integers(23)), VECTOR)
 
     return _vector(_vector), generate
 
 
-_LEAST = np.float32(-150)  # below, a power of 2 is less than half of the smallest number
+_LEAST_2, _LEAST_E = np.float32(-150), np.float32(-104)  # below, powers are less than half of the smallest number
 _ROUNDER = np.float32(1.5 * 2**23)  # a number that is added to it is rounded, and is in its last bits
 _LIFT_BACK = np.float32(2.0**-64)
+_LOG2_E = np.float32(1.4426950408889634)
+_LN2_HIGH, _LN2_LOW = np.float32(0.693145751953125), np.float32(1.42860677e-6)  # a multiple of the first is exact
 # 2^t for |t| <= 1/2: of the polynomials of degree 6 that are 1 at 0, the nearest, to 2e-9
 _C1, _C2, _C3 = np.float32(6.9314720286e-1), np.float32(2.4022647914e-1), np.float32(5.5503324712e-2)
 _C4, _C5, _C6 = np.float32(9.6184373574e-3), np.float32(1.3398874404e-3), np.float32(1.5353361945e-4)
 
 
 @njit(nogil=True, forceinline=True)
-def exp2(x):
-    """Return 2 to the power of numbers that are at most 0, to 1 unit in the last place; NaN for NaN."""
-    zero, least, rounder = spread(np.float32(0)), spread(_LEAST), spread(_ROUNDER)
-    powers = where_less(x, least, zero, x)
-    rounded = powers + rounder
-    t = powers - (rounded - rounder)
+def _power(rounded, t):
+    """Return 2^(n + t) of numbers n to which `_ROUNDER` was added, with |t| <= 1/2."""
     series = spread(_C6) * t + spread(_C5)
     series = series * t + spread(_C4)
     series = series * t + spread(_C3)
     series = series * t + spread(_C2)
     series = series * t + spread(_C1)
     series = series * t + spread(np.float32(1))
-    return where_less(x, least, zero, series * _power_of_2(rounded) * spread(_LIFT_BACK))
+    return series * _power_of_2(rounded) * spread(_LIFT_BACK)
+
+
+@njit(nogil=True, forceinline=True)
+def exp2(x):
+    """Return 2 to the power of numbers that are at most 0, to 1 unit in the last place; NaN for NaN."""
+    zero, least, rounder = spread(np.float32(0)), spread(_LEAST_2), spread(_ROUNDER)
+    powers = where_less(x, least, zero, x)
+    rounded = powers + rounder
+    return where_less(x, least, zero, _power(rounded, powers - (rounded - rounder)))
+
+
+@njit(nogil=True, forceinline=True)
+def exp(x):
+    """Return e to the power of numbers that are at most 0, to 1 unit in the last place or little more; NaN for NaN."""
+    zero, least, rounder = spread(np.float32(0)), spread(_LEAST_E), spread(_ROUNDER)
+    powers = where_less(x, least, zero, x)
+    rounded = powers * spread(_LOG2_E) + rounder
+    whole = rounded - rounder
+    t = powers - whole * spread(_LN2_HIGH) - whole * spread(_LN2_LOW)
+    return where_less(x, least, zero, _power(rounded, t * spread(_LOG2_E)))

@@ -173,16 +173,25 @@ class Region:
         n_columns = sum(map(len, pieces))
         first, last, n_seen = np.full(len(rows), n_columns), *np.zeros((2, len(rows)), dtype=np.int64)
         for i, j, (row, column), queries, keys in self._rectangles(rows, pieces):
-            if (i, j) not in self.foreign:
-                window = slice(row, row + len(queries))
-                start, stop, n = self._span(queries, keys)
-                start, stop = start + (column - keys.start), stop + (column - keys.start)
-                first[window] = np.minimum(first[window], np.where(n > 0, start, n_columns))
-                last[window] = np.maximum(last[window], np.where(n > 0, stop, 0))
-                n_seen[window] += n
+            if (i, j) in self.foreign:
+                continue
+            coverage = self.mask.classify(queries, keys) if self._is_run_masked(i) else Coverage.FULL
+            if coverage is Coverage.EMPTY:
+                continue
+            window = slice(row, row + len(queries))
+            if coverage is Coverage.FULL:
+                start, stop, n = column, column + len(keys), len(keys)
+            else:
+                start, stop, n = self._spans(queries, keys)
+                start = np.where(n > 0, start + (column - keys.start), n_columns)
+                stop = np.where(n > 0, stop + (column - keys.start), 0)
+            np.minimum(first[window], start, out=first[window])
+            np.maximum(last[window], stop, out=last[window])
+            n_seen[window] += n
         if np.any(n_seen != np.maximum(last - first, 0)):
             return None
-        return np.stack([np.where(n_seen > 0, first, 0), last])
+        first[n_seen == 0] = 0
+        return np.stack([first, last])
 
     def _rectangles(
         self, rows: range, pieces: Sequence[range]
@@ -217,12 +226,8 @@ class Region:
             self._masked_runs[i] = not is_full
         return self._masked_runs[i]
 
-    def _span(self, queries: range, keys: range) -> Integers:
+    def _spans(self, queries: range, keys: range) -> Integers:
         """Return the first key that each query sees, the one after the last, and how many it sees, `(3, queries)`."""
-        coverage = self.mask.classify(queries, keys) if self.is_masked else Coverage.FULL
-        if coverage is not Coverage.PARTIAL:
-            n_seen = len(keys) if coverage is Coverage.FULL else 0
-            return np.array([[keys.start], [keys.stop], [n_seen]]) + np.zeros(len(queries), dtype=np.int64)
         parts = [
             np.stack(
                 [

@@ -1,6 +1,6 @@
 """From a problem to a plan: groups of tokens, tasks, and what they cost. Integers only."""
 
-from cqs.schedule.bundling import worth_one_piece
+from cqs.schedule.bundling import SMALL_ROWS, worth_one_piece
 from cqs.schedule.call_shape import LEAST_IN_PLACE, CallShape
 from cqs.schedule.cost import Rates
 from cqs.schedule.divide import divide
@@ -27,6 +27,7 @@ __all__ = [
     "BLOCK_BYTES",
     "LEAST_IN_PLACE",
     "MERGE_BLOCK",
+    "SMALL_ROWS",
     "UNSEEN_BYTES",
     "WRITE_BYTES",
     "BalancedLayout",

@@ -35,7 +35,9 @@ def bundled_rows(problem: AttentionProblem, grain: Grain, setting: Setting) -> i
     return max(_CALL_BLOCKS * grain.block_bytes // max(row, 1), SMALL_ROWS)
 
 
-def worth_one_piece(rows: Sequence[int], keys: Sequence[Mapping[_Key, int]]) -> list[range]:
+def worth_one_piece(
+    rows: Sequence[int], keys: Sequence[Mapping[_Key, int]], small: int = SMALL_ROWS
+) -> list[range]:
     """Cut strips into those that are worth computing as one rectangle; most are worth one each.
 
     Small strips are computed together: a large matrix product in place of many small ones. The rectangle that they span
@@ -48,6 +50,8 @@ def worth_one_piece(rows: Sequence[int], keys: Sequence[Mapping[_Key, int]]) -> 
         Of each strip.
     keys : sequence of mapping
         For each strip its groups of keys, by any names, and their sizes.
+    small : int
+        Rows; taller strips are never computed together.
     """
     cuts = [0]
     seen: Mapping[_Key, int] = {}  # by the strips since the last cut
@@ -55,7 +59,7 @@ def worth_one_piece(rows: Sequence[int], keys: Sequence[Mapping[_Key, int]]) -> 
     for i, (height, own) in enumerate(zip(rows, keys, strict=True)):
         width, together = sum(own.values()), {**seen, **own}
         n_columns = sum(together.values())
-        is_small = max(tallest, height) <= SMALL_ROWS
+        is_small = max(tallest, height) <= small
         fits = is_small and n_rows + height <= MOST_BUNDLED_ROWS and n_columns <= _MOST_COLUMNS
         if i and not (fits and n_owned + height * width >= _LEAST_SHARE * (n_rows + height) * n_columns):
             cuts.append(i)
