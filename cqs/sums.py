@@ -1,18 +1,22 @@
 """Where rows of the output are summed up until they are complete: in the output itself, in memory, or in a file."""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from cqs.backend import namespace_of
 from cqs.errors import SinkError
-from cqs.partial import Partial, merge_into
+from cqs.partial import Partial
 from cqs.schedule import UNSEEN_BYTES, HeadBlock, Strip, even_cuts
 from cqs.types import Array, DType, Namespace
 
-__all__ = ["InMemory", "InPlace", "Spilled", "Sums"]
+__all__ = ["InMemory", "InPlace", "Merge", "Spilled", "Sums"]
+
+
+# merges each of the second partial results into the first beside it, in place; see `cqs.partial.merge_into`
+Merge = Callable[[Namespace, Sequence[Partial], Sequence[Partial]], None]
 
 
 class Sums(Protocol):
@@ -28,7 +32,8 @@ class Sums(Protocol):
 class InPlace:
     """Sums kept where they end: in the output `(*B, H, T, E)`, and a log-sum-exp `(*B, H, T)` of the same type."""
 
-    def __init__(self, xp: Namespace, out: Array, lse: Array) -> None:
+    def __init__(self, merge: Merge, xp: Namespace, out: Array, lse: Array) -> None:
+        self._merge = merge
         self._xp = xp
         self._total = Partial(out, lse)
         self._begun: set[tuple[HeadBlock | None, int]] = set()
@@ -37,9 +42,16 @@ class InPlace:
 
     def add(self, heads: HeadBlock | None, strips: tuple[Strip, ...], partials: tuple[Partial, ...]) -> int:
         """Merge results into the rows of their strips."""
-        _add(
-            self._xp, [self._rows(heads, strip.query.tokens) for strip in strips], strips, partials, heads, self._begun
-        )
+        merged: list[tuple[Partial, Partial]] = []
+        for strip, part in zip(strips, partials, strict=True):
+            total, place = self._rows(heads, strip.query.tokens), (heads, strip.query.start)
+            if place in self._begun:
+                merged.append((total, part))
+            else:  # the first to come
+                self._begun.add(place)
+                total.out[...], total.lse[...] = part.out, part.lse
+        if merged:
+            self._merge(self._xp, *zip(*merged, strict=True))
         return 0
 
     def take(self, heads: HeadBlock | None, rows: range) -> Iterator[tuple[range, Partial, int]]:
@@ -58,6 +70,8 @@ class InMemory:
 
     Parameters
     ----------
+    merge : function
+        By which results are merged.
     xp : namespace
         Of the arrays, if no result comes at all.
     shape : tuple of int
@@ -66,7 +80,8 @@ class InMemory:
         Likewise.
     """
 
-    def __init__(self, xp: Namespace, shape: tuple[int, ...], dtype: DType, device: object) -> None:
+    def __init__(self, merge: Merge, xp: Namespace, shape: tuple[int, ...], dtype: DType, device: object) -> None:
+        self._merge = merge
         self._xp, self._shape, self._dtype, self._device = xp, shape, dtype, device
         self._sums: InPlace | None = None
         self._heads: HeadBlock | None = None
@@ -90,7 +105,7 @@ class InMemory:
             self._sums = None
             leading = self._shape[:-2] if heads is None else (len(heads.queries),)
             total = Partial.empty(self._xp, (*leading, *self._shape[-2:]), self._dtype, self._device)
-            self._sums, self._heads = InPlace(self._xp, total.out, total.lse), heads
+            self._sums, self._heads = InPlace(self._merge, self._xp, total.out, total.lse), heads
         return self._sums
 
 
@@ -99,6 +114,8 @@ class Spilled:
 
     Parameters
     ----------
+    merge : function
+        By which results are merged.
     shape : tuple of int
         `(*B, H, T, E)`.
     dtype : NumPy dtype
@@ -107,10 +124,12 @@ class Spilled:
         Where the file is, by default where the system keeps temporary files.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], directory: str | None = None) -> None:
+    def __init__(
+        self, merge: Merge, shape: tuple[int, ...], dtype: np.dtype[Any], directory: str | None = None
+    ) -> None:
         import tempfile  # slow to import, and not needed to import cqs
 
-        self._shape, self._dtype = shape, dtype
+        self._merge, self._shape, self._dtype = merge, shape, dtype
         self._where = directory or tempfile.gettempdir()
         try:
             self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115
@@ -129,7 +148,7 @@ class Spilled:
             rows = strip.query.tokens
             if rows.start in self._begun:
                 total = self._read(rows)
-                merge_into(np, [total], [partial])
+                self._merge(np, [total], [partial])
                 n_bytes += self._size(rows)
             else:
                 self._begun[rows.start] = rows.stop
@@ -198,24 +217,3 @@ class Spilled:
 
     def _place(self, rows: range) -> int:
         return rows.start * self._size(range(1))
-
-
-def _add(
-    xp: Namespace,
-    totals: list[Partial],
-    strips: tuple[Strip, ...],
-    partials: tuple[Partial, ...],
-    heads: HeadBlock | None,
-    begun: set[tuple[HeadBlock | None, int]],
-) -> None:
-    """Merge results into totals side by side; the first to come for some rows is copied."""
-    merged: list[tuple[Partial, Partial]] = []
-    for strip, total, part in zip(strips, totals, partials, strict=True):
-        place = heads, strip.query.start
-        if place in begun:
-            merged.append((total, part))
-        else:
-            begun.add(place)
-            total.out[...], total.lse[...] = part.out, part.lse
-    if merged:
-        merge_into(xp, *zip(*merged, strict=True))

@@ -11,6 +11,7 @@ from cqs.backend import dtype_of, is_numpy, namespace_of, on_host, quiet_floats
 from cqs.checks import check_listener
 from cqs.errors import DTypeError, OptionError, TileError
 from cqs.events import BytesWritten, Emit, ResultMerged
+from cqs.kernels import KERNELS
 from cqs.partial import Partial, merge_weights
 from cqs.problem import DTYPES, bytes_of, dtype_name
 from cqs.schedule import UNSEEN_BYTES, HeadBlock, Plan, Strip, Task
@@ -125,14 +126,16 @@ class Tiler:
         return Partial(self._sink.finish(), self._lse)
 
     def _new_sums(self, is_in_place: bool) -> Sums:
-        problem = self._plan.problem
+        problem, merge = self._plan.problem, KERNELS[self._plan.setting.kernel].merge_into
         if is_in_place:
             assert isinstance(self._sink, ArraySink)
-            return InPlace(self._xp, self._sink.array, self._lse)
+            return InPlace(merge, self._xp, self._sink.array, self._lse)
         if self._plan.setting.is_spilled and not self._plan.setting.devices:
             path = getattr(self._sink, "path", None)
-            return Spilled(problem.out_shape, np.dtype(problem.accumulator_dtype), path and str(Path(path).parent))
-        return InMemory(self._xp, problem.out_shape, self._dtype, self._device)
+            return Spilled(
+                merge, problem.out_shape, np.dtype(problem.accumulator_dtype), path and str(Path(path).parent)
+            )
+        return InMemory(merge, self._xp, problem.out_shape, self._dtype, self._device)
 
     def _merge(self, result: TaskResult) -> None:
         task, start = result.task, perf_counter()

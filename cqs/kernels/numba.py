@@ -19,6 +19,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+from cqs import partial
 from cqs.backend import Workspace, compute_threads, raise_if_stopped
 from cqs.kernels import numpy_threads
 from cqs.kernels.blocks import columns_seen, row_blocks, split_scale
@@ -32,8 +33,9 @@ from cqs.once import once
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
 from cqs.schedule import BLOCK_BYTES, NumbaBlock, careful_bytes, even_cuts, numba_block
+from cqs.types import Array, Namespace
 
-__all__ = ["attend", "missing", "refusal"]
+__all__ = ["attend", "merge_into", "missing", "refusal"]
 
 _MOST_WORK = 1 << 33  # multiplications that a thread does without looking whether it is to stop: a tenth of a second
 _PARTS_A_THREAD = 8
@@ -93,6 +95,25 @@ def attend(
     if split_scale(scale)[1] != 1 or q.shape[-1] == 0 or not all(array.dtype.isnative for array in arrays):
         return call.plain.computed(threads)
     return call.computed(threads)
+
+
+def merge_into(xp: Namespace, totals: Sequence[Partial], parts: Sequence[Partial]) -> None:
+    """Merge each part into the total beside it, in place, as `cqs.partial.merge_into` does, but for the last bits."""
+    arrays = [array for partial in (*totals, *parts) for array in (partial.out, partial.lse)]
+    if _loops() is None or not all(_is_mergeable(array) for array in arrays):
+        partial.merge_into(xp, totals, parts)
+        return
+    merge_rows = import_module("cqs.kernels.numba_merging").merge_rows
+    for total, part in zip(totals, parts, strict=True):
+        for batch in np.ndindex(*total.out.shape[:-3]):
+            merge_rows(total.out[batch], total.lse[batch], part.out[batch], part.lse[batch])
+
+
+def _is_mergeable(array: Array) -> bool:
+    """Whether an array is one of NumPy's, `(*B, H, T)` or with rows of adjacent numbers `(*B, H, T, E)`, of float32."""
+    if not isinstance(array, np.ndarray) or array.dtype != np.float32:
+        return False
+    return array.flags.aligned and array.ndim > 1 and array.strides[-1] == array.itemsize
 
 
 class _Heads(NamedTuple):

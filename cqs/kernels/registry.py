@@ -1,6 +1,6 @@
 """The table of kernels, and what each refuses. Read by `kernel="auto"` and by the tests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
@@ -9,6 +9,7 @@ from cqs.backend import is_cupy, is_numpy
 from cqs.errors import OptionError
 from cqs.kernels import blockwise, cudnn, gemm, numba, numpy_threads, reference
 from cqs.kernels.contract import Attend, Request
+from cqs.partial import Partial, merge_into
 from cqs.types import Namespace
 
 __all__ = ["KERNELS", "Kernel", "choose_kernel"]
@@ -30,6 +31,8 @@ class Kernel:
         Of a namespace, whether it takes its arrays.
     refusal : function
         Of a `Request` with such arrays, why the kernel cannot do it, in a few words; None if it can.
+    merge_into : function
+        What its results are merged by; see `cqs.partial.merge_into`.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Kernel:
     library: str = "any array-API library"
     takes: Callable[[Namespace], bool] = lambda xp: True
     refusal: Callable[[Request], str | None] = lambda request: None
+    merge_into: Callable[[Namespace, Sequence[Partial], Sequence[Partial]], None] = merge_into
 
 
 # what cuDNN has no mask for goes to the other kernel for GPUs
@@ -44,7 +48,7 @@ cudnn_attend = partial(cudnn.attend, other=gemm.attend)
 
 # in order of preference for kernel="auto"
 _TABLE = (
-    Kernel("numba", numba.attend, "NumPy", is_numpy, numba.refusal),  # compiled, of float32
+    Kernel("numba", numba.attend, "NumPy", is_numpy, numba.refusal, numba.merge_into),  # compiled, of float32
     Kernel("numpy", numpy_threads.attend, "NumPy", is_numpy),  # threads, BLAS
     Kernel("cudnn", cudnn_attend, "CuPy", is_cupy, cudnn.refusal),  # of float16 and bfloat16
     Kernel("gemm", gemm.attend, "CuPy", is_cupy, gemm.refusal),  # every mask and score

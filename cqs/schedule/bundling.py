@@ -35,9 +35,7 @@ def bundled_rows(problem: AttentionProblem, grain: Grain, setting: Setting) -> i
     return max(_CALL_BLOCKS * grain.block_bytes // max(row, 1), SMALL_ROWS)
 
 
-def worth_one_piece(
-    rows: Sequence[int], keys: Sequence[Mapping[_Key, int]], small: int = SMALL_ROWS
-) -> list[range]:
+def worth_one_piece(rows: Sequence[int], keys: Sequence[Mapping[_Key, int]], small: int = SMALL_ROWS) -> list[range]:
     """Cut strips into those that are worth computing as one rectangle; most are worth one each.
 
     Small strips are computed together: a large matrix product in place of many small ones. The rectangle that they span
