@@ -1,8 +1,11 @@
 """The compiled kernel by itself: the loops that Numba compiles, what they are handed, and what is left to NumPy."""
 
+import os
+import platform
 import subprocess
 import sys
 from itertools import accumulate
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -12,11 +15,12 @@ from hypothesis import strategies as st
 from kernel_calls import arrays_of, strips
 
 import cqs
-from cqs.kernels import KERNELS, KeyChunk, Region, numba, numba_loops
+from cqs.kernels import KERNELS, KeyChunk, Region, numba
+from cqs.kernels.compiled import loops
+from cqs.kernels.compiled.products import multiply
+from cqs.kernels.compiled.vectors import LANES
 from cqs.kernels.numba import attend
-from cqs.kernels.numba_products import multiply
 from cqs.kernels.numba_tables import KINDS, places
-from cqs.kernels.numba_vectors import LANES
 from cqs.masks import Causal, NoMask
 from cqs.partial import Partial
 from cqs.scores import ALiBi
@@ -30,11 +34,11 @@ def weigh(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Weigh scores `(keys, n)` of n queries; return weights, maxima, totals, and by what sums before are multiplied."""
     n_keys, n = scores.shape
-    tile = np.full((n_keys, numba_loops.PANEL), -np.inf, np.float32)
+    tile = np.full((n_keys, loops.PANEL), -np.inf, np.float32)
     tile[:, :n] = scores
-    lanes = np.zeros((3, numba_loops.PANEL), np.float32)
+    lanes = np.zeros((3, loops.PANEL), np.float32)
     lanes[0], lanes[1] = top, total
-    grew = numba_loops.weigh(tile.ctypes.data, n_keys, -(-n // LANES), *(x.ctypes.data for x in lanes))
+    grew = loops.weigh(tile.ctypes.data, n_keys, -(-n // LANES), *(x.ctypes.data for x in lanes))
     assert grew == bool(np.any(lanes[2, :n] != 1))
     return tile[:, :n], *lanes[:, :n]
 
@@ -106,7 +110,7 @@ def test_numbers_of_any_type_and_place_are_read(dtype: str, strides: int) -> Non
     rows = np.repeat(numbers, 2).reshape(1, 1 << 10, 128)[:, :, ::strides]
     target = np.full((1 << 10, rows.shape[-1] + 1), 7, np.float32)
     chunks = places(rows, KINDS[dtype])[None, :, None, :].repeat(2, axis=2)
-    address, row_bytes = numba_loops.readable(chunks, 0, 0, 1, 0, 0, len(target), target.ctypes.data, target.shape[1])
+    address, row_bytes = loops.readable(chunks, 0, 0, 1, 0, 0, len(target), target.ctypes.data, target.shape[1])
     assert (address, row_bytes) == (target.ctypes.data, target.strides[0])
     np.testing.assert_array_equal(target[:, :-1], rows[0].astype(np.float32))
     np.testing.assert_array_equal(target[:, -1], 0)
@@ -118,10 +122,10 @@ def test_queries_are_put_side_by_side(n_rows: int, lane: int, n_lanes: int, widt
     q = np.random.default_rng(width).standard_normal((100, n_rows + 2, width), dtype=np.float32)
     rows, panel = np.full((2, 64, 64), np.nan, np.float32)
     room, factor = (rows.ctypes.data, panel.ctypes.data), np.float32(3)
-    numba_loops.pack_queries(places(q, 0), 0, 10, 1, n_rows, lane, n_lanes, factor, *room)
+    loops.pack_queries(places(q, 0), 0, 10, 1, n_rows, lane, n_lanes, factor, *room)
     expected = q[10:, 1 : n_rows + 1].reshape(-1, width)[lane : lane + n_lanes] * factor
     np.testing.assert_array_equal(panel[:width, :n_lanes], expected.T)
-    np.testing.assert_array_equal(panel[:width, n_lanes : numba_loops.padded(n_lanes)], 0)
+    np.testing.assert_array_equal(panel[:width, n_lanes : loops.padded(n_lanes)], 0)
 
 
 def assert_near(found: Partial, expected: Partial) -> None:
@@ -220,6 +224,37 @@ def test_special_numbers_go_where_they_go_in_the_numpy_kernel(special: float, wh
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-5)
         assert np.isfinite(one[:, :200]).all()
+
+
+_HASH = """
+import hashlib, sys
+import numpy as np, cqs
+from cqs.kernels.compiled.vectors import LANES
+from cqs.testing import assert_exact
+digest = hashlib.sha256()
+for width, dtype in ((16, np.float32), (37, np.float32), (64, np.float16)):
+    q, k, v = (np.random.default_rng(width).standard_normal((2, 333, width)).astype(dtype) for _ in range(3))
+    out, lse = cqs.attention(q, k, v, is_causal=True, workers=3, return_lse=True, kernel="numba")
+    assert_exact(out, q, k, v, is_causal=True, lse=lse)
+    digest.update(out.tobytes() + lse.tobytes())
+print(LANES, digest.hexdigest())
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names processors of x86")
+def test_bits_do_not_depend_on_how_long_vectors_are(tmp_path: Path) -> None:
+    found = {}
+    processors = {"haswell": "+avx,+avx2,+fma", "x86-64": ""}
+    for name, features in processors.items():
+        env = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
+        run = subprocess.run([sys.executable, "-c", _HASH], env=env, capture_output=True, text=True, check=True)
+        lanes, digest = run.stdout.split()
+        found[int(lanes)] = digest
+    assert set(found) == {8, 4}  # without fused products bits are others, and as exact
+    run = subprocess.run([sys.executable, "-c", _HASH], capture_output=True, text=True, check=True)
+    lanes, digest = run.stdout.split()
+    if int(lanes) in (8, 16):
+        assert digest == found[8]
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])

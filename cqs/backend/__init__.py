@@ -13,7 +13,7 @@ from cqs.backend.arrays import (
     quiet_floats,
     refuse_gradients,
 )
-from cqs.backend.blas import BlasLibrary, blas_libraries, notice_blas, single_threaded_blas
+from cqs.backend.blas import BlasLibrary, blas_libraries, single_threaded_blas
 from cqs.backend.choosing import BACKENDS, chosen_devices, numbered
 from cqs.backend.cuda import CudaDevice, arrays_device
 from cqs.backend.cuda_libraries import cuda_devices, import_cupy, load_libraries, missing_library
@@ -51,7 +51,6 @@ __all__ = [
     "may_overlap",
     "missing_library",
     "namespace_of",
-    "notice_blas",
     "numbered",
     "on_host",
     "overlaps_itself",

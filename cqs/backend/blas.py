@@ -14,11 +14,11 @@ from typing import Any
 
 from threadpoolctl import OpenBLASController, ThreadpoolController
 
-__all__ = ["BlasLibrary", "blas_libraries", "limited_in_this_thread", "notice_blas", "single_threaded_blas"]
+__all__ = ["BlasLibrary", "blas_libraries", "limited_in_this_thread", "single_threaded_blas"]
 
 _lock = threading.Lock()
 _users = 0
-_limiters: list[Any] = []  # by which libraries were limited, in that order
+_limiter: Any = None
 
 
 @contextmanager
@@ -27,10 +27,10 @@ def single_threaded_blas() -> Iterator[None]:
 
     Most libraries keep one limit for the process, so entries are counted. Costs about 20 us.
     """
-    global _users
+    global _users, _limiter
     with _lock:
         if _users == 0:
-            _limit()
+            _limiter = _change(lambda: _controller().limit(limits=1))
         _users += 1
     try:
         with limited_in_this_thread():
@@ -39,23 +39,15 @@ def single_threaded_blas() -> Iterator[None]:
         with _lock:
             _users -= 1
             if _users == 0:
-                _restore()
-
-
-def notice_blas() -> None:
-    """Limit from now on a BLAS as well that was loaded a moment ago; to be called by whoever loads one."""
-    with _lock:
-        _controller.cache_clear()
-        _openmp_controller.cache_clear()
-        if _users > 0:
-            _limit()
+                _change(_limiter.restore_original_limits)
 
 
 def _after_fork() -> None:
     """Start afresh in a child: whoever was inside is not there any more."""
-    global _lock, _users
-    _restore()
-    _lock, _users = threading.Lock(), 0
+    global _lock, _users, _limiter
+    if _users > 0 and _limiter is not None:
+        _change(_limiter.restore_original_limits)
+    _lock, _users, _limiter = threading.Lock(), 0, None
 
 
 if hasattr(os, "register_at_fork"):
@@ -66,15 +58,6 @@ def limited_in_this_thread() -> AbstractContextManager[object]:
     """Limit those libraries to one thread whose limit belongs to the thread that sets it: the ones built on OpenMP."""
     of_threads = _openmp_controller()
     return of_threads.limit(limits=1) if of_threads.lib_controllers else nullcontext()
-
-
-def _limit() -> None:
-    _limiters.append(_change(lambda: _controller().limit(limits=1)))
-
-
-def _restore() -> None:
-    while _limiters:
-        _change(_limiters.pop().restore_original_limits)
 
 
 def _change(limits: Callable[[], Any]) -> Any:

@@ -1,8 +1,8 @@
 """The fast kernel for NumPy arrays where Numba is installed: compiled loops, on threads of its own.
 
 Rows are cut into blocks as by the NumPy kernel, and each block of each head is computed by one thread, so the result is
-bitwise the same on any number of threads. What a thread does with a block is in `cqs.kernels.numba_loops`: scores never
-leave the core's caches, keys and values are read where they are, and Python is not needed.
+bitwise the same on any number of threads. What a thread does with a block is in `cqs.kernels.compiled.loops`: scores
+never leave the core's caches, keys and values are read where they are, and Python is not needed.
 """
 
 import itertools
@@ -56,7 +56,7 @@ def missing() -> str | None:
 def _loops() -> ModuleType | None:
     """Return the compiled functions; None, with a warning, where Numba is broken."""
     try:
-        loops = import_module("cqs.kernels.numba_loops")
+        loops = import_module("cqs.kernels.compiled.loops")
     except Exception as error:  # such as a version that does not know this NumPy, or no place to keep what is compiled
         _warn(error)
         return None
@@ -103,7 +103,7 @@ def merge_into(xp: Namespace, totals: Sequence[Partial], parts: Sequence[Partial
     if _loops() is None or not all(_is_mergeable(array) for array in arrays):
         partial.merge_into(xp, totals, parts)
         return
-    merge_rows = import_module("cqs.kernels.numba_merging").merge_rows
+    merge_rows = import_module("cqs.kernels.compiled.merging").merge_rows
     for total, part in zip(totals, parts, strict=True):
         for batch in np.ndindex(*total.out.shape[:-3]):
             merge_rows(total.out[batch], total.lse[batch], part.out[batch], part.lse[batch])

@@ -40,7 +40,7 @@ def places(array: npt.NDArray[Any], kind: int) -> Integers:
 class Tables(NamedTuple):
     """What some blocks of rows see; `begins` and `ends` say whether that is their first keys, and their last.
 
-    See `cqs.kernels.numba_loops.attend`.
+    See `cqs.kernels.compiled.loops.attend`.
     """
 
     blocks: Integers
@@ -107,7 +107,7 @@ class BlockTables:
             yield self._table(together)
 
     def _of_whole_tiles(self, blocks: Sequence[range]) -> Tables | None:
-        """Return the table of blocks each of which has rows of one run, and sees whole chunks; None if there are others.
+        """Return the table of blocks whose rows are of one run each, and see whole chunks; None if there are others.
 
         Without a look at single tiles, since a task may have many small ones.
         """

@@ -26,7 +26,7 @@ from cqs.problem import DTYPES, dtype_name
 from cqs.schedule import BLOCK_BYTES, CallShape, UnitShape, even_cuts, numpy_rows, numpy_unit
 from cqs.schedule.scratch import LEAST_UNITS, joined_keys
 
-__all__ = ["Call", "Unit", "UnitKeys", "attend", "is_blasable"]
+__all__ = ["Call", "Unit", "attend"]
 
 _MOST_KEPT = 512  # blocks of columns that are remembered
 
@@ -111,18 +111,13 @@ class Call:
     @once
     def blocks(self) -> list[range]:
         """The blocks that the rows are cut into."""
-        T, rows = self.q.shape[-2], self.most_rows_of_block
-        masked_rows = rows
+        T = self.q.shape[-2]
+        rows = masked_rows = numpy_rows(T, self.shape.widest_bytes, self.block_bytes)
         if self.region.is_masked:
             middle = range((T - rows) // 2, (T + rows) // 2)
             n_seen = sum(map(len, self.region.seen(middle)))
             masked_rows = numpy_rows(T, self.shape.widest_bytes, self.block_bytes, n_seen)
         return row_blocks(self.region, rows, masked_rows)
-
-    @once
-    def most_rows_of_block(self) -> int:
-        """The most rows of a block, for one head."""
-        return numpy_rows(self.q.shape[-2], self.shape.widest_bytes, self.block_bytes)
 
     @once
     def largest(self) -> UnitShape:
@@ -140,13 +135,9 @@ class Call:
     @once
     def are_keys_joined(self) -> bool:
         """Whether the keys and values of a unit are copied side by side once, for all its blocks of rows."""
-        return self.fit_joined and len(self.blocks) > 1 and bool(self.region.foreign)
-
-    @property
-    def fit_joined(self) -> bool:
-        """Whether the keys of a unit are few enough to be copied at once."""
         n_keys = self.largest.kv_heads * sum(self.sizes)
-        return n_keys <= joined_keys(self.shape.widest_bytes, self.block_bytes)
+        fits = n_keys <= joined_keys(self.shape.widest_bytes, self.block_bytes)
+        return fits and len(self.blocks) > 1 and bool(self.region.foreign)
 
     def units(self, n_threads: int) -> list[Unit]:
         """Cut the work: by heads, of which small blocks take several at once, and by rows."""
@@ -155,15 +146,11 @@ class Call:
             return []
         cuts = even_cuts(self.heads[0], self.largest.kv_heads), even_cuts(self.heads[1], self.largest.shared)
         heads = [(slice(g.start, g.stop), slice(r.start, r.stop)) for g, r in itertools.product(*cuts)]
-        parts = self.parts(len(heads) * prod(batch), n_threads)
-        return [Unit(b, g, r, part) for b in np.ndindex(*batch) for (g, r), part in itertools.product(heads, parts)]
-
-    def parts(self, n_units: int, n_threads: int) -> list[list[range]]:
-        """Cut the blocks into those of each unit, of which there are `n_units` besides, by heads."""
         n_blocks = n_parts = len(self.blocks)
         if self.are_keys_joined:  # once a unit: so it has as many blocks as leave something for every thread
-            n_parts = 1 if n_threads == 1 else -(-LEAST_UNITS // n_units)
-        return [self.blocks[cut.start : cut.stop] for cut in even_cuts(n_blocks, max(n_blocks // n_parts, 1))]
+            n_parts = 1 if n_threads == 1 else -(-LEAST_UNITS // (len(heads) * prod(batch)))
+        parts = [self.blocks[cut.start : cut.stop] for cut in even_cuts(n_blocks, max(n_blocks // n_parts, 1))]
+        return [Unit(b, g, r, part) for b in np.ndindex(*batch) for (g, r), part in itertools.product(heads, parts)]
 
     @property
     def most_rows(self) -> int:
@@ -172,31 +159,27 @@ class Call:
 
     def run(self, unit: Unit, work: Workspace) -> None:
         """Compute one unit in the buffers of one thread."""
-        keys, arrays = UnitKeys.of(self, unit, work), self.arrays_of(unit)
+        keys = _UnitKeys.of(self, unit, work)
+        arrays = [self._heads_of(unit, x) for x in (self.q, self.result.out, self.result.lse[..., None])]
         with np.errstate(all="ignore"):  # overflow is expected, and seen in the sums
             for rows in unit.blocks:
                 parts = [x[:, :, rows.start : rows.stop] for x in arrays]
                 if self.columns(rows):
-                    self.attend(rows, keys, parts, work)
+                    self._attend(rows, keys, parts, work)
                 else:  # no row sees any column
                     parts[1][...], parts[2][...] = 0, -np.inf
 
-    def arrays_of(self, unit: Unit) -> list[Floats]:
-        """Return a unit's queries, output and log-sum-exp, `(g, r, T, width)`."""
-        return [self._heads_of(unit, x) for x in (self.q, self.result.out, self.result.lse[..., None])]
-
-    def attend(self, rows: range, keys: "UnitKeys", arrays: Sequence[Floats], work: Workspace) -> None:
+    def _attend(self, rows: range, keys: "_UnitKeys", arrays: Sequence[Floats], work: Workspace) -> None:
         """Compute a block of rows of a unit: queries, output and log-sum-exp, `(g, r, t, width)`."""
         blocks, (q, out, lse) = self.columns(rows), arrays
-        load = _BlockLoader(self, rows, keys, self.scaled(q, work), blocks, work)
+        load = _BlockLoader(self, rows, keys, self._scaled(q, work), blocks, work)
         shape = (q.shape[0], q.shape[1] * q.shape[2], out.shape[-1])
         buffers = [work.buffer(name, shape, out.dtype, self.most_rows * shape[-1]) for name in ("out", "product")]
         sums, divisor, unit_lse = attend_unit(load, len(blocks), UnitBuffers(*buffers))
         np.divide(sums.reshape(out.shape), divisor.reshape(lse.shape), out=out)
         lse[...] = unit_lse.reshape(lse.shape)
 
-    def scaled(self, q: Floats, work: Workspace) -> Floats:
-        """Return queries of a unit times the scale, or what of it is for them, in the type of scores: a buffer."""
+    def _scaled(self, q: Floats, work: Workspace) -> Floats:
         dtype, for_q = self.dtype, split_scale(self.scale)[0]
         scaled: Floats = work.buffer("q", q.shape, dtype, self.most_rows * q.shape[-1])
         if q.dtype == dtype:
@@ -213,7 +196,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class UnitKeys:
+class _UnitKeys:
     """The keys and values of a unit's heads: where they are, put side by side, or gathered block by block."""
 
     call: Call
@@ -230,23 +213,12 @@ class UnitKeys:
         everything = [range(sum(call.sizes))]
         return replace(keys, joined={name: keys._gathered(name, keys._parts(name, everything)) for name in ("k", "v")})
 
-    def views(self) -> list[tuple[Floats, Floats]]:
-        """Return the keys and values of each chunk, `(g, s, width)`."""
-        heads = (*self.unit.batch, self.unit.kv_heads)
-        return [(chunk.k[heads], chunk.v[heads]) for chunk in self.call.chunks]
-
-    def of_head(self, g: int, call: Call) -> Self:
-        """Return those of one of the unit's key heads, for another call of the same arguments."""
-        heads = slice(self.unit.kv_heads.start + g, self.unit.kv_heads.start + g + 1)
-        joined = {name: array[g : g + 1] for name, array in self.joined.items()}
-        return replace(self, call=call, unit=replace(self.unit, kv_heads=heads), joined=joined)
-
     def take(self, name: str, pieces: Sequence[range]) -> list[Floats]:
         """Return the keys or values of some columns, `(g, columns, width)` each: views where they can be."""
         if self.joined:
             return [self.joined[name][:, piece.start : piece.stop] for piece in pieces]
         parts = self._parts(name, pieces)
-        if len(parts) == 1 and parts[0].dtype == self.call.dtype and is_blasable(parts[0]):
+        if len(parts) == 1 and parts[0].dtype == self.call.dtype and _is_blasable(parts[0]):
             return parts
         return [self._gathered(name, parts)]
 
@@ -271,7 +243,7 @@ class _BlockLoader:
 
     call: Call
     rows: range
-    keys: UnitKeys
+    keys: _UnitKeys
     q: Floats  # scaled, (g, r, t, D): g key heads, r query heads of each, t rows
     blocks: list[list[range]]
     work: Workspace
@@ -301,7 +273,7 @@ class _BlockLoader:
         return np.tile(block, (self.q.shape[1], 1))
 
 
-def is_blasable(matrices: Floats) -> bool:
+def _is_blasable(matrices: Floats) -> bool:
     """Whether `matmul` hands matrices `(g, rows, width)` to BLAS as they are: rows of adjacent elements."""
     size, row = matrices.itemsize, matrices.strides[-2]
     is_row = row % size == 0 and matrices.shape[-1] * size <= row < size << 31  # BLAS counts in 32 bits

@@ -179,9 +179,10 @@ class Region:
             if coverage is Coverage.EMPTY:
                 continue
             window = slice(row, row + len(queries))
-            if coverage is Coverage.FULL:
-                start, stop, n = column, column + len(keys), len(keys)
-            else:
+            start: int | Integers = column
+            stop: int | Integers = column + len(keys)
+            n: int | Integers = len(keys)
+            if coverage is Coverage.PARTIAL:
                 start, stop, n = self._spans(queries, keys)
                 start = np.where(n > 0, start + (column - keys.start), n_columns)
                 stop = np.where(n > 0, stop + (column - keys.start), 0)

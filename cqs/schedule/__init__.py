@@ -1,7 +1,7 @@
 """From a problem to a plan: groups of tokens, tasks, and what they cost. Integers only."""
 
 from cqs.schedule.bundling import SMALL_ROWS, worth_one_piece
-from cqs.schedule.call_shape import LEAST_IN_PLACE, CallShape
+from cqs.schedule.call_shape import CallShape
 from cqs.schedule.cost import Rates
 from cqs.schedule.divide import divide
 from cqs.schedule.grain import BLOCK_BYTES, Grain, Setting
@@ -25,7 +25,6 @@ from cqs.schedule.traffic import Traffic
 
 __all__ = [
     "BLOCK_BYTES",
-    "LEAST_IN_PLACE",
     "MERGE_BLOCK",
     "SMALL_ROWS",
     "UNSEEN_BYTES",

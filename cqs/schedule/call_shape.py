@@ -6,9 +6,8 @@ from math import prod
 from cqs.problem import DTYPES, AttentionProblem
 from cqs.schedule.sizes import TaskSizes
 
-__all__ = ["LEAST_IN_PLACE", "SHARED_FLOPS", "CallShape"]
+__all__ = ["SHARED_FLOPS", "CallShape"]
 
-LEAST_IN_PLACE = 256  # keys; a matrix product with fewer takes longer, by more than copying them side by side does
 SHARED_FLOPS = 500_000_000  # less work, a few milliseconds, is not worth another thread
 
 
@@ -34,8 +33,6 @@ class CallShape:
         Whether a mask hides anything.
     is_bundled : bool
         Whether strips share calls, of which some then have fewer rows.
-    is_in_place : bool
-        Whether BLAS can surely read keys and values where they are, and is not slow because they are few to a group.
     """
 
     batch: int
@@ -49,14 +46,10 @@ class CallShape:
     is_gathered: bool
     is_masked: bool
     is_bundled: bool = False
-    is_in_place: bool = False
 
     @classmethod
-    def of(
-        cls, p: AttentionProblem, kv_heads: int | None, sizes: TaskSizes, is_contiguous: bool = False
-    ) -> "CallShape":
+    def of(cls, p: AttentionProblem, kv_heads: int | None, sizes: TaskSizes) -> "CallShape":
         """Return the sizes of the largest calls of tasks, for `kv_heads` as of a Grain."""
-        is_wide = sizes.call_keys > LEAST_IN_PLACE * sizes.key_groups
         return cls(
             batch=prod(p.batch) if kv_heads is None else 1,
             kv_heads=p.n_kv_heads if kv_heads is None else kv_heads,
@@ -69,7 +62,6 @@ class CallShape:
             is_gathered=sizes.key_groups > 1 or p.dtype != p.accumulator_dtype,
             is_masked=not p.mask.hides_nothing,
             is_bundled=sizes.is_bundled,
-            is_in_place=is_contiguous and is_wide and p.dtype == p.accumulator_dtype,
         )
 
     @property

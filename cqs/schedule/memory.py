@@ -187,7 +187,7 @@ class _Call:
 
     @classmethod
     def of(cls, p: AttentionProblem, sizes: TaskSizes, grain: Grain, setting: Setting) -> "_Call":
-        shape = CallShape.of(p, grain.kv_heads, sizes, is_contiguous=setting.is_staged)
+        shape = CallShape.of(p, grain.kv_heads, sizes)
         wide, n_kv = DTYPES[p.accumulator_dtype][0], shape.batch * shape.kv_heads
         query, key = shape.n_heads * p.width * p.itemsize, n_kv * (p.width + p.value_width) * p.itemsize
         return cls(shape, wide, query, key, shape.n_heads * (p.value_width + 1) * wide)

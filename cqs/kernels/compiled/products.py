@@ -13,7 +13,7 @@ from numba import boolean, int64, njit, types, void
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from cqs.kernels.numba_vectors import FLOAT, HAS_32_REGISTERS, LANES, VECTOR, VECTOR_BYTES, pointer, spread_value
+from cqs.kernels.compiled.vectors import FLOAT, HAS_32_REGISTERS, LANES, VECTOR, VECTOR_BYTES, pointer, spread_value
 
 __all__ = ["multiply"]
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import float32, int64, njit, void
 
-from cqs.kernels.numba_vectors import LANES, VECTOR_BYTES, exp, load, spread, store, where_less
+from cqs.kernels.compiled.vectors import LANES, VECTOR_BYTES, exp, load, spread, store, where_less
 
 __all__ = ["merge_rows"]
 

@@ -10,8 +10,8 @@ import numpy as np
 from numba import boolean, float32, int32, int64, njit, types, void
 from numba.extending import intrinsic
 
-from cqs.kernels.numba_products import multiply
-from cqs.kernels.numba_vectors import (
+from cqs.kernels.compiled.products import multiply
+from cqs.kernels.compiled.vectors import (
     LANES,
     VECTOR_BYTES,
     all_less,

@@ -1,0 +1,6 @@
+"""What Numba compiles for the kernel `numba`, from the bottom up: vectors, products, loops, and merging.
+
+`cqs.kernels.numba` imports these files when a call first needs them, since they import Numba, and Numba compiles a file
+when it is imported: in some seconds the first time, and it keeps the result beside the file or in the user's cache.
+Types are those of Numba's signatures; mypy does not look at them.
+"""
