@@ -38,7 +38,7 @@ def weigh(
     tile[:, :n] = scores
     lanes = np.zeros((3, loops.PANEL), np.float32)
     lanes[0], lanes[1] = top, total
-    grew = loops.weigh(tile.ctypes.data, n_keys, -(-n // LANES), *(x.ctypes.data for x in lanes))
+    grew = loops.weigh(tile.ctypes.data, n_keys, -(-n // LANES), np.float32(1), *(x.ctypes.data for x in lanes))
     assert grew == bool(np.any(lanes[2, :n] != 1))
     return tile[:, :n], *lanes[:, :n]
 

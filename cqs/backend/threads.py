@@ -57,6 +57,10 @@ class Workspace:
             self._buffers[key] = np.empty(max(size, most), dtype)
         return self._buffers[key][:size].reshape(shape)
 
+    def clear(self) -> None:
+        """Let go of all buffers, to make room for others."""
+        self._buffers.clear()
+
 
 class Threads:
     """Pools of threads, started when first needed, and workspaces that pass from one piece of work to the next."""

@@ -22,7 +22,7 @@ import numpy as np
 from cqs import partial
 from cqs.backend import Workspace, compute_threads, raise_if_stopped
 from cqs.kernels import numpy_threads
-from cqs.kernels.blocks import columns_seen, row_blocks, split_scale
+from cqs.kernels.blocks import columns_seen, row_blocks
 from cqs.kernels.contract import KeyChunk, Request
 from cqs.kernels.numba_tables import KINDS, BlockTables, Tables, places
 from cqs.kernels.numpy_threads import Unit
@@ -92,7 +92,7 @@ def attend(
         return numpy_threads.attend(q, chunks, scale=scale, region=region, threads=threads, block_bytes=block_bytes)
     call = _Call.of(q, chunks, scale, region, block_bytes)
     arrays = (q, *itertools.chain(*chunks))
-    if split_scale(scale)[1] != 1 or q.shape[-1] == 0 or not all(array.dtype.isnative for array in arrays):
+    if scale == 0 or q.shape[-1] == 0 or not all(array.dtype.isnative for array in arrays):
         return call.plain.computed(threads)
     return call.computed(threads)
 
@@ -100,7 +100,7 @@ def attend(
 def merge_into(xp: Namespace, totals: Sequence[Partial], parts: Sequence[Partial]) -> None:
     """Merge each part into the total beside it, in place, as `cqs.partial.merge_into` does, but for the last bits."""
     arrays = [array for partial in (*totals, *parts) for array in (partial.out, partial.lse)]
-    if _loops() is None or not all(_is_mergeable(array) for array in arrays):
+    if not all(_is_mergeable(array) for array in arrays) or _loops() is None:
         partial.merge_into(xp, totals, parts)
         return
     merge_rows = import_module("cqs.kernels.compiled.merging").merge_rows
@@ -235,9 +235,12 @@ class _Call:
             table.hidden, room, self.block.keys, out.reshape(-1, T, E), self.plain.result.lse.reshape(-1, T),
             table.begins, table.ends, is_finite,
         )  # fmt: skip
-        for item in items[~is_finite].tolist():
-            *own, block = item
-            self._attend_carefully(_Heads(*own), range(*table.blocks[block, :2].tolist()), work)
+        if not is_finite.all():
+            del room
+            work.clear()
+            for *own, block in items[~is_finite].tolist():
+                self._attend_carefully(_Heads(*own), range(*table.blocks[block, :2].tolist()), work)
+            work.clear()
 
     def _attend_carefully(self, heads: _Heads, rows: range, work: Workspace) -> None:
         """Compute a block by the NumPy kernel, where values are not finite, or their sums overflow.

@@ -212,7 +212,7 @@ class BlockTables:
             np.array(blocks, np.int64),
             np.array(pieces, np.int64).reshape(-1, 5),
             np.concatenate(bounds, dtype=np.int32, casting="unsafe") if bounds else np.empty(0, np.int32),
-            np.concatenate(hidden) if hidden else np.empty(0, bool),
+            hidden[0] if len(hidden) == 1 else np.concatenate([np.empty(0, bool), *hidden]),
             begins,
             ends,
         )

@@ -27,6 +27,7 @@ LEAST_UNITS = 8  # that work is cut into if there is enough of it for several th
 _ROWS_IN_ALL, _COLUMNS_IN_ALL = 1024, 4096  # most rows, and rows or columns, of all heads of a unit's block
 _PANEL, _TILE_KEYS, _MOST_NUMBA_KEYS = 64, 96, 480  # queries side by side, keys of a tile, and of five tiles
 _LONGEST_VECTOR = 16  # numbers
+_TABLE_COPIES = 3  # of what is said about rows: while it is found, and as it is handed on
 _MASK_COLUMNS = 128  # that a mask is evaluated for at a time
 _VECTORS = 10  # numbers a row: sums, maxima, divisors
 _HALF, _JOINED_BLOCKS, _CUDNN_WORKSPACE = 2, 32, 1 << 20  # bytes of a number, blocks, bytes: see `cqs.kernels.cudnn`
@@ -78,13 +79,16 @@ class NumbaBlock(NamedTuple):
 
 def numba_block(call: CallShape, block_bytes: int) -> NumbaBlock:
     """Return how large blocks of the compiled kernel are: its queries, keys, values and sums fit a core's own cache."""
-    most = block_bytes // (8 * call.widest_bytes)
-    lanes, keys = max(min(_MOST_ROWS, most), 16), max(min(_MOST_NUMBA_KEYS, most), 16)
-    rows = min(lanes, call.n_queries)
+    lanes = _most_lanes(call, block_bytes)
+    rows, keys = min(lanes, call.n_queries), min(lanes, _MOST_NUMBA_KEYS, call.n_keys)
     if call.is_shared:  # leave something for every thread
         share = call.n_heads * call.n_queries // LEAST_UNITS
         rows = min(rows, max(share // _PANEL * _PANEL, _PANEL))
-    return NumbaBlock(rows, max(min(lanes, rows * call.shared), rows), min(keys, call.n_keys), block_bytes // 8)
+    return NumbaBlock(rows, min(lanes, rows * call.shared), keys, block_bytes // 8)
+
+
+def _most_lanes(call: CallShape, block_bytes: int) -> int:
+    return max(min(_MOST_ROWS, block_bytes // (8 * call.widest_bytes)), _LONGEST_VECTOR)
 
 
 def careful_bytes(block_bytes: int) -> int:
@@ -206,18 +210,16 @@ def _numpy(call: CallShape, block_bytes: int, has_scores: bool) -> int:
 
 
 def _numba(call: CallShape, block_bytes: int) -> int:
-    """Bound what a thread of the compiled kernel holds, with what it leaves to NumPy."""
+    """Bound what a thread of the compiled kernel holds, or what it leaves to NumPy, for which it lets go of its own."""
     block, a = numba_block(call, block_bytes), call.itemsize
-    most_lanes = max(
-        min(_MOST_ROWS, call.shared * call.n_queries), block.lanes
-    )  # a smaller call may have more heads in one
-    lanes = -(-min(most_lanes, max(block_bytes // (8 * call.widest_bytes), 16)) // _PANEL) * _PANEL
-    width, value_width = call.width, -(-call.value_width // _LONGEST_VECTOR) * _LONGEST_VECTOR
-    bytes_held = lanes * (width + value_width + 2) * a + (_TILE_KEYS + 3) * _PANEL * a
+    most_lanes = min(_most_lanes(call, block_bytes), call.shared * call.n_queries)  # a smaller call may have more heads
+    lanes = -(-max(most_lanes, block.lanes) // _PANEL) * _PANEL
+    width, value_width = (-(-n // _LONGEST_VECTOR) * _LONGEST_VECTOR for n in (call.width, call.value_width))
+    bytes_held = lanes * (width + 2 * value_width + 3) * a + (_TILE_KEYS + width + 3) * _PANEL * a
     bytes_held += block.keys * (width + value_width) * a
     if call.is_masked or call.is_bundled:
-        bytes_held += 4 * block.table_bytes + _MASK_COLUMNS * lanes * 24
-    return bytes_held + _numpy(call, careful_bytes(block_bytes), has_scores=False)
+        bytes_held += _TABLE_COPIES * block.table_bytes + block.rows * min(_MASK_COLUMNS, call.n_keys) * 24
+    return max(bytes_held, _numpy(call, careful_bytes(block_bytes), has_scores=False))
 
 
 def _carefully(call: CallShape, n_keys: int, block: int) -> int:

@@ -30,6 +30,7 @@ from cqs.kernels.compiled.vectors import (
 __all__ = ["PANEL", "attend", "pack_queries", "padded", "readable", "room_sizes", "weigh"]
 
 PANEL, TILE_KEYS = 64, 96
+_FOLD_KEYS = 3072  # after which sums are put aside: a sum of few numbers, and of few such sums, is more exact
 _ITEM = 4  # bytes
 _ROW = _ITEM * PANEL  # bytes of a tile's row, one key
 _ZERO, _ONE, _NOTHING = np.float32(0), np.float32(1), np.float32(-np.inf)
@@ -49,13 +50,19 @@ def padded(width):
 def room_sizes(n_lanes, n_keys, width, value_width):
     """Return how many numbers `attend` needs room for, to compute some lanes together, and copy some keys at a time.
 
-    That is for panels of queries, a panel's queries as they are, a tile of scores, keys, values, sums, maxima, totals,
-    and what else belongs to the lanes of a panel.
+    That is for panels of queries, a panel's queries as they are, a tile of scores, keys, values, sums and totals (of
+    recent keys, and of those before), maxima, and what else belongs to the lanes of a panel.
     """
     in_panels, wide, value_wide = -(-n_lanes // PANEL) * PANEL, padded(width), padded(value_width)
+    of_keys = n_keys * width, n_keys * value_wide
     return (
-        *(in_panels * wide, PANEL * wide, TILE_KEYS * PANEL, n_keys * width, n_keys * value_wide),
-        *(in_panels * value_wide, in_panels, in_panels, 3 * PANEL),
+        in_panels * wide,
+        PANEL * wide,
+        TILE_KEYS * PANEL,
+        *of_keys,
+        2 * in_panels * (value_wide + 1),
+        in_panels,
+        3 * PANEL,
     )
 
 
@@ -198,32 +205,35 @@ def _hide_flagged(scores, n_keys, hidden, n_rows, lane, n_lanes):
             row = row + 1 if row + 1 < n_rows else 0
 
 
-@_compiled(boolean(int64, int64, int64, int64, int64, int64))
-def weigh(scores, n_keys, n_vectors, tops, totals, factors):
+@_compiled(boolean(int64, int64, int64, float32, int64, int64, int64))
+def weigh(scores, n_keys, n_vectors, factor, tops, totals, factors):
     """Turn a tile of scores into weights, and add them to the totals.
 
-    Return whether any maximum grew. What was summed up before then has to be multiplied by `factors`.
+    A weight is 2 to the power of `factor` times what a score is less than the maximum: so it is as exact for large
+    scores as for small ones. Return whether any maximum grew. What was summed up before then has to be multiplied by
+    `factors`.
     """
-    grew, zero, one = False, spread(_ZERO), spread(_ONE)
+    grew, zero, one, times = False, spread(_ZERO), spread(_ONE), spread(factor)
     for n in range(n_vectors):
         here = n * VECTOR_BYTES
-        before, total, factor = load(tops + here), load(totals + here), one
+        before, total, growth = load(tops + here), load(totals + here), one
         top = before
         for i in range(n_keys):
             score = load(scores + i * _ROW + here)
             top = where_less(top, score, score, top)
         if any_less(before, top):
-            grew, factor = True, where_less(before, top, exp2(before - top), one)
-            total = total * factor
+            grew, growth = True, where_less(before, top, exp2((before - top) * times), one)
+            total = total * growth
             store(top, tops + here)
-        store(factor, factors + here)
+        store(growth, factors + here)
         shift = where_less(top, spread(_LOWEST), zero, top)  # -inf - -inf would be NaN
+        part = zero  # summed up by itself, so that small weights are not lost beside what came before
         for i in range(n_keys):
             place = scores + i * _ROW + here
-            weight = exp2(load(place) - shift)
+            weight = exp2((load(place) - shift) * times)
             store(weight, place)
-            total = total + weight
-        store(total, totals + here)
+            part = part + weight
+        store(total + part, totals + here)
     return grew
 
 
@@ -245,13 +255,25 @@ def _rescale(sums, width, factors, n_lanes):
                 store(load(row + e * _ITEM) * spread(factor), row + e * _ITEM)
 
 
-@_compiled(void(*[int64] * 20))
+@_compiled(void(int64, int64, int64, boolean))
+def _fold(sums, kept, n, adds):
+    """Move sums to where they are kept, or add them to what is there, and begin anew."""
+    for place in range(0, n * _ITEM, VECTOR_BYTES):
+        recent = load(sums + place)
+        if adds:
+            recent = recent + load(kept + place)
+        store(recent, kept + place)
+        store(spread(_ZERO), sums + place)
+
+
+@_compiled(void(*[int64] * 19, float32, boolean))
 def _add_keys(
     queries, depth, n_rows, lane, n_lanes, k, k_row, v, v_row, key, n_keys, kind, said,
-    tile, sums, width, tops, totals, between, factors,
+    tile, sums, width, tops, lanes, kept, factor, is_kept,
 ):  # fmt: skip
     """Add some keys to the sums of a panel; the first of them has the number `key` in its piece."""
     n_vectors, end = -(-n_lanes // LANES), key + n_keys
+    between, factors, totals = lanes, lanes + 2 * _ROW, width * _ROW  # the last follow sums
     least_first, most_first, least_end, most_end = key, key, end, end
     if kind == BOUNDED:
         least_first, most_first, least_end, most_end = _spread_bounds(said, n_rows, lane, n_lanes, between)
@@ -265,8 +287,13 @@ def _add_keys(
             _hide_flagged(tile, n, said + here * n_rows, n_rows, lane, n_lanes)
         elif most_first > here or least_end < here + n:
             _hide_outside(tile, here, n, n_vectors, between)
-        if weigh(tile, n, n_vectors, tops, totals, factors):
+        if weigh(tile, n, n_vectors, factor, tops, sums + totals, factors):
             _rescale(sums, width, factors, n_lanes)
+            if is_kept:
+                _rescale(kept, width, factors, n_lanes)
+                for place in range(0, n_vectors * VECTOR_BYTES, VECTOR_BYTES):
+                    own = kept + totals + place
+                    store(load(own) * load(factors + place), own)
         multiply(tile, _ITEM, _ROW, own_v, v_row, sums, width * _ITEM, n_lanes, width // LANES, n, True)
 
 
@@ -286,8 +313,8 @@ def _divide(sums, out, width, total):
     return all_less(zero, spread(_ONE))
 
 
-@_compiled(boolean(int64, int64, int64, int64, int64, int64, int64, int64, float32[:, :, ::1], float32[:, ::1]))
-def _write_rows(head, first_row, n_rows, lane, n_lanes, sums, tops, totals, out, lse):
+@_compiled(boolean(*[int64] * 8, float32, float32[:, :, ::1], float32[:, ::1]))
+def _write_rows(head, first_row, n_rows, lane, n_lanes, sums, tops, totals, factor, out, lse):
     """Write the result of a panel's lanes; return whether all that they sum up is finite."""
     is_finite, width, stride = True, out.shape[2], padded(out.shape[2]) * _ITEM
     r, i = divmod(lane, n_rows)
@@ -299,7 +326,7 @@ def _write_rows(head, first_row, n_rows, lane, n_lanes, sums, tops, totals, out,
         else:
             place = out.ctypes.data + (there * out.shape[1] + row) * width * _ITEM
             is_finite &= _divide(sums + own * stride, place, width, total)
-            lse[there, row] = (top + np.log2(np.float64(total))) * _LN2
+            lse[there, row] = (np.float64(top) * factor + np.log2(np.float64(total))) * _LN2
         r, i = (r, i + 1) if i + 1 < n_rows else (r + 1, 0)
     return is_finite
 
@@ -307,7 +334,7 @@ def _write_rows(head, first_row, n_rows, lane, n_lanes, sums, tops, totals, out,
 @_compiled(
     void(
         int64[:, ::1], int64[:, :, :, ::1], float32, int64[:, ::1], int64[:, ::1], int64[:, ::1], int32[::1],
-        boolean[::1], types.UniTuple(float32[::1], 9), int64, float32[:, :, ::1], float32[:, ::1], boolean, boolean,
+        boolean[::1], types.UniTuple(float32[::1], 8), int64, float32[:, :, ::1], float32[:, ::1], boolean, boolean,
         boolean[::1],
     )
 )  # fmt: skip
@@ -323,7 +350,7 @@ def attend(
     chunks : int64, `(batch, n, 2, 6)`
         Likewise for keys and values.
     factor : float32
-        What queries are multiplied by, so that powers of 2 of scores are weights.
+        What scores are multiplied by before weights are powers of 2 of them; not 0.
     items : int64, `(i, 5)`
         Batch entry, key head, first query head and how many, block.
     blocks : int64, `(m, 4)`
@@ -349,11 +376,13 @@ def attend(
     -----
     Within it all is done by address: handing on parts of arrays would count who uses them, for each tile.
     """
-    panels, rows, tile, keys, values, sums, tops, totals, lanes = (
+    panels, rows, tile, keys, values, sums, tops, lanes = (
         room[0].ctypes.data, room[1].ctypes.data, room[2].ctypes.data, room[3].ctypes.data, room[4].ctypes.data,
-        room[5].ctypes.data, room[6].ctypes.data, room[7].ctypes.data, room[8].ctypes.data,
+        room[5].ctypes.data, room[6].ctypes.data, room[7].ctypes.data,
     )  # fmt: skip
+    sign, factor = np.copysign(_ONE, factor), abs(factor)
     depth, width, n_heads = queries[0, 5], padded(out.shape[2]), out.shape[0] // queries.shape[0]
+    panel_bytes, n_sums, kept = padded(depth) * _ROW, (width + 1) * PANEL, sums + room[5].size // 2 * _ITEM
     for item in range(items.shape[0]):
         batch, kv_head, head, block = items[item, 0], items[item, 1], items[item, 2], items[item, 4]
         first_row, n_rows = blocks[block, 0], blocks[block, 1] - blocks[block, 0]
@@ -363,30 +392,34 @@ def attend(
         for panel in range(n_panels if begins else 0):
             lane = panel * n_wide
             own = min(n_wide, n_lanes - lane)
-            own_panel, own_sums = panels + panel * padded(depth) * _ROW, sums + panel * width * _ROW
-            pack_queries(queries, batch, head, first_row, n_rows, lane, own, factor, rows, own_panel)
-            _fill(own_sums, own * width, _ZERO)
-            _fill(totals + panel * _ROW, PANEL, _ZERO)
+            own_panel = panels + panel * panel_bytes
+            pack_queries(queries, batch, head, first_row, n_rows, lane, own, sign, rows, own_panel)
+            _fill(sums + panel * n_sums * _ITEM, n_sums, _ZERO)
             _fill(tops + panel * _ROW, PANEL, _NOTHING)
+        n_recent, is_kept = 0, not begins  # keys since sums were folded
         for p in range(blocks[block, 2], blocks[block, 3]):
             chunk, first, n_keys, kind = pieces[p, 0], pieces[p, 1], pieces[p, 2], pieces[p, 3]
-            said = (
-                (bounds.ctypes.data + pieces[p, 4] * _ITEM) if kind == BOUNDED else (hidden.ctypes.data + pieces[p, 4])
-            )
+            said = bounds.ctypes.data + pieces[p, 4] * _ITEM if kind == BOUNDED else hidden.ctypes.data + pieces[p, 4]
             for key in range(0, n_keys, most_keys):
                 n = min(most_keys, n_keys - key)
                 k, k_row = readable(chunks, batch, chunk, 0, kv_head, first + key, n, keys, depth)
                 v, v_row = readable(chunks, batch, chunk, 1, kv_head, first + key, n, values, width)
+                n_recent += n
                 for panel in range(n_panels):
-                    lane = panel * n_wide
+                    lane, own_sums = panel * n_wide, panel * n_sums * _ITEM
                     _add_keys(
-                        panels + panel * padded(depth) * _ROW, depth, n_rows, lane, min(n_wide, n_lanes - lane),
-                        k, k_row, v, v_row, key, n, kind, said, tile, sums + panel * width * _ROW, width,
-                        tops + panel * _ROW, totals + panel * _ROW, lanes, lanes + 2 * _ROW,
+                        panels + panel * panel_bytes, depth, n_rows, lane, min(n_wide, n_lanes - lane),
+                        k, k_row, v, v_row, key, n, kind, said, tile, sums + own_sums, width, tops + panel * _ROW,
+                        lanes, kept + own_sums, factor, is_kept,
                     )  # fmt: skip
+                if n_recent >= _FOLD_KEYS:
+                    _fold(sums, kept, n_panels * n_sums, is_kept)
+                    n_recent, is_kept = 0, True
+        if is_kept or not ends:
+            _fold(sums, kept, n_panels * n_sums, is_kept)
         for panel in range(n_panels if ends else 0):
-            lane = panel * n_wide
+            lane, own_sums = panel * n_wide, (kept if is_kept else sums) + panel * n_sums * _ITEM
             is_finite[item] &= _write_rows(
                 batch * n_heads + head, first_row, n_rows, lane, min(n_wide, n_lanes - lane),
-                sums + panel * width * _ROW, tops + panel * _ROW, totals + panel * _ROW, out, lse,
+                own_sums, tops + panel * _ROW, own_sums + width * _ROW, factor, out, lse,
             )  # fmt: skip
