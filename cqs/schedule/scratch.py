@@ -84,7 +84,7 @@ def numba_block(call: CallShape, block_bytes: int) -> NumbaBlock:
     if call.is_shared:  # leave something for every thread
         share = call.n_heads * call.n_queries // LEAST_UNITS
         rows = min(rows, max(share // _PANEL * _PANEL, _PANEL))
-    return NumbaBlock(rows, min(lanes, rows * call.shared), keys, block_bytes // 8)
+    return NumbaBlock(rows, min(lanes, rows * call.shared), keys, min(block_bytes, BLOCK_BYTES) // 8)
 
 
 def _most_lanes(call: CallShape, block_bytes: int) -> int:
@@ -93,7 +93,7 @@ def _most_lanes(call: CallShape, block_bytes: int) -> int:
 
 def careful_bytes(block_bytes: int) -> int:
     """Return how large blocks are of what the compiled kernel leaves to NumPy."""
-    return block_bytes // 4
+    return min(block_bytes, BLOCK_BYTES) // 4
 
 
 class UnitShape(NamedTuple):
