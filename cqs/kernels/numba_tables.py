@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from cqs.kernels.blocks import columns_seen, in_chunks
 from cqs.kernels.region import Region
+from cqs.masks import Coverage
 from cqs.masks.mask import Booleans, Integers
 
 __all__ = ["KINDS", "BlockTables", "Tables", "places"]
@@ -171,6 +172,10 @@ class BlockTables:
     def _seen_in_part(self, rows: range, columns: range) -> Iterator[_Piece]:
         """Yield columns of which some rows may not see all."""
         for piece in self._in_chunks(columns):
+            coverage = self.region.coverage(rows, piece.columns)
+            if coverage is not Coverage.PARTIAL:
+                yield from [piece] if coverage is Coverage.FULL else []
+                continue
             bounds = self.region.bounds(rows, [piece.columns])
             if bounds is None:
                 yield from self._flagged(rows, piece)

@@ -97,6 +97,14 @@ class Region:
         is_alike = len(runs) == 1 or self.foreign.isdisjoint(itertools.product(runs, range(len(self.keys))))
         return is_alike and not self.hides_from(rows)
 
+    def coverage(self, rows: range, columns: range) -> Coverage:
+        """Return whether the rows see all of some columns, or none; PARTIAL, too, if that is not known at once."""
+        found = {
+            Coverage.EMPTY if (i, j) in self.foreign else self._coverage(i, queries, keys)
+            for i, j, _, queries, keys in self._rectangles(rows, [columns])
+        }
+        return found.pop() if len(found) == 1 else Coverage.PARTIAL
+
     def seen(self, rows: range) -> Iterator[range]:
         """Return the columns that some of the rows see, or a little more, as increasing ranges."""
         runs = list(_overlaps(self.queries, self._query_ends, rows))
@@ -175,7 +183,7 @@ class Region:
         for i, j, (row, column), queries, keys in self._rectangles(rows, pieces):
             if (i, j) in self.foreign:
                 continue
-            coverage = self.mask.classify(queries, keys) if self._is_run_masked(i) else Coverage.FULL
+            coverage = self._coverage(i, queries, keys)
             if coverage is Coverage.EMPTY:
                 continue
             window = slice(row, row + len(queries))
@@ -226,6 +234,10 @@ class Region:
             is_full = all(self.mask.classify(self.queries[i], keys) is Coverage.FULL for keys in own)
             self._masked_runs[i] = not is_full
         return self._masked_runs[i]
+
+    def _coverage(self, i: int, queries: range, keys: range) -> Coverage:
+        """Classify queries of the i-th run against keys that are not foreign to it."""
+        return self.mask.classify(queries, keys) if self._is_run_masked(i) else Coverage.FULL
 
     def _spans(self, queries: range, keys: range) -> Integers:
         """Return the first key that each query sees, the one after the last, and how many it sees, `(3, queries)`."""

@@ -19,7 +19,7 @@ __all__ = ["multiply"]
 
 _MOST_VECTORS = 4 if HAS_32_REGISTERS else 2  # side by side
 _MOST_SUMS = 24 if HAS_32_REGISTERS else 12  # vectors, which leaves registers for those of b, and for one of a
-_ROWS = (12, 8, 6, 4, 2, 1)  # of what is computed at a time: the most of these that fit
+_ROWS = (12, 8, 6, 4, 3, 2, 1)  # of what is computed at a time: the most of these that fit
 _INTEGER = ir.IntType(64)
 
 
