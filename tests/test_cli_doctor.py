@@ -1,6 +1,7 @@
 """`cqs doctor`: what it sees, and what it advises."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,6 +32,12 @@ def test_doctor_sees_who_asked_for_the_slow_kernels() -> None:
     assert "although OPENBLAS_CORETYPE=SkylakeX is set" in remedy
 
 
+def test_doctor_advises_the_compiled_kernel() -> None:
+    (remedy,) = advice(replace(facts("SkylakeX"), packages={"numba": None}))
+    assert "pip install 'cqs-attention[numba]'" in remedy
+    assert advice(replace(facts("SkylakeX"), packages={"numba": "0.66.0"})) == []
+
+
 def test_doctor_is_content() -> None:
     assert advice(facts("SkylakeX")) == []
     assert advice(facts("Haswell", ("X86_V2", "X86_V3"))) == []
@@ -52,7 +59,7 @@ def test_doctor_json(cli: Run) -> None:
     assert code == 0
     assert values["cqs"] == cqs.__version__
     assert values["numpy"] == np.__version__
-    packages = {"ml_dtypes", "numba", "scipy", "torch", "cupy", "zarr", "h5py", "matplotlib", "array_api_strict"}
+    packages = {"ml_dtypes", "numba", "torch", "cupy", "zarr", "h5py", "matplotlib", "array_api_strict"}
     assert set(values["packages"]) == packages
     assert values["packages"]["ml_dtypes"] is not None
     assert isinstance(values["advice"], list)
