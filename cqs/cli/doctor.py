@@ -95,15 +95,13 @@ def command(args: Arguments) -> int:
 def advice(facts: Facts) -> list[str]:
     """Return what would make cqs faster here, most useful first. A pure function of the facts.
 
-    The compiled kernel multiplies by itself; all others do by BLAS. OpenBLAS picks its matrix kernels by the CPU's model,
+    The compiled kernel multiplies by itself, the others by BLAS. OpenBLAS picks its matrix kernels by the CPU's model,
     and takes those for AVX2 on some that have AVX-512, which halves the speed of attention.
     """
     found = []
     if facts.packages.get("numba", "") is None:
         remedy = _OPTIONAL["numba"][2]
-        found.append(
-            f"Numba is not installed: {remedy} makes attention in float32, float16 and bfloat16 twice as fast."
-        )
+        found.append(f"Numba is not installed: {remedy} makes attention twice as fast, but for float64.")
     slow = [lib.architecture for lib in facts.blas if lib.architecture.lower() in _AVX2_KERNELS]
     if slow and _AVX512 & set(facts.simd):
         now = f"OPENBLAS_CORETYPE={facts.openblas_coretype}"
