@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -16,13 +17,14 @@ from kernel_calls import arrays_of, strips
 
 import cqs
 from cqs.kernels import KERNELS, KeyChunk, Region, numba
-from cqs.kernels.compiled import loops
+from cqs.kernels.compiled import reading, tiles
 from cqs.kernels.compiled.products import multiply
 from cqs.kernels.compiled.vectors import LANES
 from cqs.kernels.numba import attend
 from cqs.kernels.numba_tables import KINDS, places
-from cqs.masks import Causal, NoMask
+from cqs.masks import Causal, Dense, NoMask, Predicate, Sinks, SlidingWindow
 from cqs.partial import Partial
+from cqs.schedule import call_shape
 from cqs.scores import ALiBi
 from cqs.testing import assert_exact
 
@@ -34,11 +36,11 @@ def weigh(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Weigh scores `(keys, n)` of n queries; return weights, maxima, totals, and by what sums before are multiplied."""
     n_keys, n = scores.shape
-    tile = np.full((n_keys, loops.PANEL), -np.inf, np.float32)
+    tile = np.full((n_keys, reading.PANEL), -np.inf, np.float32)
     tile[:, :n] = scores
-    lanes = np.zeros((3, loops.PANEL), np.float32)
+    lanes = np.zeros((3, reading.PANEL), np.float32)
     lanes[0], lanes[1] = top, total
-    grew = loops.weigh(tile.ctypes.data, n_keys, -(-n // LANES), np.float32(1), *(x.ctypes.data for x in lanes))
+    grew = tiles.weigh(tile.ctypes.data, n_keys, -(-n // LANES), np.float32(1), *(x.ctypes.data for x in lanes))
     assert grew == bool(np.any(lanes[2, :n] != 1))
     return tile[:, :n], *lanes[:, :n]
 
@@ -110,7 +112,7 @@ def test_numbers_of_any_type_and_place_are_read(dtype: str, strides: int) -> Non
     rows = np.repeat(numbers, 2).reshape(1, 1 << 10, 128)[:, :, ::strides]
     target = np.full((1 << 10, rows.shape[-1] + 1), 7, np.float32)
     chunks = places(rows, KINDS[dtype])[None, :, None, :].repeat(2, axis=2)
-    address, row_bytes = loops.readable(chunks, 0, 0, 1, 0, 0, len(target), target.ctypes.data, target.shape[1])
+    address, row_bytes = reading.readable(chunks, 0, 0, 1, 0, 0, len(target), target.ctypes.data, target.shape[1])
     assert (address, row_bytes) == (target.ctypes.data, target.strides[0])
     np.testing.assert_array_equal(target[:, :-1], rows[0].astype(np.float32))
     np.testing.assert_array_equal(target[:, -1], 0)
@@ -122,10 +124,10 @@ def test_queries_are_put_side_by_side(n_rows: int, lane: int, n_lanes: int, widt
     q = np.random.default_rng(width).standard_normal((100, n_rows + 2, width), dtype=np.float32)
     rows, panel = np.full((2, 64, 64), np.nan, np.float32)
     room, factor = (rows.ctypes.data, panel.ctypes.data), np.float32(3)
-    loops.pack_queries(places(q, 0), 0, 10, 1, n_rows, lane, n_lanes, factor, *room)
+    reading.pack_queries(places(q, 0), 0, 10, 1, n_rows, lane, n_lanes, factor, *room)
     expected = q[10:, 1 : n_rows + 1].reshape(-1, width)[lane : lane + n_lanes] * factor
     np.testing.assert_array_equal(panel[:width, :n_lanes], expected.T)
-    np.testing.assert_array_equal(panel[:width, n_lanes : loops.padded(n_lanes)], 0)
+    np.testing.assert_array_equal(panel[:width, n_lanes : reading.padded(n_lanes)], 0)
 
 
 def assert_near(found: Partial, expected: Partial) -> None:
@@ -147,6 +149,45 @@ def test_strips_that_share_a_call_are_as_the_formula_says(
     exact = [x.astype(np.float64) for x in (q, *(x for chunk in chunks for x in chunk))]
     wide = [KeyChunk(*exact[i : i + 2]) for i in range(1, len(exact), 2)]
     assert_near(found, KERNELS["reference"].attend(exact[0], wide, scale=0.5, region=region))
+
+
+@given(
+    region=strips(),
+    mask=st.sampled_from([None, "dense", "sinks", "even"]),
+    most_work=st.sampled_from([1, 5000, 1 << 33]),
+    block_bytes=st.sampled_from([1 << 10, 1 << 14, 1 << 21]),
+    threads=st.sampled_from([1, 2]),
+)
+def test_a_block_may_see_more_than_one_table_says(
+    region: Region, mask: str | None, most_work: int, block_bytes: int, threads: int
+) -> None:
+    if mask is not None:
+        n = region.queries[-1].stop
+        masks = {
+            "dense": Dense(np.random.default_rng(n).random((n, n)) < 0.5),
+            "sinks": SlidingWindow(5, 3) | Sinks(2),
+            "even": Predicate(lambda b, h, q, k: (q + k) % 2 == 0),
+        }
+        region = replace(region, mask=masks[mask]).at((0,))
+    q, chunks = arrays_of(region, 4, 2, "float32")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numba, "_MOST_WORK", most_work)
+        patch.setattr(call_shape, "SHARED_FLOPS", 0)  # so that threads share the call
+        found = attend(q, chunks, scale=0.5, region=region, block_bytes=block_bytes, threads=threads)
+    wide = [KeyChunk(*(x.astype(np.float64) for x in chunk)) for chunk in chunks]
+    assert_near(found, KERNELS["reference"].attend(q.astype(np.float64), wide, scale=0.5, region=region))
+
+
+@pytest.mark.parametrize("n_keys", [3071, 3072, 3073, 10_000, 100_000])
+@pytest.mark.parametrize("is_rising", [False, True])
+def test_many_keys_are_summed_up_exactly(n_keys: int, is_rising: bool) -> None:
+    rng = np.random.default_rng(n_keys)
+    q, (k, v) = rng.standard_normal((1, 5, 8), dtype=np.float32), rng.standard_normal((2, 1, n_keys, 8), np.float32)
+    if is_rising:  # maxima grow to the end, after sums were put aside
+        k[0] = q[0, 0] * np.linspace(0, 8, n_keys, dtype=np.float32)[:, None]
+    v += 1
+    out, lse = cqs.attention(q, k, v, workers=1, strategy="tiles", kernel="numba", return_lse=True)
+    assert_exact(out, q, k, v, lse=lse)
 
 
 @given(region=strips(), hidden=st.sampled_from([np.nan, np.inf, 3e38]))
@@ -279,13 +320,13 @@ def test_where_numba_is_broken_numpy_computes_and_says_so(monkeypatch: pytest.Mo
 
     x = np.random.default_rng(4).standard_normal((2, 40, 8), dtype=np.float32)
     monkeypatch.setattr(numba, "import_module", fail)
-    numba._loops.cache_clear()
+    numba._reading.cache_clear()
     try:
         with pytest.warns(RuntimeWarning, match=r"cannot be used \(Numba needs NumPy 1.0 or less\).*pip install"):
             found = cqs.attention(x, x, x)
         assert np.array_equal(found, cqs.attention(x, x, x, kernel="numpy"))
     finally:
-        numba._loops.cache_clear()
+        numba._reading.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,16 @@
 """Merging partial results of the compiled kernel: compiled, too, since small tasks have many."""
 
 import numpy as np
-from numba import float32, int64, njit, void
+from numba import float32, int64, void
 
-from cqs.kernels.compiled.vectors import LANES, VECTOR_BYTES, exp, load, spread, store, where_less
+from cqs.kernels.compiled.vectors import LANES, VECTOR_BYTES, compiled, exp, load, spread, store, where_less
 
 __all__ = ["merge_rows"]
 
-_ITEM = 4  # bytes
 _LOWEST, _NOTHING = np.finfo(np.float32).min, np.float32(-np.inf)
 
 
-@njit(void(int64, int64, int64), nogil=True, error_model="numpy", cache=True)
+@compiled(void(int64, int64, int64))
 def _make_weights(totals, parts, divisors):
     """Turn a vector of log-sum-exps of each side into its weights; and say what the sum was that they have without."""
     total, part, one = load(totals), load(parts), spread(np.float32(1))
@@ -25,7 +24,7 @@ def _make_weights(totals, parts, divisors):
     store(divisor, divisors)
 
 
-@njit(void(int64, int64, int64, float32, float32), nogil=True, error_model="numpy", cache=True)
+@compiled(void(int64, int64, int64, float32, float32))
 def _add_row(total, part, n_vectors, weight_total, weight_part):
     """Write the weighted sum of two rows to the first."""
     of_total, of_part = spread(weight_total), spread(weight_part)
@@ -33,10 +32,7 @@ def _add_row(total, part, n_vectors, weight_total, weight_part):
         store(load(total + place) * of_total + load(part + place) * of_part, total + place)
 
 
-@njit(
-    void(float32[:, :, :], float32[:, :], float32[:, :, :], float32[:, :]),
-    nogil=True, error_model="numpy", cache=True,
-)  # fmt: skip
+@compiled(void(float32[:, :, :], float32[:, :], float32[:, :, :], float32[:, :]))
 def merge_rows(out, lse, part_out, part_lse):
     """Merge a partial result into another of the same rows, in place, as `cqs.partial.merge_into` does.
 

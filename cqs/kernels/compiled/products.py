@@ -9,11 +9,20 @@ is installed.
 from itertools import product
 
 from llvmlite import ir
-from numba import boolean, int64, njit, types, void
+from numba import boolean, int64, types, void
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from cqs.kernels.compiled.vectors import FLOAT, HAS_32_REGISTERS, LANES, VECTOR, VECTOR_BYTES, pointer, spread_value
+from cqs.kernels.compiled.vectors import (
+    FLOAT,
+    HAS_32_REGISTERS,
+    LANES,
+    VECTOR,
+    VECTOR_BYTES,
+    compiled,
+    pointer,
+    spread_value,
+)
 
 __all__ = ["multiply"]
 
@@ -83,7 +92,7 @@ def _load(builder, address, kind, n, size):
     return builder.load(pointer(builder, builder.add(address, builder.mul(size, _INTEGER(n))), kind), align=1)
 
 
-@njit(void(*[int64] * 10, boolean), nogil=True, cache=True)
+@compiled(void(*[int64] * 10, boolean))
 def multiply(a, a_row, a_depth, b, b_depth, c, c_row, n_rows, n_vectors, depth, adds):
     """Write the product of two matrices of float32 numbers, or add it to what is there.
 

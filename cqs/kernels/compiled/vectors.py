@@ -16,11 +16,13 @@ from numba.extending import intrinsic, models, overload, register_model
 __all__ = [
     "FLOAT",
     "HAS_32_REGISTERS",
+    "ITEM",
     "LANES",
     "VECTOR",
     "VECTOR_BYTES",
     "all_less",
     "any_less",
+    "compiled",
     "exp",
     "exp2",
     "load",
@@ -38,10 +40,16 @@ _FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")  # w
 _HAS_512_BITS, _HAS_256_BITS = "+avx512f" in _FEATURES, "+avx2" in _FEATURES
 HAS_32_REGISTERS = _HAS_512_BITS or "+neon" in _FEATURES
 LANES = 16 if _HAS_512_BITS else 8 if _HAS_256_BITS else 4  # numbers of a vector
-VECTOR_BYTES = 4 * LANES
+ITEM = 4  # bytes of a number
+VECTOR_BYTES = ITEM * LANES
 FLOAT = ir.FloatType()
 VECTOR = ir.VectorType(FLOAT, LANES)
 _INTEGERS = ir.VectorType(ir.IntType(32), LANES)
+
+
+def compiled(signature):
+    """Compile a function for one signature, and keep the result."""
+    return njit(signature, nogil=True, error_model="numpy", cache=True)
 
 
 class _VectorType(types.Type):
