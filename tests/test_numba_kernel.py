@@ -320,13 +320,13 @@ def test_where_numba_is_broken_numpy_computes_and_says_so(monkeypatch: pytest.Mo
 
     x = np.random.default_rng(4).standard_normal((2, 40, 8), dtype=np.float32)
     monkeypatch.setattr(numba, "import_module", fail)
-    numba._reading.cache_clear()
+    numba._loops.cache_clear()
     try:
         with pytest.warns(RuntimeWarning, match=r"cannot be used \(Numba needs NumPy 1.0 or less\).*pip install"):
             found = cqs.attention(x, x, x)
         assert np.array_equal(found, cqs.attention(x, x, x, kernel="numpy"))
     finally:
-        numba._reading.cache_clear()
+        numba._loops.cache_clear()
 
 
 @pytest.mark.parametrize(
