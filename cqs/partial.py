@@ -1,6 +1,6 @@
 """A partial result of attention, and the operation that merges two of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Self
@@ -11,7 +11,7 @@ from cqs.errors import OptionError, ShapeError
 from cqs.schedule import MERGE_BLOCK
 from cqs.types import Array, DType, Namespace
 
-__all__ = ["Partial", "merge", "merge_into", "merge_weights"]
+__all__ = ["Merge", "Partial", "merge", "merge_into", "merge_weights"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,6 +86,10 @@ def merge(a: Partial, b: Partial) -> Partial:
         raise ShapeError.of("b", rule, got, "merge results of the same queries and heads")
     weight_a, weight_b, lse = merge_weights(namespace_of(a=a.lse, b=b.lse), a.lse, b.lse)
     return Partial(a.out * weight_a[..., None] + b.out * weight_b[..., None], lse)
+
+
+# Merges each of the second partial results into the first beside it, in place
+Merge = Callable[[Namespace, Sequence[Partial], Sequence[Partial]], None]
 
 
 def merge_into(xp: Namespace, totals: Sequence[Partial], parts: Sequence[Partial]) -> None:

@@ -1,22 +1,18 @@
 """Where rows of the output are summed up until they are complete: in the output itself, in memory, or in a file."""
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
 
 from cqs.backend import namespace_of
 from cqs.errors import SinkError
-from cqs.partial import Partial
+from cqs.partial import Merge, Partial
 from cqs.schedule import UNSEEN_BYTES, HeadBlock, Strip, even_cuts
 from cqs.types import Array, DType, Namespace
 
-__all__ = ["InMemory", "InPlace", "Merge", "Spilled", "Sums"]
-
-
-# merges each of the second partial results into the first beside it, in place; see `cqs.partial.merge_into`
-Merge = Callable[[Namespace, Sequence[Partial], Sequence[Partial]], None]
+__all__ = ["InMemory", "InPlace", "Spilled", "Sums"]
 
 
 class Sums(Protocol):

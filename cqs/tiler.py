@@ -126,7 +126,7 @@ class Tiler:
         return Partial(self._sink.finish(), self._lse)
 
     def _new_sums(self, is_in_place: bool) -> Sums:
-        problem, merge = self._plan.problem, KERNELS[self._plan.setting.kernel].merge_into
+        problem, merge = self._plan.problem, KERNELS[self._plan.setting.kernel].merge
         if is_in_place:
             assert isinstance(self._sink, ArraySink)
             return InPlace(merge, self._xp, self._sink.array, self._lse)

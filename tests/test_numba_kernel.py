@@ -24,7 +24,7 @@ from cqs.kernels.numba import attend
 from cqs.kernels.numba_tables import KINDS, places
 from cqs.masks import Causal, Dense, NoMask, Predicate, Sinks, SlidingWindow
 from cqs.partial import Partial
-from cqs.schedule import call_shape
+from cqs.schedule import PANEL, call_shape
 from cqs.scores import ALiBi
 from cqs.testing import assert_exact
 
@@ -36,9 +36,9 @@ def weigh(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Weigh scores `(keys, n)` of n queries; return weights, maxima, totals, and by what sums before are multiplied."""
     n_keys, n = scores.shape
-    tile = np.full((n_keys, reading.PANEL), -np.inf, np.float32)
+    tile = np.full((n_keys, PANEL), -np.inf, np.float32)
     tile[:, :n] = scores
-    lanes = np.zeros((3, reading.PANEL), np.float32)
+    lanes = np.zeros((3, PANEL), np.float32)
     lanes[0], lanes[1] = top, total
     grew = tiles.weigh(tile.ctypes.data, n_keys, -(-n // LANES), np.float32(1), *(x.ctypes.data for x in lanes))
     assert grew == bool(np.any(lanes[2, :n] != 1))
@@ -305,7 +305,7 @@ def test_it_is_taken_for_arrays_of_numpy(dtype: str) -> None:
     assert "  kernel  " not in str(cqs.plan(x, x, x))
 
 
-def test_what_the_loops_cannot_do_numpy_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_loops_cannot_do_numpy_does() -> None:
     q, k, v = np.random.default_rng(3).standard_normal((3, 2, 40, 8))
     narrow = [x.astype(np.float32) for x in (q, k, v)]
     calls = [((q, k, v), {}), (narrow, {"softcap": 2.0}), (narrow, {"bias": ALiBi.standard(2)})]
@@ -320,13 +320,13 @@ def test_where_numba_is_broken_numpy_computes_and_says_so(monkeypatch: pytest.Mo
 
     x = np.random.default_rng(4).standard_normal((2, 40, 8), dtype=np.float32)
     monkeypatch.setattr(numba, "import_module", fail)
-    numba._loops.cache_clear()
+    numba._compiled.cache_clear()
     try:
         with pytest.warns(RuntimeWarning, match=r"cannot be used \(Numba needs NumPy 1.0 or less\).*pip install"):
             found = cqs.attention(x, x, x)
         assert np.array_equal(found, cqs.attention(x, x, x, kernel="numpy"))
     finally:
-        numba._loops.cache_clear()
+        numba._compiled.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_special_log_sum_exps_go_where_they_go_by_numpy(special: float) -> None:
         found, expected = ([Partial(x.out.copy(), x.lse.copy()) for x in parts] for _ in range(2))
         with np.errstate(all="ignore"):
             merge_into(np, found[:1], found[1:])
-            KERNELS["numpy"].merge_into(np, expected[:1], expected[1:])
+            KERNELS["numpy"].merge(np, expected[:1], expected[1:])
         np.testing.assert_allclose(found[0].out, expected[0].out, atol=2e-6)
         np.testing.assert_allclose(found[0].lse, expected[0].lse, atol=2e-6)
 
@@ -77,7 +77,7 @@ def test_what_it_cannot_merge_numpy_does(change: str) -> None:
     if change == "reversed":
         totals = [Partial(np.ascontiguousarray(t.out[..., ::-1])[..., ::-1], t.lse) for t in totals]
     merge_into(np, totals[:1], [b])
-    KERNELS["numpy"].merge_into(np, totals[1:], [b])
+    KERNELS["numpy"].merge(np, totals[1:], [b])
     assert np.array_equal(totals[0].out, totals[1].out)
     assert np.array_equal(totals[0].lse, totals[1].lse)
 
@@ -86,8 +86,8 @@ def test_what_it_cannot_merge_numpy_does(change: str) -> None:
 def test_results_are_merged_as_the_kernel_of_the_plan_says(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
     for name, row in KERNELS.items():
-        noted = lambda *args, name=name, row=row: (called.append(name), row.merge_into(*args))  # noqa: E731
-        monkeypatch.setitem(KERNELS, name, replace(row, merge_into=noted))
+        noted = lambda *args, name=name, row=row: (called.append(name), row.merge(*args))  # noqa: E731
+        monkeypatch.setitem(KERNELS, name, replace(row, merge=noted))
     x = np.random.default_rng(0).standard_normal((1, 50, 8), dtype=np.float32)
     cqs.attention(x, x, x, workers=7, kernel=kernel)
     assert set(called) == {kernel}

@@ -22,9 +22,10 @@ def split_scale(scale: float) -> tuple[float, float]:
 
 
 def row_blocks(region: Region, most: int, most_masked: int, small: int = SMALL_ROWS) -> list[range]:
-    """Cut the rows of a region into blocks; rows that see other keys than those before begin a new one, unless small.
+    """Cut the rows of a region into blocks; rows that see other keys than those before begin a new one.
 
-    A block has at most `most` rows, or `most_masked` where the mask hides something.
+    A block has at most `most` rows, or `most_masked` where the mask hides something. Strips of at most `small` rows may
+    share a block, see `worth_one_piece`.
     """
     if not region.foreign:
         runs = [range(sum(map(len, region.queries)))]

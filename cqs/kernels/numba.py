@@ -1,8 +1,9 @@
 """The fast kernel for NumPy arrays where Numba is installed: compiled loops, on threads of its own.
 
-Rows are cut into blocks as by the NumPy kernel, and each block of each head is computed by one thread, so the result is
-bitwise the same on any number of threads. What a thread does with a block is in `cqs.kernels.compiled.loops`: scores
-never leave the core's caches, keys and values are read where they are, and Python is not needed.
+Where rows are cut into blocks depends on the shapes alone, and each block of each head is computed by one thread, so
+the result is bitwise the same on any number of threads. What a thread does with a block is in
+`cqs.kernels.compiled.loops`: scores never leave the core's caches, keys and values are read where they are, and Python
+is not needed.
 """
 
 import itertools
@@ -32,14 +33,15 @@ from cqs.masks.mask import Integers
 from cqs.once import once
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
-from cqs.schedule import BLOCK_BYTES, NumbaBlock, careful_bytes, even_cuts, numba_block
+from cqs.schedule import BLOCK_BYTES, MOST_ITEMS, NumbaBlock, careful_bytes, even_cuts, numba_block
 from cqs.types import Array, Namespace
 
 __all__ = ["attend", "merge_into", "missing", "refusal"]
 
 _MOST_WORK = 1 << 33  # multiplications that a thread does without looking whether it is to stop: a tenth of a second
 _PARTS_A_THREAD = 8
-_SMALL_ROWS = 16  # fewer than fill a vector are computed with those of other strips
+_MOST_KEYS = 1 << 22  # of a piece, which are counted in float32
+_SMALL_ROWS = 16  # of strips that may share a block with others: no more than fill a vector
 _INSTALL = "pip install 'cqs-attention[numba]'"
 
 
@@ -53,14 +55,13 @@ def missing() -> str | None:
 
 
 @cache
-def _loops() -> ModuleType | None:
-    """Return the compiled functions; None, with a warning, where Numba is broken."""
+def _compiled() -> tuple[ModuleType, ModuleType] | None:
+    """Return the compiled functions, of loops and of merging; None, with a warning, where Numba is broken."""
     try:
-        loops = import_module("cqs.kernels.compiled.loops")
+        return import_module("cqs.kernels.compiled.loops"), import_module("cqs.kernels.compiled.merging")
     except Exception as error:  # such as a version that does not know this NumPy, or no place to keep what is compiled
         _warn(error)
         return None
-    return loops
 
 
 def _warn(error: Exception) -> None:
@@ -84,51 +85,54 @@ def attend(
 ) -> Partial:
     """Compute attention over NumPy arrays of any strides, read-only or not, on `threads` threads.
 
-    Calls in float64, or whose scores are changed, are left to the NumPy kernel. Beyond the result, each thread holds at
-    most 16 MiB with the blocks that are the default, and less with smaller. See `cqs.kernels.Attend` for the arguments.
+    Left to the NumPy kernel are calls in float64, or whose scores are changed; and in small blocks those of arrays
+    whose bytes are swapped, of heads without width, and with a scale of 0 or near the ends of float32. Beyond the
+    result, each thread holds at most 16 MiB with the blocks that are the default, and less with smaller. See
+    `cqs.kernels.Attend` for the arguments.
     """
     is_changed = region is not None and region.scores is not None
-    if DTYPES[dtype_name(q)][1] != "float32" or is_changed or _loops() is None:
+    if DTYPES[dtype_name(q)][1] != "float32" or is_changed:
         return numpy_threads.attend(q, chunks, scale=scale, region=region, threads=threads, block_bytes=block_bytes)
     call = _Call.of(q, chunks, scale, region, block_bytes)
-    arrays = (q, *itertools.chain(*chunks))
-    if scale == 0 or q.shape[-1] == 0 or not all(array.dtype.isnative for array in arrays):
-        return call.plain.computed(threads)
-    return call.computed(threads)
+    is_native = all(array.dtype.isnative for array in (q, *itertools.chain(*chunks)))
+    is_computed = is_native and q.shape[-1] > 0 and call.factor != 0 and np.isfinite(call.factor)
+    return call.computed(threads) if is_computed and _compiled() is not None else call.plain.computed(threads)
 
 
 def merge_into(xp: Namespace, totals: Sequence[Partial], parts: Sequence[Partial]) -> None:
     """Merge each part into the total beside it, in place, as `cqs.partial.merge_into` does, but for the last bits."""
     arrays = [array for partial in (*totals, *parts) for array in (partial.out, partial.lse)]
-    if not all(_is_mergeable(array) for array in arrays) or _loops() is None:
+    found = _compiled() if all(_is_mergeable(array) for array in arrays) else None
+    if found is None:
         partial.merge_into(xp, totals, parts)
         return
-    merge_rows = import_module("cqs.kernels.compiled.merging").merge_rows
+    _, merging = found
     for total, part in zip(totals, parts, strict=True):
         for batch in np.ndindex(*total.out.shape[:-3]):
-            merge_rows(total.out[batch], total.lse[batch], part.out[batch], part.lse[batch])
+            merging.merge_rows(total.out[batch], total.lse[batch], part.out[batch], part.lse[batch])
 
 
 def _is_mergeable(array: Array) -> bool:
     """Whether an array is one of NumPy's, `(*B, H, T)` or with rows of adjacent numbers `(*B, H, T, E)`, of float32."""
-    if not isinstance(array, np.ndarray) or array.dtype != np.float32:
+    if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.ndim < 2:
         return False
-    return array.flags.aligned and array.ndim > 1 and array.strides[-1] == array.itemsize
-
-
-class _Heads(NamedTuple):
-    """Query heads that share a key head, or some of them: batch entry, key head, the first of them and how many."""
-
-    batch: int
-    kv_head: int
-    first: int
-    n: int
+    return array.flags.aligned and array.flags.writeable and array.strides[-1] == array.itemsize
 
 
 class _Part(NamedTuple):
-    """What a thread takes at a time: some blocks of rows, of some heads each; and the multiplications that takes."""
+    """What a thread takes at a time.
 
-    heads: Sequence[_Heads]
+    Parameters
+    ----------
+    heads : int64, `(n, 4)`
+        Query heads that share a key head, or some of them: batch entry, key head, the first of them and how many.
+    blocks : sequence of range
+        Rows, for all of the heads.
+    size : int
+        The multiplications that it takes.
+    """
+
+    heads: Integers
     blocks: Sequence[range]
     size: int
 
@@ -160,6 +164,12 @@ class _Call:
         return result
 
     @once
+    def factor(self) -> np.float32:
+        """By what scores are multiplied so that powers of 2 of them are weights."""
+        with np.errstate(all="ignore"):
+            return np.float32(self.scale * log2(e))
+
+    @once
     def block(self) -> NumbaBlock:
         """How large blocks are."""
         return numba_block(self.plain.shape, self.block_bytes)
@@ -170,31 +180,35 @@ class _Call:
         return row_blocks(self.plain.region, self.block.rows, self.block.rows, _SMALL_ROWS)
 
     @once
-    def heads(self) -> list[_Heads]:
-        """The heads that are computed together, their queries side by side."""
+    def heads(self) -> Integers:
+        """The heads that are computed together, their queries side by side, as of `_Part`."""
         shape, tallest = self.plain.shape, max(map(len, self.blocks))
         cuts = even_cuts(shape.shared, max(self.block.lanes // tallest, 1))
-        kv_heads = itertools.product(range(shape.batch), range(shape.kv_heads))
-        return [_Heads(b, g, g * shape.shared + cut.start, len(cut)) for b, g in kv_heads for cut in cuts]
+        starts, sizes = np.array([(cut.start, len(cut)) for cut in cuts], np.int64).T
+        batch, kv_heads, n = (x.reshape(-1) for x in np.indices((shape.batch, shape.kv_heads, len(cuts))))
+        return np.stack([batch, kv_heads, kv_heads * shape.shared + starts[n], sizes[n]], axis=1)
 
     def parts(self, n_threads: int) -> list[_Part]:
         """Cut the work into what a thread takes at a time, the largest first. Where does not matter to the result."""
         shape, n_heads = self.plain.shape, len(self.heads)
-        width = shape.n_heads * (shape.width + shape.value_width)
-        if n_threads == 1 and shape.n_queries * shape.n_keys * width <= _MOST_WORK:
+        of_a_pair = shape.n_heads * (shape.width + shape.value_width)  # multiplications, for all heads
+        is_little = shape.n_queries * shape.n_keys * of_a_pair <= _MOST_WORK
+        if n_threads == 1 and is_little and n_heads * len(self.blocks) <= MOST_ITEMS:
             return [_Part(self.heads, self.blocks, 0)]
-        sizes = [len(rows) * sum(map(len, columns_seen(self.plain.region, rows))) * width for rows in self.blocks]
+        sizes = [len(rows) * sum(map(len, columns_seen(self.plain.region, rows))) * of_a_pair for rows in self.blocks]
         most = _MOST_WORK if n_threads == 1 else min(_MOST_WORK, sum(sizes) // (_PARTS_A_THREAD * n_threads))
         parts: list[_Part] = []
         for rows, size in zip(self.blocks, sizes, strict=True):
-            if parts and parts[-1].size + size <= most:  # of all heads, too
-                _, before, so_far = parts.pop()
-                parts.append(_Part(self.heads, [*before, rows], so_far + size))
+            last = parts[-1] if parts else _Part(self.heads, [], most + 1)
+            fits = last.size + size <= most and n_heads * (len(last.blocks) + 1) <= MOST_ITEMS
+            if last.heads is self.heads and fits:
+                parts[-1] = _Part(self.heads, [*last.blocks, rows], last.size + size)
                 continue
-            n_parts = min(max(-(-size // max(most, 1)), 1), n_heads)
-            own = max(size // n_parts, most * (n_parts > 1))
+            n_parts = max(min(-(-size // max(most, 1)), n_heads), -(-n_heads // MOST_ITEMS), 1)
             cuts = even_cuts(n_heads, -(-n_heads // n_parts))
-            parts += [_Part(self.heads[cut.start : cut.stop], [rows], own) for cut in cuts]
+            for cut in cuts:
+                own = self.heads if len(cuts) == 1 else self.heads[cut.start : cut.stop]
+                parts.append(_Part(own, [rows], size // len(cuts)))
         return sorted(parts, key=lambda part: -part.size)
 
     @once
@@ -208,48 +222,53 @@ class _Call:
     def tables(self) -> BlockTables:
         """Which keys blocks see."""
         plain = self.plain
-        width = self.block.lanes * (plain.shape.width + plain.shape.value_width)
-        return BlockTables(plain.region, plain.sizes, max(_MOST_WORK // width, 1), self.block.table_bytes)
+        of_a_key = self.block.lanes * (plain.shape.width + plain.shape.value_width)  # multiplications
+        most_keys = min(max(_MOST_WORK // of_a_key, 1), _MOST_KEYS)
+        return BlockTables(plain.region, plain.sizes, most_keys, self.block.table_bytes)
 
     def run(self, part: _Part, work: Workspace) -> None:
         """Compute some blocks of rows of some heads in the buffers of one thread."""
         for table in self.tables.of(part.blocks):
-            if isinstance(table, range):
-                for heads in part.heads:
+            if isinstance(table, range):  # of several tables; sums are kept from one to the next, for one item
+                for n in range(len(part.heads)):
                     for step in self.tables.steps(table):
-                        self._attend([heads], step, work)
+                        self._attend(part.heads[n : n + 1], step, work)
             else:
                 self._attend(part.heads, table, work)
 
-    def _attend(self, heads: Sequence[_Heads], table: Tables, work: Workspace) -> None:
+    def _attend(self, heads: Integers, table: Tables, work: Workspace) -> None:
         raise_if_stopped()
-        loops, out = _loops(), self.plain.result.out
-        *_, T, E = out.shape
-        assert loops is not None  # or another kernel would compute
-        items = np.array([(*own, n) for own in heads for n in range(len(table.blocks))], np.int64)
+        found, out, n_blocks = _compiled(), self.plain.result.out, len(table.blocks)
+        assert found is not None  # or another kernel would compute
+        (loops, _), (*_, T, E) = found, out.shape
+        of_blocks = np.tile(np.arange(n_blocks, dtype=np.int64), len(heads))
+        items = np.column_stack([np.repeat(heads, n_blocks, axis=0), of_blocks])
         is_finite = np.ones(len(items), bool)
         sizes = loops.room_sizes(self.block.lanes, self.block.keys, self.q.shape[-1], E)
         room = tuple(work.buffer(f"numba {n}", (size,), out.dtype) for n, size in enumerate(sizes))
         loops.attend(
-            *self.arrays, np.float32(self.scale * log2(e)), items, table.blocks, table.pieces, table.bounds,
-            table.hidden, room, self.block.keys, out.reshape(-1, T, E), self.plain.result.lse.reshape(-1, T),
+            *self.arrays, self.factor, items, table.blocks, table.pieces, table.bounds, table.hidden, room,
+            self.block.keys, out.reshape(-1, T, E), self.plain.result.lse.reshape(-1, T),
             table.begins, table.ends, is_finite,
         )  # fmt: skip
         if not is_finite.all():
             del room
             work.clear()
-            for *own, block in items[~is_finite].tolist():
-                self._attend_carefully(_Heads(*own), range(*table.blocks[block, :2].tolist()), work)
+            for entry, kv_head, head, n_heads, n in items[~is_finite].tolist():
+                rows = range(*table.blocks[n, :2].tolist())
+                self._attend_carefully(entry, kv_head, head, n_heads, rows, work)
             work.clear()
 
-    def _attend_carefully(self, heads: _Heads, rows: range, work: Workspace) -> None:
+    def _attend_carefully(
+        self, entry: int, kv_head: int, head: int, n_heads: int, rows: range, work: Workspace
+    ) -> None:
         """Compute a block by the NumPy kernel, where values are not finite, or their sums overflow.
 
         What is hidden must not take part there with weight 0. Head by head, so that blocks are no larger than its own.
         """
-        plain, batch = self.plain, np.unravel_index(heads.batch, self.q.shape[:-3]) if self.q.ndim > 3 else ()
-        first = heads.first - heads.kv_head * plain.shape.shared
+        plain, first = self.plain, head - kv_head * self.plain.shape.shared
+        batch = tuple(map(int, np.unravel_index(entry, self.q.shape[:-3]))) if self.q.ndim > 3 else ()
         for cut in even_cuts(len(rows), plain.largest.rows):
-            for r in range(first, first + heads.n):
-                kv_head = slice(heads.kv_head, heads.kv_head + 1)
-                plain.run(Unit(tuple(map(int, batch)), kv_head, slice(r, r + 1), [rows[cut.start : cut.stop]]), work)
+            for r in range(first, first + n_heads):
+                own = [rows[cut.start : cut.stop]]
+                plain.run(Unit(batch, slice(kv_head, kv_head + 1), slice(r, r + 1), own), work)

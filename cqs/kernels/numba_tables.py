@@ -14,11 +14,12 @@ from cqs.kernels.region import Region
 from cqs.masks import Coverage
 from cqs.masks.mask import Booleans, Integers
 
-__all__ = ["KINDS", "BlockTables", "Tables", "places"]
+__all__ = ["ALL_SEEN", "BOUNDED", "FLAGGED", "FLOAT16", "FLOAT32", "KINDS", "BlockTables", "Tables", "places"]
 
-KINDS = {"float32": 0, "float16": 1, "bfloat16": 2}  # types of inputs
-_ALL_SEEN, _BOUNDED, _FLAGGED = 0, 1, 2  # what rows see of a run of keys
-_BOUND_BYTES = 24  # of what is held for the two ends of what a row sees, first as int64
+FLOAT32, FLOAT16, _BFLOAT16 = 0, 1, 2
+KINDS = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": _BFLOAT16}  # types of inputs
+ALL_SEEN, BOUNDED, FLAGGED = 0, 1, 2  # what rows see of a run of keys
+_BOUND_BYTES = 24  # of a row that sees a run in part: two ends of int64, which become two of int32
 
 
 def places(array: npt.NDArray[Any], kind: int) -> Integers:
@@ -39,9 +40,21 @@ def places(array: npt.NDArray[Any], kind: int) -> Integers:
 
 
 class Tables(NamedTuple):
-    """What some blocks of rows see; `begins` and `ends` say whether that is their first keys, and their last.
+    """What some blocks of rows see: all of it, or for one block some of it.
 
-    See `cqs.kernels.compiled.loops.attend`.
+    Parameters
+    ----------
+    blocks : int64, `(n, 4)`
+        First row of each and the one after the last; first of its pieces and the one after the last.
+    pieces : int64, `(m, 5)`
+        Runs of keys: chunk, first key in it, number of keys; what rows see of them, and where that is said.
+    bounds : int32
+        For BOUNDED pieces, one after the other, the first key that each row of the block sees and the one after the
+        last, `(2, rows)`, counted from the piece's first key.
+    hidden : bool
+        For FLAGGED pieces which keys are hidden from which rows, `(keys, rows)`.
+    begins, ends : bool
+        Whether these are the blocks' first pieces, and their last.
     """
 
     blocks: Integers
@@ -53,7 +66,21 @@ class Tables(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """A run of keys of one chunk that rows see, and what of it: all, between bounds, or what is not hidden."""
+    """A run of keys of one chunk that rows see.
+
+    Parameters
+    ----------
+    chunk, first : int
+        Where it is: chunk, first key in it.
+    columns : range
+        The columns of the call that these keys are.
+    kind : int
+        What rows see: ALL_SEEN, BOUNDED or FLAGGED.
+    bounds : int64, `(2, rows)`, or None
+        As of `Tables`, if BOUNDED.
+    n_bytes : int
+        Of what is said about single rows.
+    """
 
     chunk: int
     first: int
@@ -99,11 +126,12 @@ class BlockTables:
             if together and (is_long or n_bytes + own_bytes > self.most_bytes):
                 yield self._table(together)
                 together, n_bytes = [], 0
-            if is_long:
-                yield rows
-            else:
+            if not is_long:
                 together.append((rows, step))
                 n_bytes += own_bytes
+            del steps, step  # a generator keeps what it has
+            if is_long:
+                yield rows
         if together:
             yield self._table(together)
 
@@ -166,13 +194,13 @@ class BlockTables:
         """Yield columns that are all seen."""
         before = columns.start
         for chunk, part in in_chunks([columns], self.sizes):
-            yield _Piece(chunk, part.start, range(before, before + len(part)), _ALL_SEEN)
+            yield _Piece(chunk, part.start, range(before, before + len(part)), ALL_SEEN)
             before += len(part)
 
     def _seen_in_part(self, rows: range, columns: range) -> Iterator[_Piece]:
         """Yield columns of which some rows may not see all."""
         for piece in self._in_chunks(columns):
-            coverage = self.region.coverage(rows, piece.columns)
+            coverage = self.region.coverage(rows, piece.columns)  # most are seen whole, which is known without arrays
             if coverage is not Coverage.PARTIAL:
                 yield from [piece] if coverage is Coverage.FULL else []
                 continue
@@ -182,7 +210,7 @@ class BlockTables:
                 continue
             first, last = bounds
             if first.any() or last.min() < len(piece.columns):
-                piece = piece._replace(kind=_BOUNDED, bounds=bounds, n_bytes=_BOUND_BYTES * len(rows))
+                piece = piece._replace(kind=BOUNDED, bounds=bounds, n_bytes=_BOUND_BYTES * len(rows))
             if last.any():
                 yield piece
 
@@ -193,7 +221,7 @@ class BlockTables:
         for start, stop in pairwise(cuts):
             own = piece._replace(first=piece.first + start, columns=piece.columns[start:stop])
             is_flagged = hidden.start <= start < hidden.stop
-            yield own._replace(kind=_FLAGGED, n_bytes=len(rows) * (stop - start)) if is_flagged else own
+            yield own._replace(kind=FLAGGED, n_bytes=len(rows) * (stop - start)) if is_flagged else own
 
     def _table(self, steps: Sequence[tuple[range, list[_Piece]]], begins: bool = True, ends: bool = True) -> Tables:
         """Write down what blocks of rows see."""
@@ -205,12 +233,12 @@ class BlockTables:
         for rows, own in steps:
             blocks.append((rows.start, rows.stop, len(pieces), len(pieces) + len(own)))
             for piece in own:
-                place = n_bounds if piece.kind == _BOUNDED else n_flags
+                place = n_bounds if piece.kind == BOUNDED else n_flags
                 pieces.append((piece.chunk, piece.first, len(piece.columns), piece.kind, place))
                 if piece.bounds is not None:
                     bounds.append(piece.bounds.reshape(-1))
                     n_bounds += piece.bounds.size
-                if piece.kind == _FLAGGED:
+                if piece.kind == FLAGGED:
                     hidden.append(self._hidden(rows, piece.columns))
                     n_flags += hidden[-1].size
         return Tables(

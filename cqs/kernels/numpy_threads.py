@@ -105,8 +105,8 @@ class Call:
         """The sizes of the call."""
         *batch, _, T, D = self.q.shape
         G, shared = self.heads
-        E, hides = self.result.out.shape[-1], (self.region.is_masked, bool(self.region.foreign))
-        return CallShape(prod(batch), G, shared, T, sum(self.sizes), D, E, self.dtype.itemsize, True, *hides)
+        sizes = (prod(batch), G, shared, T, sum(self.sizes), D, self.result.out.shape[-1], self.dtype.itemsize)
+        return CallShape(*sizes, True, self.region.is_masked, bool(self.region.foreign), len(self.chunks))
 
     @once
     def blocks(self) -> list[range]:

@@ -1,6 +1,6 @@
 """The table of kernels, and what each refuses. Read by `kernel="auto"` and by the tests."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
@@ -9,7 +9,7 @@ from cqs.backend import is_cupy, is_numpy
 from cqs.errors import OptionError
 from cqs.kernels import blockwise, cudnn, gemm, numba, numpy_threads, reference
 from cqs.kernels.contract import Attend, Request
-from cqs.partial import Partial, merge_into
+from cqs.partial import Merge, merge_into
 from cqs.types import Namespace
 
 __all__ = ["KERNELS", "Kernel", "choose_kernel"]
@@ -31,8 +31,8 @@ class Kernel:
         Of a namespace, whether it takes its arrays.
     refusal : function
         Of a `Request` with such arrays, why the kernel cannot do it, in a few words; None if it can.
-    merge_into : function
-        What its results are merged by; see `cqs.partial.merge_into`.
+    merge : function
+        What the Tiler merges its results by; see `cqs.partial.merge_into`.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Kernel:
     library: str = "any array-API library"
     takes: Callable[[Namespace], bool] = lambda xp: True
     refusal: Callable[[Request], str | None] = lambda request: None
-    merge_into: Callable[[Namespace, Sequence[Partial], Sequence[Partial]], None] = merge_into
+    merge: Merge = merge_into
 
 
 # what cuDNN has no mask for goes to the other kernel for GPUs

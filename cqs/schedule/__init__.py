@@ -11,6 +11,9 @@ from cqs.schedule.plan import Plan
 from cqs.schedule.scheduler import Scheduler, default_workers
 from cqs.schedule.scratch import (
     MERGE_BLOCK,
+    MOST_ITEMS,
+    PANEL,
+    TILE_KEYS,
     NumbaBlock,
     UnitShape,
     blockwise_block,
@@ -26,7 +29,10 @@ from cqs.schedule.traffic import Traffic
 __all__ = [
     "BLOCK_BYTES",
     "MERGE_BLOCK",
+    "MOST_ITEMS",
+    "PANEL",
     "SMALL_ROWS",
+    "TILE_KEYS",
     "UNSEEN_BYTES",
     "WRITE_BYTES",
     "BalancedLayout",

@@ -33,6 +33,8 @@ class CallShape:
         Whether a mask hides anything.
     is_bundled : bool
         Whether strips share calls, of which some then have fewer rows.
+    n_chunks : int
+        Arrays that keys come in.
     """
 
     batch: int
@@ -46,6 +48,7 @@ class CallShape:
     is_gathered: bool
     is_masked: bool
     is_bundled: bool = False
+    n_chunks: int = 1
 
     @classmethod
     def of(cls, p: AttentionProblem, kv_heads: int | None, sizes: TaskSizes) -> "CallShape":
@@ -62,6 +65,7 @@ class CallShape:
             is_gathered=sizes.key_groups > 1 or p.dtype != p.accumulator_dtype,
             is_masked=not p.mask.hides_nothing,
             is_bundled=sizes.is_bundled,
+            n_chunks=max(sizes.key_groups, 1),
         )
 
     @property

@@ -11,6 +11,9 @@ from cqs.schedule.task import largest_cut
 __all__ = [
     "LEAST_UNITS",
     "MERGE_BLOCK",
+    "MOST_ITEMS",
+    "PANEL",
+    "TILE_KEYS",
     "NumbaBlock",
     "UnitShape",
     "blockwise_block",
@@ -25,9 +28,12 @@ __all__ = [
 _MOST_ROWS, _MOST_COLUMNS, _LEAST_MASKED_ROWS = 512, 4096, 128
 LEAST_UNITS = 8  # that work is cut into if there is enough of it for several threads
 _ROWS_IN_ALL, _COLUMNS_IN_ALL = 1024, 4096  # most rows, and rows or columns, of all heads of a unit's block
-_PANEL, _TILE_KEYS, _MOST_NUMBA_KEYS = 64, 96, 480  # queries side by side, keys of a tile, and of five tiles
+PANEL, TILE_KEYS = 64, 96  # of the compiled kernel: queries side by side, keys of a tile
+_MOST_NUMBA_KEYS = 5 * TILE_KEYS  # that are read for one panel after the other
 _LONGEST_VECTOR = 16  # numbers
 _TABLE_COPIES = 3  # of what is said about rows: while it is found, and as it is handed on
+_HEAD_BYTES, _PLACE_BYTES, _ITEM_BYTES = 100, 100, 128  # of the compiled kernel's tables, while they are made
+MOST_ITEMS = 2048  # blocks of heads in one table
 _MASK_COLUMNS = 128  # that a mask is evaluated for at a time
 _VECTORS = 10  # numbers a row: sums, maxima, divisors
 _HALF, _JOINED_BLOCKS, _CUDNN_WORKSPACE = 2, 32, 1 << 20  # bytes of a number, blocks, bytes: see `cqs.kernels.cudnn`
@@ -83,7 +89,7 @@ def numba_block(call: CallShape, block_bytes: int) -> NumbaBlock:
     rows, keys = min(lanes, call.n_queries), min(lanes, _MOST_NUMBA_KEYS, call.n_keys)
     if call.is_shared:  # leave something for every thread
         share = call.n_heads * call.n_queries // LEAST_UNITS
-        rows = min(rows, max(share // _PANEL * _PANEL, _PANEL))
+        rows = min(rows, max(share // PANEL * PANEL, PANEL))
     return NumbaBlock(rows, min(lanes, rows * call.shared), keys, min(block_bytes, BLOCK_BYTES) // 8)
 
 
@@ -210,16 +216,18 @@ def _numpy(call: CallShape, block_bytes: int, has_scores: bool) -> int:
 
 
 def _numba(call: CallShape, block_bytes: int) -> int:
-    """Bound what a thread of the compiled kernel holds, or what it leaves to NumPy, for which it lets go of its own."""
-    block, a = numba_block(call, block_bytes), call.itemsize
-    most_lanes = min(_most_lanes(call, block_bytes), call.shared * call.n_queries)  # a smaller call may have more heads
-    lanes = -(-max(most_lanes, block.lanes) // _PANEL) * _PANEL
+    """Bound what a thread of the compiled kernel holds, or what it leaves to NumPy, letting go of its room."""
+    most, a = _most_lanes(call, block_bytes), call.itemsize
+    lanes = -(-min(most, call.shared * call.n_queries) // PANEL) * PANEL
     width, value_width = (-(-n // _LONGEST_VECTOR) * _LONGEST_VECTOR for n in (call.width, call.value_width))
-    bytes_held = lanes * (width + 2 * value_width + 3) * a + (_TILE_KEYS + width + 3) * _PANEL * a
-    bytes_held += block.keys * (width + value_width) * a
+    room = lanes * (width + 2 * value_width + 3) * a + (TILE_KEYS + width + 3) * PANEL * a
+    room += numba_block(call, block_bytes).keys * (width + value_width) * a
+    tables = _HEAD_BYTES * call.n_heads + _PLACE_BYTES * call.batch * (1 + 2 * call.n_chunks)
+    tables += _ITEM_BYTES * min(call.n_heads * call.n_queries, MOST_ITEMS)
     if call.is_masked or call.is_bundled:
-        bytes_held += _TABLE_COPIES * block.table_bytes + block.rows * min(_MASK_COLUMNS, call.n_keys) * 24
-    return max(bytes_held, _numpy(call, careful_bytes(block_bytes), has_scores=False))
+        rows = min(most, call.n_queries)  # a smaller call, which is not shared, may have taller blocks
+        tables += _TABLE_COPIES * (min(block_bytes, BLOCK_BYTES) // 8) + rows * min(_MASK_COLUMNS, call.n_keys) * 24
+    return tables + max(room, _numpy(call, careful_bytes(block_bytes), has_scores=False))
 
 
 def _carefully(call: CallShape, n_keys: int, block: int) -> int:

@@ -8,9 +8,11 @@ not needed meanwhile, nor its lock.
 import numpy as np
 from numba import boolean, float32, int32, int64, types, void
 
-from cqs.kernels.compiled.reading import PANEL, ROW, pack_queries, padded, read, readable, write
-from cqs.kernels.compiled.tiles import BOUNDED, TILE_KEYS, add_keys, fill, fold
+from cqs.kernels.compiled.reading import ROW, pack_queries, padded, read, readable, write
+from cqs.kernels.compiled.tiles import add_keys, fill, fold
 from cqs.kernels.compiled.vectors import ITEM, LANES, all_less, compiled, load, spread, store
+from cqs.kernels.numba_tables import BOUNDED
+from cqs.schedule import PANEL, TILE_KEYS
 
 __all__ = ["attend", "padded", "room_sizes"]
 

@@ -1,8 +1,8 @@
 """Reading inputs of any type and strides: as float32 where they are, or copied; and queries put side by side."""
 
 import numpy as np
-from numba import float32, int64, njit, types, void
-from numba.extending import intrinsic
+from numba import float32, int64, types, void
+from numba.extending import intrinsic, register_jitable
 
 from cqs.kernels.compiled.vectors import (
     ITEM,
@@ -16,17 +16,17 @@ from cqs.kernels.compiled.vectors import (
     store,
     transpose,
 )
+from cqs.kernels.numba_tables import FLOAT16, FLOAT32
+from cqs.schedule import PANEL
 
-__all__ = ["PANEL", "ROW", "pack_queries", "padded", "read", "readable", "write"]
+__all__ = ["ROW", "pack_queries", "padded", "read", "readable", "write"]
 
-PANEL = 64  # queries side by side
 ROW = ITEM * PANEL  # bytes of what belongs to one key, or to one number of each query
-_FLOAT32, _FLOAT16, _BFLOAT16 = 0, 1, 2  # types of inputs, as of `cqs.kernels.numba_tables.KINDS`
 _HALF_LIFT = np.float32(2.0**112)  # from the exponents of float16 to those of float32
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
-@njit(nogil=True)
+@register_jitable
 def padded(width):
     """Return a number of columns rounded up to whole vectors."""
     return -(-width // LANES) * LANES
@@ -57,10 +57,10 @@ def write(typing, number, address):
 @compiled(float32(int64, int64))
 def _number(address, kind):
     """Return the number at an address as float32."""
-    if kind == _FLOAT32:
+    if kind == FLOAT32:
         return read(address, _ZERO)
     bits = read(address, np.uint16(0))
-    if kind == _BFLOAT16:
+    if kind != FLOAT16:
         return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
     magnitude = np.uint32(np.uint32(bits & np.uint16(0x7FFF)) << np.uint32(13))
     if magnitude < np.uint32(0x7C00 << 13):
@@ -73,12 +73,12 @@ def _number(address, kind):
 @compiled(void(int64, int64, int64, int64, float32, int64, int64))
 def _copy_row(row, item_bytes, kind, width, factor, target, target_width):
     """Write the numbers of a row, times a factor, to a row that may be longer; of what is beyond, zeros."""
-    n = width // LANES * LANES if item_bytes == (ITEM if kind == _FLOAT32 else ITEM // 2) else 0
+    n = width // LANES * LANES if item_bytes == (ITEM if kind == FLOAT32 else ITEM // 2) else 0
     factors = spread(factor)
-    if kind == _FLOAT32:
+    if kind == FLOAT32:
         for d in range(0, n, LANES):
             store(load(row + d * item_bytes) * factors, target + d * ITEM)
-    elif kind == _FLOAT16:
+    elif kind == FLOAT16:
         for d in range(0, n, LANES):
             store(load_float16(row + d * item_bytes) * factors, target + d * ITEM)
     else:
@@ -100,7 +100,7 @@ def readable(chunks, batch, chunk, which, head, first, n_rows, room, room_width)
     row_bytes, item_bytes = chunks[batch, chunk, which, 2], chunks[batch, chunk, which, 3]
     kind, width = chunks[batch, chunk, which, 4], chunks[batch, chunk, which, 5]
     address += first * row_bytes
-    if kind == _FLOAT32 and item_bytes == ITEM and width == room_width:
+    if kind == FLOAT32 and item_bytes == ITEM and width == room_width:
         return address, row_bytes
     for i in range(n_rows):
         _copy_row(address + i * row_bytes, item_bytes, kind, width, _ONE, room + i * room_width * ITEM, room_width)

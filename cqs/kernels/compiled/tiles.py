@@ -17,11 +17,11 @@ from cqs.kernels.compiled.vectors import (
     store,
     where_less,
 )
+from cqs.kernels.numba_tables import BOUNDED, FLAGGED
+from cqs.schedule import TILE_KEYS
 
-__all__ = ["BOUNDED", "TILE_KEYS", "add_keys", "fill", "fold", "weigh"]
+__all__ = ["add_keys", "fill", "fold", "weigh"]
 
-TILE_KEYS = 96
-BOUNDED, FLAGGED = 1, 2  # what rows see of a piece, as of `cqs.kernels.numba_tables`; 0 for all
 _ZERO, _ONE, _NOTHING = np.float32(0), np.float32(1), np.float32(-np.inf)
 _LOWEST = np.finfo(np.float32).min
 
