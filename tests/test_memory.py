@@ -23,6 +23,30 @@ def test_small_calls_in_many_threads_are_projected(n_threads: int, workers: int,
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("kernel", ["numba", "numpy"])
+@pytest.mark.parametrize(
+    ("shape", "mask"),
+    [
+        ((20_000, 1, 1, 8), None),
+        ((5000, 1, 8, 8), None),
+        ((2, 200_000, 2), cqs.masks.SlidingWindow(3, 3)),
+        ((1, 100_000, 4), cqs.masks.Documents([2] * 50_000)),
+    ],
+    ids=str,
+)
+def test_many_heads_and_many_rows_are_projected(shape: tuple[int, ...], mask, kernel: str) -> None:
+    x = np.zeros(shape, np.float32)
+    options = {"memory": "6 MiB", "out": np.empty_like(x), "mask": mask, "kernel": kernel, "engine": LocalEngine(1)}
+    cqs.attention(x[..., :1, :], x[..., :1, :], x[..., :1, :], kernel=kernel)  # whatever is imported and compiled
+    projected = cqs.plan(x, x, x, **options).projected_bytes
+    tracemalloc.start()
+    try:
+        cqs.attention(x, x, x, **options)
+        assert tracemalloc.get_traced_memory()[1] <= projected <= 6 * MIB
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize(
     ("H", "N", "D", "dtype", "workers", "threads"),
     [

@@ -247,7 +247,36 @@ def test_arrays_may_have_any_layout(layout: str, which: int) -> None:
     assert_exact(out, *arrays, lse=lse)
 
 
-@pytest.mark.parametrize("scale", [1e-12, -3.0, 1e9, 0.0])
+def test_a_run_of_keys_may_have_more_than_a_float_can_count() -> None:
+    S = (1 << 24) + 3
+    k, v = np.full((1, S, 1), -50, np.float32), np.zeros((1, S, 1), np.float32)
+    k[0, 1 << 24 :], v[0, 1 << 24 :, 0] = 0, [1, 2, 4]
+    q, options = np.ones((1, 2, 1), np.float32), {"mask": Causal(1 << 24), "workers": 1, "strategy": "tiles"}
+    assert cqs.attention(q, k, v, scale=1.0, kernel="numba", **options).tolist() == [[[1], [1.5]]]
+
+
+def test_scores_that_only_their_scale_keeps_in_range() -> None:
+    q, k = np.full((1, 1, 64), 2e19, np.float32), np.full((1, 3, 64), -1e18, np.float32)
+    v = np.array([[[1], [2], [6]]], np.float32)
+    out, lse = cqs.attention(q, k, v, kernel="numba", return_lse=True)
+    assert out.tolist() == [[[3]]]
+    np.testing.assert_allclose(lse, -1.6e38, rtol=1e-6)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 5])
+@pytest.mark.parametrize("mask", [NoMask(), Causal(), SlidingWindow(1024, 0)], ids=repr)
+@pytest.mark.parametrize("shape", [(8, 4096), (3000, 1), (1, 900)], ids=str)
+def test_every_block_of_every_head_is_computed_once(n_threads: int, mask, shape: tuple[int, int]) -> None:
+    (H, T), S = shape, 2048
+    q = np.broadcast_to(np.float32(1), (H, T, 64))
+    k = np.broadcast_to(np.float32(1), (H, S, 64))
+    call = numba._Call.of(q, [KeyChunk(k, k)], 1.0, Region.whole(T, S, mask), 2 << 20)
+    parts = call.parts(n_threads)
+    blocks = sorted((*head, rows.start) for part in parts for head in part.heads.tolist() for rows in part.blocks)
+    assert blocks == sorted((*head, rows.start) for head in call.heads.tolist() for rows in call.blocks)
+
+
+@pytest.mark.parametrize("scale", [1e-12, -3.0, 1e9, 0.0, 1e-50, 1e300])
 def test_scales_may_be_extreme(scale: float) -> None:
     q, k, v = np.random.default_rng(1).standard_normal((3, 2, 90, 8), dtype=np.float32)
     assert_exact(cqs.attention(q, k, v, scale=scale, kernel="numba"), q, k, v, scale=scale)

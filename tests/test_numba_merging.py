@@ -39,6 +39,7 @@ def assert_merged(total: Partial, a: Partial, b: Partial) -> None:
 def test_two_results_are_merged_in_place(seed: int, shape: tuple[int, ...], spread: float) -> None:
     a, b = partial_of(seed, shape, spread), partial_of(seed + 1, shape, spread)
     total, before = Partial(a.out.copy(), a.lse.copy()), b.out.copy()
+    b.out.flags.writeable = b.lse.flags.writeable = False  # as from another process
     merge_into(np, [total], [b])
     assert_merged(total, a, b)
     assert np.array_equal(b.out, before)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from math import e, log2
+from math import copysign, e, log2
 from types import ModuleType
 from typing import NamedTuple, Self
 
@@ -39,6 +39,8 @@ from cqs.types import Array, Namespace
 __all__ = ["attend", "merge_into", "missing", "refusal"]
 
 _MOST_WORK = 1 << 33  # multiplications that a thread does without looking whether it is to stop: a tenth of a second
+_WEIGHING = 50  # multiplications that take as long as what is done to a score
+_MOST_EXPONENT = 20  # of the scale in queries, which could be pushed out of range
 _PARTS_A_THREAD = 8
 _MOST_KEYS = 1 << 22  # of a piece, which are counted in float32
 _SMALL_ROWS = 16  # of strips that may share a block with others: no more than fill a vector
@@ -95,14 +97,14 @@ def attend(
         return numpy_threads.attend(q, chunks, scale=scale, region=region, threads=threads, block_bytes=block_bytes)
     call = _Call.of(q, chunks, scale, region, block_bytes)
     is_native = all(array.dtype.isnative for array in (q, *itertools.chain(*chunks)))
-    is_computed = is_native and q.shape[-1] > 0 and call.factor != 0 and np.isfinite(call.factor)
+    is_computed = is_native and q.shape[-1] > 0 and 0 < call.factors[1] < np.inf
     return call.computed(threads) if is_computed and _compiled() is not None else call.plain.computed(threads)
 
 
 def merge_into(xp: Namespace, totals: Sequence[Partial], parts: Sequence[Partial]) -> None:
     """Merge each part into the total beside it, in place, as `cqs.partial.merge_into` does, but for the last bits."""
     arrays = [array for partial in (*totals, *parts) for array in (partial.out, partial.lse)]
-    found = _compiled() if all(_is_mergeable(array) for array in arrays) else None
+    found = _compiled() if all(map(_is_mergeable, arrays)) else None
     if found is None:
         partial.merge_into(xp, totals, parts)
         return
@@ -116,7 +118,7 @@ def _is_mergeable(array: Array) -> bool:
     """Whether an array is one of NumPy's, `(*B, H, T)` or with rows of adjacent numbers `(*B, H, T, E)`, of float32."""
     if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.ndim < 2:
         return False
-    return array.flags.aligned and array.flags.writeable and array.strides[-1] == array.itemsize
+    return array.flags.aligned and array.strides[-1] == array.itemsize
 
 
 class _Part(NamedTuple):
@@ -164,10 +166,16 @@ class _Call:
         return result
 
     @once
-    def factor(self) -> np.float32:
-        """By what scores are multiplied so that powers of 2 of them are weights."""
+    def factors(self) -> tuple[np.float32, np.float32]:
+        """By what queries are multiplied, and then scores, so that powers of 2 of them are weights.
+
+        The first is the power of 2 in the scale, and its sign: it rounds nothing, and scores that are not too large for
+        float32 are not on the way, either.
+        """
         with np.errstate(all="ignore"):
-            return np.float32(self.scale * log2(e))
+            in_all = np.float32(self.scale * log2(e))
+        exponent = int(np.clip(np.frexp(in_all)[1], -_MOST_EXPONENT, _MOST_EXPONENT)) if np.isfinite(in_all) else 0
+        return np.float32(copysign(2.0**exponent, self.scale)), np.float32(abs(in_all) * 2.0**-exponent)
 
     @once
     def block(self) -> NumbaBlock:
@@ -191,7 +199,7 @@ class _Call:
     def parts(self, n_threads: int) -> list[_Part]:
         """Cut the work into what a thread takes at a time, the largest first. Where does not matter to the result."""
         shape, n_heads = self.plain.shape, len(self.heads)
-        of_a_pair = shape.n_heads * (shape.width + shape.value_width)  # multiplications, for all heads
+        of_a_pair = shape.n_heads * (shape.width + shape.value_width + _WEIGHING)  # multiplications, for all heads
         is_little = shape.n_queries * shape.n_keys * of_a_pair <= _MOST_WORK
         if n_threads == 1 and is_little and n_heads * len(self.blocks) <= MOST_ITEMS:
             return [_Part(self.heads, self.blocks, 0)]
@@ -222,7 +230,7 @@ class _Call:
     def tables(self) -> BlockTables:
         """Which keys blocks see."""
         plain = self.plain
-        of_a_key = self.block.lanes * (plain.shape.width + plain.shape.value_width)  # multiplications
+        of_a_key = self.block.lanes * (plain.shape.width + plain.shape.value_width + _WEIGHING)  # multiplications
         most_keys = min(max(_MOST_WORK // of_a_key, 1), _MOST_KEYS)
         return BlockTables(plain.region, plain.sizes, most_keys, self.block.table_bytes)
 
@@ -247,7 +255,7 @@ class _Call:
         sizes = loops.room_sizes(self.block.lanes, self.block.keys, self.q.shape[-1], E)
         room = tuple(work.buffer(f"numba {n}", (size,), out.dtype) for n, size in enumerate(sizes))
         loops.attend(
-            *self.arrays, self.factor, items, table.blocks, table.pieces, table.bounds, table.hidden, room,
+            *self.arrays, *self.factors, items, table.blocks, table.pieces, table.bounds, table.hidden, room,
             self.block.keys, out.reshape(-1, T, E), self.plain.result.lse.reshape(-1, T),
             table.begins, table.ends, is_finite,
         )  # fmt: skip

@@ -148,7 +148,7 @@ def _aligned(tiles: Sequence[Tile]) -> list[Tile]:
         (
             Tile(tile.query, Group(tile.key.index, start, stop))
             for tile in tiles
-            for start, stop in pairwise(sorted(cuts[tile.key.index] & set(range(tile.key.start, tile.key.stop + 1))))
+            for start, stop in pairwise(sorted(n for n in cuts[tile.key.index] if tile.key.start <= n <= tile.key.stop))
         ),
         key=lambda tile: (tile.query.start, tile.key.start),
     )

@@ -33,6 +33,7 @@ _MOST_NUMBA_KEYS = 5 * TILE_KEYS  # that are read for one panel after the other
 _LONGEST_VECTOR = 16  # numbers
 _TABLE_COPIES = 3  # of what is said about rows: while it is found, and as it is handed on
 _HEAD_BYTES, _PLACE_BYTES, _ITEM_BYTES = 100, 100, 128  # of the compiled kernel's tables, while they are made
+_UNIT_BYTES = 256  # of a unit of the NumPy kernel, as a Python object
 MOST_ITEMS = 2048  # blocks of heads in one table
 _MASK_COLUMNS = 128  # that a mask is evaluated for at a time
 _VECTORS = 10  # numbers a row: sums, maxima, divisors
@@ -208,7 +209,10 @@ def _numpy(call: CallShape, block_bytes: int, has_scores: bool) -> int:
     """Bound what a thread of the NumPy kernel holds."""
     most, a = _Most.of(call, block_bytes), call.itemsize
     block = min(call.n_heads * most.rows * most.columns, block_bytes // 4)
-    bytes_held = block * a + most.rows_in_all * (call.width + 2 * call.value_width + _VECTORS) * a
+    n_units = call.n_heads * -(-call.n_queries // most.rows)
+    bytes_held = (
+        block * a + most.rows_in_all * (call.width + 2 * call.value_width + _VECTORS) * a + _UNIT_BYTES * n_units
+    )
     bytes_held += most.copied_keys * (call.width + call.value_width) * a
     bytes_held += _carefully(call, most.keys_in_all, block)
     bytes_held += most.rows * min(_MASK_COLUMNS, call.n_keys) * 24 * call.is_masked

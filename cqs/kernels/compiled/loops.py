@@ -76,14 +76,15 @@ def _write_rows(head, first_row, n_rows, lane, n_lanes, sums, tops, totals, fact
 
 @compiled(
     void(
-        int64[:, ::1], int64[:, :, :, ::1], float32, int64[:, ::1], int64[:, ::1], int64[:, ::1], int32[::1],
+        int64[:, ::1], int64[:, :, :, ::1], float32, float32, int64[:, ::1], int64[:, ::1], int64[:, ::1], int32[::1],
         boolean[::1], types.UniTuple(float32[::1], 8), int64, float32[:, :, ::1], float32[:, ::1], boolean, boolean,
         boolean[::1],
     )
 )  # fmt: skip
 def attend(
-    queries, chunks, factor, items, blocks, pieces, bounds, hidden, room, most_keys, out, lse, begins, ends, is_finite
-):
+    queries, chunks, query_factor, factor, items, blocks, pieces, bounds, hidden, room, most_keys, out, lse,
+    begins, ends, is_finite,
+):  # fmt: skip
     """Attend item by item: with the query heads of a key head, in one block of rows.
 
     Parameters
@@ -92,8 +93,8 @@ def attend(
         Where queries are: address, bytes from head to head, row to row, number to number; type; width.
     chunks : int64, `(batch, n, 2, 6)`
         Likewise for keys and values.
-    factor : float32
-        What scores are multiplied by before weights are powers of 2 of them; not 0.
+    query_factor, factor : float32
+        What queries are multiplied by, and scores before weights are powers of 2 of them; the latter is positive.
     items : int64, `(i, 5)`
         Batch entry, key head, first query head and how many, block.
     blocks : int64, `(m, 4)`
@@ -123,7 +124,6 @@ def attend(
         room[0].ctypes.data, room[1].ctypes.data, room[2].ctypes.data, room[3].ctypes.data, room[4].ctypes.data,
         room[5].ctypes.data, room[6].ctypes.data, room[7].ctypes.data,
     )  # fmt: skip
-    sign, factor = np.copysign(_ONE, factor), abs(factor)
     depth, width, n_heads = queries[0, 5], padded(out.shape[2]), out.shape[0] // queries.shape[0]
     panel_bytes, n_sums, kept = padded(depth) * ROW, (width + 1) * PANEL, sums + room[5].size // 2 * ITEM
     for item in range(items.shape[0]):
@@ -136,7 +136,7 @@ def attend(
             lane = panel * n_wide
             own = min(n_wide, n_lanes - lane)
             own_panel = panels + panel * panel_bytes
-            pack_queries(queries, batch, head, first_row, n_rows, lane, own, sign, rows, own_panel)
+            pack_queries(queries, batch, head, first_row, n_rows, lane, own, query_factor, rows, own_panel)
             fill(sums + panel * n_sums * ITEM, n_sums, _ZERO)
             fill(tops + panel * ROW, PANEL, _NOTHING)
         n_recent, is_kept = 0, not begins  # keys since sums were folded

@@ -1,7 +1,7 @@
 """Merging partial results of the compiled kernel: compiled, too, since small tasks have many."""
 
 import numpy as np
-from numba import float32, int64, void
+from numba import float32, int64, types, void
 
 from cqs.kernels.compiled.vectors import LANES, VECTOR_BYTES, compiled, exp, load, spread, store, where_less
 
@@ -32,7 +32,10 @@ def _add_row(total, part, n_vectors, weight_total, weight_part):
         store(load(total + place) * of_total + load(part + place) * of_part, total + place)
 
 
-@compiled(void(float32[:, :, :], float32[:, :], float32[:, :, :], float32[:, :]))
+_READ_ONLY = (types.Array(float32, ndim, "A", readonly=True) for ndim in (3, 2))
+
+
+@compiled(void(float32[:, :, :], float32[:, :], *_READ_ONLY))
 def merge_rows(out, lse, part_out, part_lse):
     """Merge a partial result into another of the same rows, in place, as `cqs.partial.merge_into` does.
 
