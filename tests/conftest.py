@@ -1,5 +1,7 @@
+import hashlib
 import multiprocessing
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +22,11 @@ settings.register_profile("default", max_examples=60, **_COMMON)
 settings.register_profile("ci", max_examples=40, derandomize=True, **_COMMON)
 settings.register_profile("long", max_examples=3000, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
+
+# Numba looks at the file of a function only, not at what it imports: what it keeps is for one version of all of them
+_COMPILED = sorted((Path(cqs.__file__).parent / "kernels" / "compiled").glob("*.py"))
+_VERSION = hashlib.sha256(b"".join(path.read_bytes() for path in _COMPILED)).hexdigest()[:16]
+os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"cqs-numba-{_VERSION}"))
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,10 @@ not needed meanwhile, nor its lock.
 
 import numpy as np
 from numba import boolean, float32, int32, int64, types, void
+from numba.extending import register_jitable
 
 from cqs.kernels.compiled.reading import ROW, pack_queries, padded, read, readable, write
-from cqs.kernels.compiled.tiles import add_keys, fill, fold
+from cqs.kernels.compiled.tiles import PANEL_TYPE, Keys, Panel, add_keys, fill, fold
 from cqs.kernels.compiled.vectors import ITEM, LANES, all_less, compiled, load, spread, store
 from cqs.kernels.numba_tables import BOUNDED
 from cqs.schedule import PANEL, TILE_KEYS
@@ -25,7 +26,7 @@ def room_sizes(n_lanes, n_keys, width, value_width):
     """Return how many numbers `attend` needs room for, to compute some lanes together, and copy some keys at a time.
 
     That is for panels of queries, a panel's queries as they are, a tile of scores, keys, values, sums and totals (of
-    recent keys, and of those before), maxima, and what else belongs to the lanes of a panel.
+    recent keys, and in the second half of those before), maxima, and what is noted of a panel's lanes.
     """
     in_panels, wide, value_wide = -(-n_lanes // PANEL) * PANEL, padded(width), padded(value_width)
     of_keys = n_keys * width, n_keys * value_wide
@@ -56,21 +57,35 @@ def _divide(sums, out, width, total):
     return all_less(zero, spread(_ONE))
 
 
-@compiled(boolean(*[int64] * 8, float32, float32[:, :, ::1], float32[:, ::1]))
-def _write_rows(head, first_row, n_rows, lane, n_lanes, sums, tops, totals, factor, out, lse):
+@register_jitable
+def _address(array):
+    """Return where an array is."""
+    return np.int64(array.ctypes.data)
+
+
+@register_jitable
+def _panel(n, n_wide, n_lanes, n_rows, depth, width, panels, sums, kept, tops):
+    """Return the n-th panel of a block; all but the last have `n_wide` lanes."""
+    lane, n_sums = n * n_wide, n * (width + 1) * ROW
+    queries, own_lanes = panels + n * padded(depth) * ROW, min(n_wide, n_lanes - lane)
+    return Panel(queries, depth, n_rows, lane, own_lanes, sums + n_sums, kept + n_sums, width, tops + n * ROW)
+
+
+@compiled(boolean(PANEL_TYPE, int64, int64, float32, float32[:, :, ::1], float32[:, ::1]))
+def _write_rows(panel, head, first_row, factor, out, lse):
     """Write the result of a panel's lanes; return whether all that they sum up is finite."""
-    is_finite, width, stride = True, out.shape[2], padded(out.shape[2]) * ITEM
-    r, i = divmod(lane, n_rows)
-    for own in range(n_lanes):
-        top, total = read(tops + own * ITEM, _ZERO), read(totals + own * ITEM, _ZERO)
+    is_finite, width, totals = True, out.shape[2], panel.sums + panel.width * ROW
+    r, i = divmod(panel.lane, panel.n_rows)
+    for own in range(panel.n_lanes):
+        top, total = read(panel.tops + own * ITEM, _ZERO), read(totals + own * ITEM, _ZERO)
         there, row = head + r, first_row + i
         if total == 0:
             out[there, row], lse[there, row] = _ZERO, _NOTHING
         else:
             place = out.ctypes.data + (there * out.shape[1] + row) * width * ITEM
-            is_finite &= _divide(sums + own * stride, place, width, total)
+            is_finite &= _divide(panel.sums + own * panel.width * ITEM, place, width, total)
             lse[there, row] = (np.float64(top) * factor + np.log2(np.float64(total))) * _LN2
-        r, i = (r, i + 1) if i + 1 < n_rows else (r + 1, 0)
+        r, i = (r, i + 1) if i + 1 < panel.n_rows else (r + 1, 0)
     return is_finite
 
 
@@ -120,49 +135,41 @@ def attend(
     -----
     Within it all is done by address: handing on parts of arrays would count who uses them, for each tile.
     """
-    panels, rows, tile, keys, values, sums, tops, lanes = (
-        room[0].ctypes.data, room[1].ctypes.data, room[2].ctypes.data, room[3].ctypes.data, room[4].ctypes.data,
-        room[5].ctypes.data, room[6].ctypes.data, room[7].ctypes.data,
-    )  # fmt: skip
+    panels, rows, tile, keys = _address(room[0]), _address(room[1]), _address(room[2]), _address(room[3])
+    values, sums, tops, scratch = _address(room[4]), _address(room[5]), _address(room[6]), _address(room[7])
     depth, width, n_heads = queries[0, 5], padded(out.shape[2]), out.shape[0] // queries.shape[0]
-    panel_bytes, n_sums, kept = padded(depth) * ROW, (width + 1) * PANEL, sums + room[5].size // 2 * ITEM
+    n_sums, kept = (width + 1) * PANEL, sums + room[5].size // 2 * ITEM
     for item in range(items.shape[0]):
         batch, kv_head, head, block = items[item, 0], items[item, 1], items[item, 2], items[item, 4]
         first_row, n_rows = blocks[block, 0], blocks[block, 1] - blocks[block, 0]
         n_lanes = items[item, 3] * n_rows
         n_panels = -(-n_lanes // PANEL)
         n_wide = padded(-(-n_lanes // n_panels))  # lanes of all panels but the last
-        for panel in range(n_panels if begins else 0):
-            lane = panel * n_wide
-            own = min(n_wide, n_lanes - lane)
-            own_panel = panels + panel * panel_bytes
-            pack_queries(queries, batch, head, first_row, n_rows, lane, own, query_factor, rows, own_panel)
-            fill(sums + panel * n_sums * ITEM, n_sums, _ZERO)
-            fill(tops + panel * ROW, PANEL, _NOTHING)
+        for n in range(n_panels if begins else 0):
+            panel = _panel(n, n_wide, n_lanes, n_rows, depth, width, panels, sums, kept, tops)
+            pack_queries(
+                queries, batch, head, first_row, n_rows, panel.lane, panel.n_lanes, query_factor, rows, panel.queries
+            )
+            fill(panel.sums, n_sums, _ZERO)
+            fill(panel.tops, PANEL, _NOTHING)
         n_recent, is_kept = 0, not begins  # keys since sums were folded
         for p in range(blocks[block, 2], blocks[block, 3]):
             chunk, first, n_keys, kind = pieces[p, 0], pieces[p, 1], pieces[p, 2], pieces[p, 3]
-            said = bounds.ctypes.data + pieces[p, 4] * ITEM if kind == BOUNDED else hidden.ctypes.data + pieces[p, 4]
+            seen = _address(bounds) + pieces[p, 4] * ITEM if kind == BOUNDED else _address(hidden) + pieces[p, 4]
             for key in range(0, n_keys, most_keys):
-                n = min(most_keys, n_keys - key)
-                k, k_row = readable(chunks, batch, chunk, 0, kv_head, first + key, n, keys, depth)
-                v, v_row = readable(chunks, batch, chunk, 1, kv_head, first + key, n, values, width)
-                n_recent += n
-                for panel in range(n_panels):
-                    lane, own_sums = panel * n_wide, panel * n_sums * ITEM
-                    add_keys(
-                        panels + panel * panel_bytes, depth, n_rows, lane, min(n_wide, n_lanes - lane),
-                        k, k_row, v, v_row, key, n, kind, said, tile, sums + own_sums, width, tops + panel * ROW,
-                        lanes, kept + own_sums, factor, is_kept,
-                    )  # fmt: skip
+                n_here = min(most_keys, n_keys - key)
+                k, k_row = readable(chunks, batch, chunk, 0, kv_head, first + key, n_here, keys, depth)
+                v, v_row = readable(chunks, batch, chunk, 1, kv_head, first + key, n_here, values, width)
+                own_keys = Keys(k, k_row, v, v_row, key, n_here, kind, seen)
+                for n in range(n_panels):
+                    panel = _panel(n, n_wide, n_lanes, n_rows, depth, width, panels, sums, kept, tops)
+                    add_keys(panel, own_keys, tile, scratch, factor, is_kept)
+                n_recent += n_here
                 if n_recent >= _FOLD_KEYS:
                     fold(sums, kept, n_panels * n_sums, is_kept)
                     n_recent, is_kept = 0, True
         if is_kept or not ends:
             fold(sums, kept, n_panels * n_sums, is_kept)
-        for panel in range(n_panels if ends else 0):
-            lane, own_sums = panel * n_wide, (kept if is_kept else sums) + panel * n_sums * ITEM
-            is_finite[item] &= _write_rows(
-                batch * n_heads + head, first_row, n_rows, lane, min(n_wide, n_lanes - lane),
-                own_sums, tops + panel * ROW, own_sums + width * ROW, factor, out, lse,
-            )  # fmt: skip
+        for n in range(n_panels if ends else 0):
+            panel = _panel(n, n_wide, n_lanes, n_rows, depth, width, panels, kept if is_kept else sums, kept, tops)
+            is_finite[item] &= _write_rows(panel, batch * n_heads + head, first_row, factor, out, lse)

@@ -1,5 +1,7 @@
 """One panel of queries against some keys: tiles of scores become weights, and are summed up with the values."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import boolean, float32, int64, types, void
 
@@ -20,7 +22,7 @@ from cqs.kernels.compiled.vectors import (
 from cqs.kernels.numba_tables import BOUNDED, FLAGGED
 from cqs.schedule import TILE_KEYS
 
-__all__ = ["add_keys", "fill", "fold", "weigh"]
+__all__ = ["PANEL_TYPE", "Keys", "Panel", "add_keys", "fill", "fold", "weigh"]
 
 _ZERO, _ONE, _NOTHING = np.float32(0), np.float32(1), np.float32(-np.inf)
 _LOWEST = np.finfo(np.float32).min
@@ -127,32 +129,61 @@ def fold(sums, kept, n, adds):
         store(spread(_ZERO), sums + place)
 
 
-@compiled(void(*[int64] * 19, float32, boolean))
-def add_keys(
-    queries, depth, n_rows, lane, n_lanes, k, k_row, v, v_row, key, n_keys, kind, said,
-    tile, sums, width, tops, lanes, kept, factor, is_kept,
-):  # fmt: skip
-    """Add some keys to the sums of a panel; the first of them has the number `key` in its piece."""
-    n_vectors, end = -(-n_lanes // LANES), key + n_keys
-    between, factors, totals = lanes, lanes + 2 * ROW, width * ROW  # the last follow sums
-    least_first, most_first, least_end, most_end = key, key, end, end
-    if kind == BOUNDED:
-        least_first, most_first, least_end, most_end = _spread_bounds(said, n_rows, lane, n_lanes, between)
-    for here in range(key, end, TILE_KEYS):
+class Panel(NamedTuple):
+    """Queries side by side, and what belongs to them."""
+
+    queries: int  # address, `(D, 64)`
+    depth: int  # D
+    n_rows: int  # of each head, of which lanes are counted row by row
+    lane: int  # the first of the panel's
+    n_lanes: int
+    sums: int  # address of sums `(64, E')` of recent keys, and their totals `(64,)`
+    kept: int  # likewise of the keys before
+    width: int  # E'
+    tops: int  # address of the largest scores
+
+
+class Keys(NamedTuple):
+    """Keys and their values, and what is said of them."""
+
+    k: int  # address
+    k_row: int  # bytes from key to key
+    v: int
+    v_row: int
+    first: int  # number of the first in its piece
+    n: int
+    kind: int  # ALL_SEEN, BOUNDED or FLAGGED
+    seen_at: int  # address of the piece's bounds or flags
+
+
+PANEL_TYPE, _KEYS = types.NamedUniTuple(int64, 9, Panel), types.NamedUniTuple(int64, 8, Keys)
+
+
+@compiled(void(PANEL_TYPE, _KEYS, int64, int64, float32, boolean))
+def add_keys(panel, keys, tile, between, factor, is_kept):
+    """Add some keys to the sums of a panel, with room for a tile of scores, and for three numbers of each lane."""
+    n_vectors, end = -(-panel.n_lanes // LANES), keys.first + keys.n
+    factors, totals = between + 2 * ROW, panel.sums + panel.width * ROW
+    least_first, most_first, least_end, most_end = keys.first, keys.first, end, end
+    if keys.kind == BOUNDED:
+        bounds = _spread_bounds(keys.seen_at, panel.n_rows, panel.lane, panel.n_lanes, between)
+        least_first, most_first, least_end, most_end = bounds
+    for here in range(keys.first, end, TILE_KEYS):
         n = min(TILE_KEYS, end - here)
         if most_end <= here or least_first >= here + n:
             continue
-        own_k, own_v = k + (here - key) * k_row, v + (here - key) * v_row
-        multiply(own_k, k_row, ITEM, queries, ROW, tile, ROW, n, n_vectors, depth, False)
-        if kind == FLAGGED:
-            _hide_flagged(tile, n, said + here * n_rows, n_rows, lane, n_lanes)
+        k, v = keys.k + (here - keys.first) * keys.k_row, keys.v + (here - keys.first) * keys.v_row
+        multiply(k, keys.k_row, ITEM, panel.queries, ROW, tile, ROW, n, n_vectors, panel.depth, False)
+        if keys.kind == FLAGGED:
+            _hide_flagged(tile, n, keys.seen_at + here * panel.n_rows, panel.n_rows, panel.lane, panel.n_lanes)
         elif most_first > here or least_end < here + n:
             _hide_outside(tile, here, n, n_vectors, between)
-        if weigh(tile, n, n_vectors, factor, tops, sums + totals, factors):
-            _rescale(sums, width, factors, n_lanes)
+        if weigh(tile, n, n_vectors, factor, panel.tops, totals, factors):
+            _rescale(panel.sums, panel.width, factors, panel.n_lanes)
             if is_kept:
-                _rescale(kept, width, factors, n_lanes)
+                _rescale(panel.kept, panel.width, factors, panel.n_lanes)
                 for place in range(0, n_vectors * VECTOR_BYTES, VECTOR_BYTES):
-                    own = kept + totals + place
-                    store(load(own) * load(factors + place), own)
-        multiply(tile, ITEM, ROW, own_v, v_row, sums, width * ITEM, n_lanes, width // LANES, n, True)
+                    total = panel.kept + panel.width * ROW + place
+                    store(load(total) * load(factors + place), total)
+        row = panel.width * ITEM
+        multiply(tile, ITEM, ROW, v, keys.v_row, panel.sums, row, panel.n_lanes, panel.width // LANES, n, True)
