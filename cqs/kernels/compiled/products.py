@@ -2,8 +2,7 @@
 
 A product of two small matrices is a sum of outer products, one for each step of `depth`: some numbers of a column of
 `a`, times a row of `b` as long as a few vectors. The sums fill the registers until they are complete; all that is read
-meanwhile are the vectors of `b`, and numbers of `a`, each of which is spread over a vector. Imported only where Numba
-is installed.
+meanwhile are the vectors of `b`, and numbers of `a`, each of which is spread over a vector.
 """
 
 from itertools import product

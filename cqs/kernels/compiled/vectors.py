@@ -2,7 +2,7 @@
 
 Numba turns loops into vector instructions where it sees that it may, and where it does not, they take thirty times as
 long. So what is done to every score is written with vectors: a type that compiled functions can keep in variables, add,
-subtract, multiply and divide. Imported only where Numba is installed.
+subtract, multiply and divide.
 """
 
 import operator
