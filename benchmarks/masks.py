@@ -41,6 +41,7 @@ def main() -> None:
         "64 documents": Documents(lengths),
         "64 documents, causal": Documents(lengths) & Causal(),
     }
+    cqs.attention(q[:, :9], k[:, :9], v[:, :9])  # what is imported and compiled the first time
     rows = []
     print(f"{H} heads, {N} tokens, width 64")
     print(f"{'mask':24} {'visible':>8} {'seconds':>8} {'of full':>8} {'time/area':>9} {'GFLOP/s':>8}")
