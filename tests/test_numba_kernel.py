@@ -1,12 +1,10 @@
 """The compiled kernel by itself: the loops that Numba compiles, what they are handed, and what is left to NumPy."""
 
-import os
-import platform
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 from itertools import accumulate
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -17,117 +15,15 @@ from kernel_calls import arrays_of, strips
 
 import cqs
 from cqs.kernels import KERNELS, KeyChunk, Region, numba
-from cqs.kernels.compiled import reading, tiles
-from cqs.kernels.compiled.products import multiply
-from cqs.kernels.compiled.vectors import LANES
+from cqs.kernels.compiled.loops import room_sizes
 from cqs.kernels.numba import attend
-from cqs.kernels.numba_tables import KINDS, places
 from cqs.masks import Causal, Dense, NoMask, Predicate, Sinks, SlidingWindow
 from cqs.partial import Partial
-from cqs.schedule import PANEL, call_shape
+from cqs.schedule import CallShape, call_shape, numba_block, scratch_bytes
 from cqs.scores import ALiBi
 from cqs.testing import assert_exact
 
 BLOCK_BYTES = 64 << 10  # so that calls of a few hundred tokens have many blocks
-
-
-def weigh(
-    scores: np.ndarray, top: float = -np.inf, total: float = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Weigh scores `(keys, n)` of n queries; return weights, maxima, totals, and by what sums before are multiplied."""
-    n_keys, n = scores.shape
-    tile = np.full((n_keys, PANEL), -np.inf, np.float32)
-    tile[:, :n] = scores
-    lanes = np.zeros((3, PANEL), np.float32)
-    lanes[0], lanes[1] = top, total
-    grew = tiles.weigh(tile.ctypes.data, n_keys, -(-n // LANES), np.float32(1), *(x.ctypes.data for x in lanes))
-    assert grew == bool(np.any(lanes[2, :n] != 1))
-    return tile[:, :n], *lanes[:, :n]
-
-
-def test_weights_are_exact_to_a_unit_in_the_last_place_down_to_the_smallest_number() -> None:
-    scores = -np.concatenate([np.linspace(0, 160, 1_000_000), np.geomspace(1e-40, 160, 10_000)]).astype(np.float32)
-    found, *_ = weigh(scores.reshape(-1, 10), 0.0)
-    expected = np.exp2(scores.astype(np.float64))
-    assert np.abs(found.reshape(-1) - expected).max() < 1e-7
-    units = np.spacing(expected.astype(np.float32)).astype(np.float64)
-    assert (np.abs(found.reshape(-1) - expected) / units).max() <= 1
-    assert np.any((found > 0) & (found < np.finfo(np.float32).tiny))
-
-
-@pytest.mark.parametrize(
-    ("scores", "expected"),
-    [
-        ([0.0, -np.inf, 0.0], [1, 0, 1]),
-        ([-np.inf, -np.inf], [0, 0]),
-        ([-3e38, -3e38], [1, 1]),
-        ([3e38, -3e38], [1, 0]),
-        ([np.nan, 0.0], [np.nan, 1]),
-        ([0.0, -np.nan], [1, np.nan]),
-        ([np.inf, 0.0], [np.nan, 0]),
-    ],
-)
-def test_weights_of_special_scores(scores: list[float], expected: list[float]) -> None:
-    found, _, totals, _ = weigh(np.array(scores)[:, None])
-    np.testing.assert_array_equal(found[:, 0], expected)
-    np.testing.assert_equal(totals[0], np.float32(np.sum(expected)))
-
-
-@given(scores=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=70))
-def test_the_largest_score_is_found(scores: list[float]) -> None:
-    _, tops, _, _ = weigh(np.array(scores)[:, None])
-    assert tops[0] == max(scores)
-
-
-def test_sums_follow_a_maximum_that_grows() -> None:
-    _, tops, totals, factors = weigh(np.array([[1.0, -3], [-1, -4]]), 0.0, 2.0)
-    np.testing.assert_array_equal(tops, [1, 0])
-    np.testing.assert_allclose(totals, [2 / 2 + 1 + 1 / 4, 2 + 1 / 8 + 1 / 16], rtol=1e-6)
-    np.testing.assert_array_equal(factors, [1 / 2, 1])
-
-
-@pytest.mark.parametrize("n_vectors", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("n_rows", range(1, 20))
-@pytest.mark.parametrize("depth", [1, 7])
-def test_products_in_registers(n_rows: int, n_vectors: int, depth: int) -> None:
-    rng = np.random.default_rng(n_rows)
-    a, b, c = (rng.integers(-9, 9, shape).astype(np.float32) for shape in ((n_rows, depth), (depth, 99), (n_rows, 99)))
-    own = np.s_[:, : n_vectors * LANES]
-    for left, adds in ((a, False), (a, True), (np.asfortranarray(a), True)):
-        found = c.copy()
-        multiply(
-            *(left.ctypes.data, *left.strides, b.ctypes.data, b.strides[0], found.ctypes.data, found.strides[0]),
-            *(n_rows, n_vectors, depth, adds),
-        )
-        expected = c.copy()
-        expected[own] = a @ b[own] + (c[own] if adds else 0)
-        np.testing.assert_array_equal(found, expected)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("strides", [1, 2, -1])
-def test_numbers_of_any_type_and_place_are_read(dtype: str, strides: int) -> None:
-    bits = np.arange(1 << 16, dtype=np.uint16)
-    numbers = bits.view(getattr(ml_dtypes, dtype, dtype)) if dtype != "float32" else bits.astype(np.float32)
-    rows = np.repeat(numbers, 2).reshape(1, 1 << 10, 128)[:, :, ::strides]
-    target = np.full((1 << 10, rows.shape[-1] + 1), 7, np.float32)
-    chunks = places(rows, KINDS[dtype])[None, :, None, :].repeat(2, axis=2)
-    address, row_bytes = reading.readable(chunks, 0, 0, 1, 0, 0, len(target), target.ctypes.data, target.shape[1])
-    assert (address, row_bytes) == (target.ctypes.data, target.strides[0])
-    np.testing.assert_array_equal(target[:, :-1], rows[0].astype(np.float32))
-    np.testing.assert_array_equal(target[:, -1], 0)
-
-
-@pytest.mark.parametrize(("n_rows", "lane", "n_lanes"), [(50, 0, 50), (3, 2, 17), (1, 0, 64), (40, 35, 9)])
-@pytest.mark.parametrize("width", [1, 16, 33])
-def test_queries_are_put_side_by_side(n_rows: int, lane: int, n_lanes: int, width: int) -> None:
-    q = np.random.default_rng(width).standard_normal((100, n_rows + 2, width), dtype=np.float32)
-    rows, panel = np.full((2, 64, 64), np.nan, np.float32)
-    room, factor = (rows.ctypes.data, panel.ctypes.data), np.float32(3)
-    reading.pack_queries(places(q, 0), 0, 10, 1, n_rows, lane, n_lanes, factor, *room)
-    expected = q[10:, 1 : n_rows + 1].reshape(-1, width)[lane : lane + n_lanes] * factor
-    np.testing.assert_array_equal(panel[:width, :n_lanes], expected.T)
-    np.testing.assert_array_equal(panel[:width, n_lanes : reading.padded(n_lanes)], 0)
 
 
 def assert_near(found: Partial, expected: Partial) -> None:
@@ -296,35 +192,47 @@ def test_special_numbers_go_where_they_go_in_the_numpy_kernel(special: float, wh
         assert np.isfinite(one[:, :200]).all()
 
 
-_HASH = """
-import hashlib, sys
-import numpy as np, cqs
-from cqs.kernels.compiled.vectors import LANES
-from cqs.testing import assert_exact
-digest = hashlib.sha256()
-for width, dtype in ((16, np.float32), (37, np.float32), (64, np.float16)):
-    q, k, v = (np.random.default_rng(width).standard_normal((2, 333, width)).astype(dtype) for _ in range(3))
-    out, lse = cqs.attention(q, k, v, is_causal=True, workers=3, return_lse=True, kernel="numba")
-    assert_exact(out, q, k, v, is_causal=True, lse=lse)
-    digest.update(out.tobytes() + lse.tobytes())
-print(LANES, digest.hexdigest())
-"""
+@pytest.mark.parametrize("block_bytes", [1 << 12, 1 << 21])
+def test_each_head_of_each_entry_that_needs_care_gets_it(block_bytes: int) -> None:
+    rng = np.random.default_rng(5)
+    q, (k, v) = rng.standard_normal((2, 6, 300, 8), np.float32), rng.standard_normal((2, 2, 3, 300, 8), np.float32)
+    v[0, 2, 70, 3], v[1, 0, 299, 0], v[1, 2, 0, 7] = np.nan, np.inf, 3e38
+    q[1, 3, 200] = 1e38
+    region = Region.whole(300, 300, Causal())
+    found, expected = (
+        KERNELS[kernel].attend(q, [KeyChunk(k, v)], scale=1.0, region=region, threads=2, block_bytes=block_bytes)
+        for kernel in ("numba", "numpy")
+    )
+    np.testing.assert_allclose(found.out, expected.out, rtol=2e-5, atol=1e-5)
+    np.testing.assert_allclose(found.lse, expected.lse, rtol=2e-5, atol=1e-5)
+    assert 0 < np.isnan(found.out).sum() < found.out.size / 2
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="names processors of x86")
-def test_bits_do_not_depend_on_how_long_vectors_are(tmp_path: Path) -> None:
-    found = {}
-    processors = {"haswell": "+avx,+avx2,+fma", "x86-64": ""}
-    for name, features in processors.items():
-        env = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
-        run = subprocess.run([sys.executable, "-c", _HASH], env=env, capture_output=True, text=True, check=True)
-        lanes, digest = run.stdout.split()
-        found[int(lanes)] = digest
-    assert set(found) == {8, 4}  # without fused products bits are others, and as exact
-    run = subprocess.run([sys.executable, "-c", _HASH], capture_output=True, text=True, check=True)
-    lanes, digest = run.stdout.split()
-    if int(lanes) in (8, 16):
-        assert digest == found[8]
+@given(
+    call=st.builds(
+        CallShape,
+        *(st.integers(1, 3), st.integers(1, 3), st.integers(1, 8), st.integers(1, 2000), st.integers(1, 2000)),
+        *(st.integers(1, 300), st.integers(1, 300), st.just(4), st.just(True), st.booleans(), st.booleans()),
+    ),
+    block_bytes=st.sampled_from([1 << 10, 1 << 16, 1 << 21, 1 << 26]),
+)
+def test_the_room_of_the_loops_is_projected(call: CallShape, block_bytes: int) -> None:
+    block = numba_block(call, block_bytes)
+    sizes = room_sizes(block.lanes, block.keys, call.width, call.value_width)
+    assert 4 * sum(sizes) <= scratch_bytes("numba", call, block_bytes)
+
+
+def test_where_numba_is_broken_the_budget_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, options = np.ones((4, 3000, 64), np.float32), {"memory": "8 MiB", "engine": cqs.engines.LocalEngine(1)}
+    options["out"] = np.empty_like(x)
+    projected = cqs.plan(x, x, x, **options).projected_bytes
+    monkeypatch.setattr(numba, "_compiled", lambda: None)
+    tracemalloc.start()
+    try:
+        cqs.attention(x, x, x, **options)
+        assert tracemalloc.get_traced_memory()[1] <= projected
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])

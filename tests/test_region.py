@@ -131,6 +131,18 @@ def test_even_cuts_are_the_fewest_and_differ_by_at_most_one(n: int, most: int) -
     assert not sizes or max(sizes) - min(sizes) <= 1
 
 
+@given(region=regions(), data=st.data())
+def test_what_is_known_at_once_of_a_block_is_so(region: Region, data: st.DataObject) -> None:
+    rows, columns = data.draw(parts(sum(map(len, region.queries)))), data.draw(parts(region.n_columns))
+    seen = visible(region)[rows.start : rows.stop]
+    own, coverage = seen[:, columns.start : columns.stop], region.coverage(rows, columns)
+    assert coverage is not Coverage.FULL or own.all()
+    assert coverage is not Coverage.EMPTY or not own.any()
+    if region.is_all_seen(rows):
+        assert (seen == seen[:1]).all()
+        assert np.flatnonzero(seen[0]).tolist() == [n for part in region.seen(rows) for n in part]
+
+
 @given(region=regions(), most=st.integers(1, 400), most_masked=st.integers(1, 400))
 def test_row_blocks_keep_apart_what_sees_other_keys_unless_it_is_small(region, most: int, most_masked: int) -> None:
     blocks = row_blocks(region, most, most_masked)

@@ -140,27 +140,23 @@ class BlockTables:
 
         Without a look at single tiles, since a task may have many small ones.
         """
-        region, n_chunks = self.region, len(self.sizes)
-        if (
-            region.is_masked
-            or sum(self.sizes) > self.most_keys
-            or [len(keys) for keys in region.keys] != list(self.sizes)
-        ):
+        region = self.region
+        are_runs_chunks = [len(keys) for keys in region.keys] == list(self.sizes)
+        if region.is_masked or not are_runs_chunks or sum(self.sizes) > self.most_keys:
             return None
         ends = list(accumulate(map(len, region.queries)))
         runs = [bisect_right(ends, rows.start) for rows in blocks]
         if any(rows.stop > ends[run] for rows, run in zip(blocks, runs, strict=True)):
             return None
-        owned = np.ones((len(ends), n_chunks), bool)
+        owned = np.ones((len(ends), len(self.sizes)), bool)
         if region.foreign:
             owned[tuple(np.array(list(region.foreign)).T)] = False
         of_blocks, chunks = np.nonzero(owned[runs])
         pieces = np.zeros((len(chunks), 5), np.int64)
         pieces[:, 0], pieces[:, 2] = chunks, np.array(self.sizes)[chunks]
         cuts = np.searchsorted(of_blocks, np.arange(len(blocks) + 1))
-        tables = [(rows.start, rows.stop, 0, 0) for rows in blocks]
-        found = np.array(tables, np.int64)
-        found[:, 2], found[:, 3] = cuts[:-1], cuts[1:]
+        rows_of = np.array([(rows.start, rows.stop) for rows in blocks], np.int64)
+        found = np.column_stack([rows_of, cuts[:-1], cuts[1:]])
         return Tables(found, pieces, np.empty(0, np.int32), np.empty(0, bool), True, True)
 
     def steps(self, rows: range) -> Iterator[Tables]:
