@@ -1,24 +1,24 @@
-"""What this machine does in a second, found out in about a second: matrix products, and reading from a file."""
+"""What this machine does in a second, found out in about a second: attention, and reading from a file."""
 
 import os
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 
 import numpy as np
 
-from cqs.backend import single_threaded_blas
+from cqs.backend import compute_threads
+from cqs.kernels import KERNELS, KeyChunk
 from cqs.schedule import Rates
 
 __all__ = ["measured_rates"]
 
 _SECONDS = 0.4
-_ROWS, _COLUMNS, _WIDTH = 512, 1024, 64  # of a kernel's block of scores
+_TOKENS, _WIDTH = 1024, 64
 _PART, _MOST = 4 << 20, 64 << 20  # bytes that are read at a time, and in all
 
 
-def measured_rates(threads: int, path: str | None = None) -> Rates:
-    """Multiply float32 matrices of the size of a kernel's blocks on so many threads, and read up to 64 MiB of a file.
+def measured_rates(threads: int, path: str | None = None, kernel: str = "numpy") -> Rates:
+    """Compute attention in float32 for some heads of 1024 tokens on so many threads, and read up to 64 MiB of a file.
 
     Parameters
     ----------
@@ -27,25 +27,25 @@ def measured_rates(threads: int, path: str | None = None) -> Rates:
     path : str, optional
         What is read; by default a file that is written for it, which the system then has in its cache. What was read
         lately is there, too: then the rate is that of memory, and not of the disk.
+    kernel : str
+        What computes: one that takes NumPy arrays.
     """
-    return Rates(_flops(threads), _reading(path) if path is not None and os.path.isfile(path) else _reading_new())
+    is_file = path is not None and os.path.isfile(path)
+    return Rates(_flops(threads, kernel), _reading(str(path)) if is_file else _reading_new())
 
 
-def _flops(threads: int) -> float:
-    q, k = np.ones((_ROWS, _WIDTH), np.float32), np.ones((_WIDTH, _COLUMNS), np.float32)
-
-    def multiply(stop: float) -> int:
-        scores, n = np.empty((_ROWS, _COLUMNS), np.float32), 0
-        while perf_counter() < stop:
-            np.matmul(q, k, out=scores)
+def _flops(threads: int, kernel: str) -> float:
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2 * threads, _TOKENS, _WIDTH), dtype=np.float32)
+    chunks, attend = [KeyChunk(k, v)], KERNELS[kernel].attend
+    with compute_threads():
+        attend(
+            q, chunks, scale=_WIDTH**-0.5, threads=threads
+        )  # what is compiled and allocated the first time
+        n, started = 0, perf_counter()
+        while perf_counter() < started + _SECONDS:
+            attend(q, chunks, scale=_WIDTH**-0.5, threads=threads)
             n += 1
-        return n
-
-    with single_threaded_blas(), ThreadPoolExecutor(threads) as pool:
-        list(pool.map(multiply, [perf_counter() + 0.05] * threads))  # BLAS allocates, and the CPU wakes up
-        started = perf_counter()
-        n = sum(pool.map(multiply, [started + _SECONDS] * threads))
-        return n * 2 * _ROWS * _COLUMNS * _WIDTH / (perf_counter() - started)
+        return n * 4 * len(q) * _TOKENS**2 * _WIDTH / (perf_counter() - started)
 
 
 def _reading(path: str) -> float:

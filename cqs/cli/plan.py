@@ -124,7 +124,8 @@ def _rates(args: Arguments, setting: Setting) -> Rates:
     threads = max(setting.threads, setting.in_flight)
     rates = Rates.typical(setting)
     if args.measure:
-        rates = measured_rates(threads, args.files[0] if args.files else None)
+        kernel = setting.kernel if setting.has_own_threads else "numpy"
+        rates = measured_rates(threads, args.files[0] if args.files else None, kernel)
     if args.rate is not None:
         rates = replace(rates, flops=args.rate)
     if args.bandwidth is not None:

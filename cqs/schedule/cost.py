@@ -24,7 +24,7 @@ class Rates:
     Parameters
     ----------
     flops : float
-        Floating-point operations of matrix products, on all threads; `cqs plan --measure` finds it out.
+        Floating-point operations of matrix products in attention, on all threads; `cqs plan --measure` finds it out.
     bytes : float
         Bytes read from or written to where the inputs are.
     merged : float
