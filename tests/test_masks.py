@@ -98,6 +98,13 @@ def test_count_is_the_number_of_visible_pairs(mask: Mask, rows: range, cols: ran
     assert mask.count(rows, cols) == seen(mask, rows, cols).sum()
 
 
+@given(mask=masks, rows=runs, cols=runs, data=st.data())
+def test_counts_before_are_counts_of_the_keys_before(mask: Mask, rows: range, cols: range, data: st.DataObject) -> None:
+    cuts = data.draw(st.lists(st.integers(cols.start, cols.stop), max_size=5))
+    found = mask.counts_before(rows, cols, np.array(cuts, np.int64))
+    assert found.tolist() == [mask.count(rows, range(cols.start, cut)) for cut in cuts]
+
+
 @given(mask=masks, rows=runs, cols=runs)
 def test_reach_is_a_part_of_the_columns_outside_of_which_nothing_is_seen(mask: Mask, rows: range, cols: range) -> None:
     parts = mask.reach(rows, cols)

@@ -38,9 +38,7 @@ def _flops(threads: int, kernel: str) -> float:
     q, k, v = np.random.default_rng(0).standard_normal((3, 2 * threads, _TOKENS, _WIDTH), dtype=np.float32)
     chunks, attend = [KeyChunk(k, v)], KERNELS[kernel].attend
     with compute_threads():
-        attend(
-            q, chunks, scale=_WIDTH**-0.5, threads=threads
-        )  # what is compiled and allocated the first time
+        attend(q, chunks, scale=_WIDTH**-0.5, threads=threads)  # what is compiled and allocated the first time
         n, started = 0, perf_counter()
         while perf_counter() < started + _SECONDS:
             attend(q, chunks, scale=_WIDTH**-0.5, threads=threads)

@@ -1,6 +1,6 @@
 """Parts of tiles, by their keys, where whole tiles do not come out even. Integers only."""
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
@@ -21,6 +21,7 @@ __all__ = ["Assignment", "even_parts"]
 _Matrix = npt.NDArray[np.integer[Any]]
 
 _MOST_PARTS = 32  # of a tile
+_CUTS_AT_ONCE = 64  # at which a mask is counted, to find where a share ends
 _MOST_UNITS = 10_000  # parts of tiles, if all are cut; a search among more takes seconds
 
 
@@ -114,15 +115,22 @@ def _dealt(mask: Mask, query: Group, key: Group, share: dict[int, int]) -> Itera
     tokens, owners = key.tokens, list(share)
     borders = [_border(mask, query, tokens, work) for work in accumulate(share.values())][:-1]
     edges = {cut.start for cut in even_cuts(len(tokens), -(-len(tokens) // _MOST_PARTS))}
-    for start, stop in pairwise(sorted({*edges, *borders, len(tokens)})):
-        part = tokens[start:stop]
-        if work := mask.count(query.tokens, part):
-            yield part, work, owners[bisect_right(borders, start)]
+    cuts = sorted({*edges, *borders, len(tokens)})
+    counts = mask.counts_before(query.tokens, tokens, tokens.start + np.array(cuts))
+    for (start, stop), work in zip(pairwise(cuts), np.diff(counts).tolist(), strict=True):
+        if work:
+            yield tokens[start:stop], work, owners[bisect_right(borders, start)]
 
 
 def _border(mask: Mask, query: Group, keys: range, work: int) -> int:
     """Return the number of keys, from the first, that have so much work, or one key more."""
-    return bisect_left(range(len(keys)), work, key=lambda n: mask.count(query.tokens, keys[:n]))
+    least, most = 0, len(keys)
+    while least < most:
+        cuts = np.unique(np.linspace(least, most - 1, _CUTS_AT_ONCE).astype(np.int64))
+        n = int(np.searchsorted(mask.counts_before(query.tokens, keys, keys.start + cuts), work))
+        least = int(cuts[n - 1]) + 1 if n > 0 else least
+        most = int(cuts[n]) if n < len(cuts) else most
+    return most
 
 
 def _joined(units: Sequence[_Unit], owners: Sequence[int], given: _Matrix) -> tuple[_Matrix, dict[int, list[Tile]]]:
