@@ -46,6 +46,7 @@ def command(args: Arguments) -> int:
     plan = cqs.plan(q, k, v, **choice)
     engine = LocalEngine() if args.threads is None else LocalEngine(args.threads)
     with ending_at_once():
+        cqs.attention(*(x[:, :1] for x in (q, k, v)))  # what is loaded and compiled the first time
         with progress_bar("computing tasks", len(plan)) as report:
             started = perf_counter()
             out = cqs.attention(q, k, v, **choice, engine=engine, progress=report)
