@@ -14,6 +14,7 @@ from cqs.cli.summary import plan_json, plan_rows, summarize
 from cqs.cli.terminal import print_json, print_table, print_verdict
 from cqs.cli.verify import error_rows, verdict, verification_json
 from cqs.engines import LocalEngine
+from cqs.kernels import KERNELS, KeyChunk
 from cqs.progress import progress_bar
 from cqs.units import format_count, format_seconds
 from cqs.verify import verify_rows
@@ -46,7 +47,8 @@ def command(args: Arguments) -> int:
     plan = cqs.plan(q, k, v, **choice)
     engine = LocalEngine() if args.threads is None else LocalEngine(args.threads)
     with ending_at_once():
-        cqs.attention(*(x[:, :1] for x in (q, k, v)))  # what is loaded and compiled the first time
+        first = [KeyChunk(k[:, :1], v[:, :1])]
+        KERNELS[plan.setting.kernel].attend(q[:, :1], first, scale=1.0)  # what is loaded and compiled the first time
         with progress_bar("computing tasks", len(plan)) as report:
             started = perf_counter()
             out = cqs.attention(q, k, v, **choice, engine=engine, progress=report)
