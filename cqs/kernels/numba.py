@@ -103,7 +103,7 @@ def attend(
 
 def merge_into(xp: Namespace, totals: Sequence[Partial], parts: Sequence[Partial]) -> None:
     """Merge each part into the total beside it, in place, as `cqs.partial.merge_into` does, but for the last bits."""
-    arrays = [array for partial in (*totals, *parts) for array in (partial.out, partial.lse)]
+    arrays = [array for result in (*totals, *parts) for array in (result.out, result.lse)]
     found = _compiled() if all(map(_is_mergeable, arrays)) else None
     if found is None:
         partial.merge_into(xp, totals, parts)
