@@ -230,8 +230,9 @@ class Tiler:
             raise TileError(f"{what}; give `Worker` the `scores` that the plan was made for")
         if index < self._next or index in self._waiting:
             raise TileError(f"task {index} with {_first_tile(planned)} came twice; each task is added once")
+        leading = self._leading(planned.heads)
         for strip, partial in zip(planned.strips, result.partials, strict=False):
-            self._check_partial(strip, partial, self._leading(planned.heads))
+            self._check_partial(strip, partial, leading)
         if len(result.partials) < len(planned.strips):
             tile = next(planned.strips[len(result.partials)].tiles)
             raise TileError(f"{tile} is missing from the result of task {index}")
@@ -239,13 +240,14 @@ class Tiler:
             raise TileError(f"task {index} has {len(planned.strips)} strips, but {len(result.partials)} results came")
 
     def _check_partial(self, strip: Strip, partial: Partial, leading: tuple[int, ...]) -> None:
-        tile, expected = next(strip.tiles), (*leading, len(strip.query), self._plan.problem.value_width)
+        expected = (*leading, len(strip.query), self._plan.problem.value_width)
         if tuple(partial.out.shape) != expected or tuple(partial.lse.shape) != expected[:-1]:
-            raise TileError(f"the result for {tile} must have shape {expected}, got {tuple(partial.out.shape)}")
-        dtype = self._plan.problem.accumulator_dtype
+            of = next(strip.tiles)
+            raise TileError(f"the result for {of} must have shape {expected}, got {tuple(partial.out.shape)}")
         for name, array in (("out", partial.out), ("lse", partial.lse)):
             if dtype_name(array) not in self._result_dtypes[name]:
-                rule = f"have the accumulator's type, {dtype}, in the result for {tile}"
+                dtype = self._plan.problem.accumulator_dtype
+                rule = f"have the accumulator's type, {dtype}, in the result for {next(strip.tiles)}"
                 remedy = "partial results are kept in `problem.accumulator_dtype`, whatever the inputs' type"
                 raise DTypeError.of(name, rule, dtype_name(array), remedy)
 

@@ -89,7 +89,7 @@ def packed(lengths: list[int], causal: bool) -> Mask:
 
 def owned(W: int, n: int, mask: Mask) -> list[list[Tile]]:
     layout = BalancedLayout(n, CyclicQuorumSet(W), mask)
-    return [list(layout.tiles(i)) for i in range(W)]
+    return [[tile for strip in layout.strips(i) for tile in strip.tiles] for i in range(W)]
 
 
 def loads(W: int, n: int, mask: Mask) -> list[int]:

@@ -99,7 +99,7 @@ def test_numbers_of_any_type_and_place_are_read(dtype: str, strides: int) -> Non
     numbers = bits.view(getattr(ml_dtypes, dtype, dtype)) if dtype != "float32" else bits.astype(np.float32)
     rows = np.repeat(numbers, 2).reshape(1, 1 << 10, 128)[:, :, ::strides]
     target = np.full((1 << 10, rows.shape[-1] + 1), 7, np.float32)
-    chunks = places(rows, KINDS[dtype])[None, :, None, :].repeat(2, axis=2)
+    chunks = places([rows, rows], KINDS[dtype])[:, None]
     address, row_bytes = reading.readable(chunks, 0, 0, 1, 0, 0, len(target), target.ctypes.data, target.shape[1])
     assert (address, row_bytes) == (target.ctypes.data, target.strides[0])
     np.testing.assert_array_equal(target[:, :-1], rows[0].astype(np.float32))
@@ -112,7 +112,7 @@ def test_queries_are_put_side_by_side(n_rows: int, lane: int, n_lanes: int, widt
     q = np.random.default_rng(width).standard_normal((100, n_rows + 2, width), dtype=np.float32)
     rows, panel = np.full((2, 64, 64), np.nan, np.float32)
     room, factor = (rows.ctypes.data, panel.ctypes.data), np.float32(3)
-    reading.pack_queries(places(q, 0), 0, 10, 1, n_rows, lane, n_lanes, factor, *room)
+    reading.pack_queries(places([q], 0)[:, 0], 0, 10, 1, n_rows, lane, n_lanes, factor, *room)
     expected = q[10:, 1 : n_rows + 1].reshape(-1, width)[lane : lane + n_lanes] * factor
     np.testing.assert_array_equal(panel[:width, :n_lanes], expected.T)
     np.testing.assert_array_equal(panel[:width, n_lanes : reading.padded(n_lanes)], 0)

@@ -337,7 +337,9 @@ def test_tiles_of_unequal_work_are_shared_out_more_evenly_than_by_the_closed_for
     for task in plan.tasks():
         assert all(task.index in quorums.holders(tile.query.index, tile.key.index) for tile in task.tiles)
     closed_form = QuorumLayout(n, quorums)
-    before = [sum(mask.count(t.query.tokens, t.key.tokens) for t in closed_form.tiles(i)) for i in range(W)]
+    before = [
+        sum(mask.count(s.query.tokens, key.tokens) for s in closed_form.strips(i) for key in s.keys) for i in range(W)
+    ]
     assert sum(plan.loads()) == sum(before)
     assert max(plan.loads()) <= max(before)
 

@@ -5,7 +5,7 @@ as much as one of a few hundred. Columns that no row sees are left out.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from cqs.kernels.region import Region
 from cqs.schedule import SMALL_ROWS, even_cuts, worth_one_piece
@@ -27,20 +27,20 @@ def row_blocks(region: Region, most: int, most_masked: int, small: int = SMALL_R
     A block has at most `most` rows, or `most_masked` where the mask hides something. Strips of at most `small` rows may
     share a block, see `worth_one_piece`.
     """
+    heights = list(map(len, region.queries))
     if not region.foreign:
-        runs = [range(sum(map(len, region.queries)))]
+        cuts = [0, len(heights)]
+    elif min(heights) > small:
+        cuts = list(range(len(heights) + 1))
     else:
         sizes = {j: len(keys) for j, keys in enumerate(region.keys)}
-        own = [
-            {j: size for j, size in sizes.items() if (i, j) not in region.foreign} for i in range(len(region.queries))
-        ]
-        starts = list(accumulate(map(len, region.queries), initial=0))
-        pieces = worth_one_piece(list(map(len, region.queries)), own, small)
-        runs = [range(starts[piece.start], starts[piece.stop]) for piece in pieces]
+        own = [{j: size for j, size in sizes.items() if (i, j) not in region.foreign} for i in range(len(heights))]
+        cuts = [0, *(piece.stop for piece in worth_one_piece(heights, own, small))]
+    starts, is_masked = list(accumulate(heights, initial=0)), region.is_masked
     blocks = []
-    for run in runs:
-        cuts = even_cuts(len(run), most_masked if region.hides_from(run) else most)
-        blocks += [run[cut.start : cut.stop] for cut in cuts]
+    for run in (range(starts[first], starts[stop]) for first, stop in pairwise(cuts)):
+        cuts_of_run = even_cuts(len(run), most_masked if is_masked and region.hides_from(run) else most)
+        blocks += [run[cut.start : cut.stop] for cut in cuts_of_run]
     return blocks
 
 

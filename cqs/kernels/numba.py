@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from math import copysign, e, log2
@@ -121,6 +121,19 @@ def _is_mergeable(array: Array) -> bool:
     return array.flags.aligned and array.strides[-1] == array.itemsize
 
 
+@lru_cache(maxsize=16)
+def _factors(scale: float) -> tuple[np.float32, np.float32]:
+    """Return by what queries are multiplied, and then scores, so that powers of 2 of them are weights.
+
+    The first is the power of 2 in the scale, and its sign: it rounds nothing, and scores that are not too large for
+    float32 are not on the way, either.
+    """
+    with np.errstate(all="ignore"):
+        in_all = np.float32(scale * log2(e))
+    exponent = int(np.clip(np.frexp(in_all)[1], -_MOST_EXPONENT, _MOST_EXPONENT)) if np.isfinite(in_all) else 0
+    return np.float32(copysign(2.0**exponent, scale)), np.float32(abs(in_all) * 2.0**-exponent)
+
+
 class _Part(NamedTuple):
     """What a thread takes at a time.
 
@@ -165,17 +178,10 @@ class _Call:
                 pool.share(self.parts(n_threads), self.run, n_threads)
         return result
 
-    @once
+    @property
     def factors(self) -> tuple[np.float32, np.float32]:
-        """By what queries are multiplied, and then scores, so that powers of 2 of them are weights.
-
-        The first is the power of 2 in the scale, and its sign: it rounds nothing, and scores that are not too large for
-        float32 are not on the way, either.
-        """
-        with np.errstate(all="ignore"):
-            in_all = np.float32(self.scale * log2(e))
-        exponent = int(np.clip(np.frexp(in_all)[1], -_MOST_EXPONENT, _MOST_EXPONENT)) if np.isfinite(in_all) else 0
-        return np.float32(copysign(2.0**exponent, self.scale)), np.float32(abs(in_all) * 2.0**-exponent)
+        """By what queries are multiplied, and then scores."""
+        return _factors(self.scale)
 
     @once
     def block(self) -> NumbaBlock:
@@ -192,9 +198,11 @@ class _Call:
         """The heads that are computed together, their queries side by side, as of `_Part`."""
         shape, tallest = self.plain.shape, max(map(len, self.blocks))
         cuts = even_cuts(shape.shared, max(self.block.lanes // tallest, 1))
-        starts, sizes = np.array([(cut.start, len(cut)) for cut in cuts], np.int64).T
-        batch, kv_heads, n = (x.reshape(-1) for x in np.indices((shape.batch, shape.kv_heads, len(cuts))))
-        return np.stack([batch, kv_heads, kv_heads * shape.shared + starts[n], sizes[n]], axis=1)
+        found = np.empty((shape.batch, shape.kv_heads, len(cuts), 4), np.int64)
+        kv_heads = np.arange(shape.kv_heads)[:, None]
+        found[..., 0], found[..., 1] = np.arange(shape.batch)[:, None, None], kv_heads
+        found[..., 2], found[..., 3] = kv_heads * shape.shared + [cut.start for cut in cuts], list(map(len, cuts))
+        return found.reshape(-1, 4)
 
     def parts(self, n_threads: int) -> list[_Part]:
         """Cut the work into what a thread takes at a time, the largest first. Where does not matter to the result."""
@@ -222,9 +230,9 @@ class _Call:
     @once
     def arrays(self) -> tuple[Integers, Integers]:
         """Where queries are, and keys and values."""
-        queries = places(self.q, KINDS[dtype_name(self.q)])
-        chunks = [[places(array, KINDS[dtype_name(array)]) for array in chunk] for chunk in self.chunks]
-        return queries, np.ascontiguousarray(np.array(chunks).transpose(2, 0, 1, 3))
+        kind, n_chunks = KINDS[dtype_name(self.q)], len(self.chunks)
+        of_chunks = places([array for chunk in self.chunks for array in chunk], kind)
+        return places([self.q], kind)[:, 0], of_chunks.reshape(-1, n_chunks, 2, of_chunks.shape[-1])
 
     @once
     def tables(self) -> BlockTables:
@@ -249,8 +257,8 @@ class _Call:
         found, out, n_blocks = _compiled(), self.plain.result.out, len(table.blocks)
         assert found is not None  # or another kernel would compute
         (loops, _), (*_, T, E) = found, out.shape
-        of_blocks = np.tile(np.arange(n_blocks, dtype=np.int64), len(heads))
-        items = np.column_stack([np.repeat(heads, n_blocks, axis=0), of_blocks])
+        items = np.empty((len(heads) * n_blocks, 5), np.int64)
+        items[:, :4], items[:, 4] = np.repeat(heads, n_blocks, axis=0), np.tile(np.arange(n_blocks), len(heads))
         is_finite = np.ones(len(items), bool)
         sizes = loops.room_sizes(self.block.lanes, self.block.keys, self.q.shape[-1], E)
         room = tuple(work.buffer(f"numba {n}", (size,), out.dtype) for n, size in enumerate(sizes))

@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,20 +23,19 @@ ALL_SEEN, BOUNDED, FLAGGED = 0, 1, 2  # what rows see of a run of keys
 _BOUND_BYTES = 24  # of a row that sees a run in part: two ends of int64, which become two of int32
 
 
-def places(array: npt.NDArray[Any], kind: int) -> Integers:
-    """Say where the matrices of an array `(*B, H, rows, width)` are, for each batch entry, `(batch, 6)`.
+def places(arrays: Sequence[npt.NDArray[Any]], kind: int) -> Integers:
+    """Say where the matrices of arrays `(*B, H, rows, width)` are, for each batch entry, `(batch, arrays, 6)`.
 
     That is: the address of the first, bytes from head to head, from row to row and from number to number, type, width.
     """
-    *batch, _, _, width = array.shape
-    address, last = array.__array_interface__["data"][0], (*array.strides[-3:], kind, width)
-    if not batch:
-        return np.array([(address, *last)], np.int64)
-    offsets = np.zeros((), np.int64)
-    for n, stride in zip(batch, array.strides, strict=False):
-        offsets = offsets[..., None] + np.arange(n) * stride
-    found = np.empty((offsets.size, 6), np.int64)
-    found[:, 0], found[:, 1:] = offsets.reshape(-1) + address, last
+    rows = [(x.__array_interface__["data"][0], *x.strides[-3:], kind, x.shape[-1]) for x in arrays]
+    found = np.array(rows, np.int64)[None]
+    batch = arrays[0].shape[:-3]
+    if batch:
+        found = np.repeat(found, prod(batch), axis=0)
+        for n, array in enumerate(arrays):
+            for at, stride in zip(np.indices(batch), array.strides, strict=False):
+                found[:, n, 0] += at.reshape(-1) * stride
     return found
 
 

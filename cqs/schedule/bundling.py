@@ -100,11 +100,8 @@ def _between(cuts: Sequence[int], n: int) -> list[range]:
 
 
 def _bundle(strips: Sequence[Strip]) -> Bundle:
-    columns = tuple(sorted({key for strip in strips for key in strip.keys}, key=lambda key: (key.start, key.stop)))
-    foreign = frozenset(
-        (i, j)
-        for i, own in enumerate(set(strip.keys) for strip in strips)
-        for j, key in enumerate(columns)
-        if key not in own
-    )
-    return Bundle(tuple(strips), columns, foreign)
+    own = [{(key.start, key.stop): key for key in strip.keys} for strip in strips]  # groups are told apart by tokens
+    columns = {place: key for keys in own for place, key in keys.items()}
+    places = sorted(columns)
+    foreign = frozenset((i, j) for i, keys in enumerate(own) for j, place in enumerate(places) if place not in keys)
+    return Bundle(tuple(strips), tuple(columns[place] for place in places), foreign)

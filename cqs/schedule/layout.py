@@ -1,13 +1,15 @@
 """How the score matrix is cut into tasks: by a cyclic quorum set, by a grid, or as other schemes do it.
 
-A layout answers two questions, lazily: which tiles has task i, and which queries are complete after it. Nothing of the
-size W^2 is ever built.
+A layout answers two questions, lazily: which strips of tiles has task i, and which queries are complete after it.
+Nothing of the size W^2 is ever built.
 """
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from math import isqrt, sqrt
+from operator import itemgetter
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +20,7 @@ from cqs.once import once
 from cqs.quorum import CyclicQuorumSet
 from cqs.schedule.balance import balanced_owners
 from cqs.schedule.balance_parts import Assignment, even_parts
-from cqs.schedule.task import Group, Tile, group
+from cqs.schedule.task import Group, Strip, group
 
 __all__ = ["BalancedLayout", "GridLayout", "Layout", "QuorumLayout", "RingLayout", "TreeLayout"]
 
@@ -30,8 +32,8 @@ class Layout(Protocol):
     def n_tasks(self) -> int:
         """How many tasks there are, W."""
 
-    def tiles(self, i: int) -> Iterable[Tile]:
-        """Return the tiles that task i owns, in increasing order of query, then of key."""
+    def strips(self, i: int) -> Iterable[Strip]:
+        """Return the tiles that task i owns, strip by strip, in increasing order of query, then of key."""
 
     def completes(self, i: int) -> range:
         """Return the queries whose last tile is in task i, if tasks come in order."""
@@ -49,10 +51,11 @@ class QuorumLayout:
         """W, the modulus."""
         return self.quorums.modulus
 
-    def tiles(self, i: int) -> Iterator[Tile]:
+    def strips(self, i: int) -> Iterator[Strip]:
         """Return the W tiles of worker i. O(W log W)."""
         held = {g: group(g, self.n_tasks, self.n_tokens) for g in self.quorums.quorum(i)}
-        return (Tile(held[g], held[h]) for g, h in self.quorums.tiles(i))
+        of_queries = groupby(self.quorums.tiles(i), key=itemgetter(0))
+        return (Strip(held[g], tuple(held[h] for _, h in tiles)) for g, tiles in of_queries)
 
     def completes(self, i: int) -> range:
         """Return all queries for the last task: each group is in as many quorums as it has groups."""
@@ -84,9 +87,10 @@ class BalancedLayout:
         """W, the modulus."""
         return self.quorums.modulus
 
-    def tiles(self, i: int) -> Iterator[Tile]:
+    def strips(self, i: int) -> Iterator[Strip]:
         """Return the tiles of worker i, whole ones and parts. O(W^2)."""
-        return iter(self._assignment.tiles(i))
+        of_queries = groupby(self._assignment.tiles(i), key=lambda tile: tile.query)
+        return (Strip(query, tuple(tile.key for tile in tiles)) for query, tiles in of_queries)
 
     def completes(self, i: int) -> range:
         """Return all queries for the last task."""
@@ -133,10 +137,10 @@ class GridLayout:
         wanted = round(sqrt(W * T / S)) if S > 0 else isqrt(W)
         return min(max(wanted, 1), W)
 
-    def tiles(self, i: int) -> Iterator[Tile]:
+    def strips(self, i: int) -> Iterator[Strip]:
         """Return the one rectangle of task i."""
         rows, first, last = self._row(i)
-        yield Tile(rows, group(i - first, last - first, self.n_keys))
+        yield Strip(rows, (group(i - first, last - first, self.n_keys),))
 
     def completes(self, i: int) -> range:
         """Return the queries of a row of rectangles for the last of them."""
@@ -164,10 +168,10 @@ class RingLayout:
     n_keys: int
     n_tasks: int
 
-    def tiles(self, i: int) -> Iterator[Tile]:
+    def strips(self, i: int) -> Iterator[Strip]:
         """Return the row of tiles of worker i."""
         rows = group(i, self.n_tasks, self.n_queries)
-        return (Tile(rows, group(j, self.n_tasks, self.n_keys)) for j in range(self.n_tasks))
+        yield Strip(rows, tuple(group(j, self.n_tasks, self.n_keys) for j in range(self.n_tasks)))
 
     def completes(self, i: int) -> range:
         """Return the queries of worker i."""
@@ -187,9 +191,9 @@ class TreeLayout:
     n_keys: int
     n_tasks: int
 
-    def tiles(self, i: int) -> Iterator[Tile]:
+    def strips(self, i: int) -> Iterator[Strip]:
         """Return the column of worker i, as one tile."""
-        yield Tile(group(0, 1, self.n_queries), group(i, self.n_tasks, self.n_keys))
+        yield Strip(group(0, 1, self.n_queries), (group(i, self.n_tasks, self.n_keys),))
 
     def completes(self, i: int) -> range:
         """Return all queries for the last task."""

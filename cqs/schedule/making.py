@@ -1,7 +1,6 @@
 """Making tasks: what the mask leaves of the tiles of a layout, in strips and bundles. Integers only."""
 
 from collections.abc import Iterable, Iterator
-from itertools import groupby
 
 from cqs.masks import Coverage, Mask
 from cqs.problem import AttentionProblem
@@ -9,7 +8,7 @@ from cqs.quorum import CyclicQuorumSet
 from cqs.schedule.bundling import bundled
 from cqs.schedule.layout import BalancedLayout, GridLayout, Layout, QuorumLayout, RingLayout, TreeLayout
 from cqs.schedule.sizes import MOST_PARTS
-from cqs.schedule.task import Bundle, Group, Strip, Tile, even_cuts
+from cqs.schedule.task import Bundle, Group, Strip, even_cuts
 
 __all__ = ["bundles_of", "layout_of"]
 
@@ -31,13 +30,13 @@ def layout_of(
     return QuorumLayout(T, quorums)
 
 
-def bundles_of(tiles: Iterable[Tile], mask: Mask, is_trimmed: bool, most_rows: int | None) -> tuple[Bundle, ...]:
+def bundles_of(strips: Iterable[Strip], mask: Mask, is_trimmed: bool, most_rows: int | None) -> tuple[Bundle, ...]:
     """Return what is to be computed of a task's tiles.
 
     Parameters
     ----------
-    tiles : iterable of Tile
-        In increasing order of query, then of key.
+    strips : iterable of Strip
+        In increasing order of query, and within of key.
     mask : Mask
         Tiles that it leaves empty are dropped.
     is_trimmed : bool
@@ -45,22 +44,21 @@ def bundles_of(tiles: Iterable[Tile], mask: Mask, is_trimmed: bool, most_rows: i
     most_rows : int or None
         As of `bundled`.
     """
-    tiles = (tile for tile in tiles if tile.query and tile.key)
-    if not mask.hides_nothing:
-        tiles = (seen for tile in tiles for seen in _seen(tile, mask, is_trimmed))
-    of_queries = groupby(tiles, key=lambda tile: tile.query)
-    strips = (Strip(query, tuple(tile.key for tile in of_query)) for query, of_query in of_queries)
-    return tuple(bundled(strips, most_rows))
+    left = (Strip(s.query, tuple(_seen(s, mask, is_trimmed))) for s in strips if s.query)
+    return tuple(bundled((strip for strip in left if strip.keys), most_rows))
 
 
-def _seen(tile: Tile, mask: Mask, is_trimmed: bool) -> Iterator[Tile]:
-    if mask.classify(tile.query.tokens, tile.key.tokens) is Coverage.EMPTY:
-        return
-    if not (is_trimmed and mask.has_edges):
-        yield tile
-        return
-    parts = mask.reach(tile.query.tokens, tile.key.tokens)
-    if not parts:  # there are no heads
-        return
-    for cut in even_cuts(len(parts), -(-len(parts) // MOST_PARTS)):  # of very many parts some are read as one
-        yield Tile(tile.query, Group(tile.key.index, parts[cut.start].start, parts[cut.stop - 1].stop))
+def _seen(strip: Strip, mask: Mask, is_trimmed: bool) -> Iterator[Group]:
+    """Yield the keys of a strip that there are and that the mask leaves."""
+    for key in filter(len, strip.keys):
+        if mask.hides_nothing:
+            yield key
+        elif mask.classify(strip.query.tokens, key.tokens) is Coverage.EMPTY:
+            continue
+        elif is_trimmed and mask.has_edges:
+            parts = mask.reach(strip.query.tokens, key.tokens)
+            most = -(-len(parts) // MOST_PARTS)  # of very many parts some are read as one
+            for cut in even_cuts(len(parts), most) if parts else []:  # none: there are no heads
+                yield Group(key.index, parts[cut.start].start, parts[cut.stop - 1].stop)
+        else:
+            yield key

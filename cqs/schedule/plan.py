@@ -274,7 +274,7 @@ def _tasks(plan: Plan) -> Callable[[int], Task]:
     @lru_cache(maxsize=CACHED_TASKS)
     def task(i: int) -> Task:
         block, own = divmod(i, W)
-        bundles = bundles_of(layout.tiles(own), problem.mask, is_trimmed=is_trimmed, most_rows=most_rows)
+        bundles = bundles_of(layout.strips(own), problem.mask, is_trimmed=is_trimmed, most_rows=most_rows)
         return Task(i, bundles, head_block(problem, kv_heads, block))
 
     return task

@@ -180,7 +180,8 @@ class Task:
     @property
     def key_groups(self) -> tuple[Group, ...]:
         """The distinct groups whose keys and values the task reads, in token order."""
-        return tuple(sorted({key for bundle in self.bundles for key in bundle.keys}, key=lambda key: key.start))
+        found = {(key.start, key.stop): key for bundle in self.bundles for key in bundle.keys}
+        return tuple(found[place] for place in sorted(found))
 
 
 class Read(NamedTuple):
