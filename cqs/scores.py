@@ -175,7 +175,8 @@ class Scores:
         q_idx = xp.arange(queries.start, queries.stop, device=scores.device)[:, None]
         k_idx = xp.arange(keys.start, keys.stop, device=scores.device)
         if isinstance(self.bias, ALiBi):
-            distances = xp.astype(xp.abs(q_idx + self.bias.offset - k_idx), scores.dtype)
+            from_first = xp.astype(q_idx + (self.bias.offset - keys.start), scores.dtype)  # of the keys
+            distances = xp.abs(from_first - xp.astype(k_idx - keys.start, scores.dtype))
             scores = scores - self.bias.slopes[0] * distances
         elif self.bias is not None:
             T, S = self.bias.shape[-2:]

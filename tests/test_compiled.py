@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cqs.kernels.compiled import reading, tiles
+from cqs.kernels.compiled import reading, scores, tiles
 from cqs.kernels.compiled.products import multiply
 from cqs.kernels.compiled.vectors import LANES
 from cqs.kernels.numba_tables import KINDS, places
@@ -72,6 +72,22 @@ def test_sums_follow_a_maximum_that_grows() -> None:
     np.testing.assert_array_equal(tops, [1, 0])
     np.testing.assert_allclose(totals, [2 / 2 + 1 + 1 / 4, 2 + 1 / 8 + 1 / 16], rtol=1e-6)
     np.testing.assert_array_equal(factors, [1 / 2, 1])
+
+
+def test_a_soft_cap_bends_scores_to_two_units_in_the_last_place() -> None:
+    x = np.concatenate([np.geomspace(1e-38, 100, 50_000), np.linspace(0.6, 0.7, 10_000), [0, np.inf, 3e38]])
+    x = np.concatenate([x, -x]).astype(np.float32)
+    x = np.resize(x, (-(-len(x) // (96 * PANEL)), 96, PANEL))
+    room, tokens = np.empty(scores.CHANGE_ITEMS, np.float32), np.zeros(1, np.int64)
+    change = scores.Change(True, np.float32(1), np.float32(1), np.float32(0), 0, 0, 0, 0, 0)
+    found = x.copy()
+    for tile in found:
+        scores.change_scores(change, tile.ctypes.data, 96, 0, tokens.ctypes.data, 1, 0, PANEL, room.ctypes.data)
+    expected = np.tanh(x.astype(np.float64))
+    assert (np.abs(found - expected) / np.spacing(np.abs(expected).astype(np.float32))).max() <= 2
+    tile = np.full((96, PANEL), np.nan, np.float32)
+    scores.change_scores(change, tile.ctypes.data, 96, 0, tokens.ctypes.data, 1, 0, PANEL, room.ctypes.data)
+    assert np.isnan(tile).all()
 
 
 @pytest.mark.parametrize("n_vectors", [1, 2, 3, 4, 5])

@@ -9,7 +9,7 @@ from itertools import accumulate
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_calls import arrays_of, strips
 
@@ -20,7 +20,7 @@ from cqs.kernels.numba import attend
 from cqs.masks import Causal, Dense, NoMask, Predicate, Sinks, SlidingWindow
 from cqs.partial import Partial
 from cqs.schedule import CallShape, call_shape, numba_block, scratch_bytes
-from cqs.scores import ALiBi
+from cqs.scores import ALiBi, Scores
 from cqs.testing import assert_exact
 
 BLOCK_BYTES = 64 << 10  # so that calls of a few hundred tokens have many blocks
@@ -47,6 +47,7 @@ def test_strips_that_share_a_call_are_as_the_formula_says(
     assert_near(found, KERNELS["reference"].attend(exact[0], wide, scale=0.5, region=region))
 
 
+@settings(max_examples=20)  # a table for each key takes long
 @given(
     region=strips(),
     mask=st.sampled_from([None, "dense", "sinks", "even"]),
@@ -84,6 +85,93 @@ def test_many_keys_are_summed_up_exactly(n_keys: int, is_rising: bool) -> None:
     v += 1
     out, lse = cqs.attention(q, k, v, workers=1, strategy="tiles", kernel="numba", return_lse=True)
     assert_exact(out, q, k, v, lse=lse)
+
+
+def biases(region: Region, rng: np.random.Generator) -> st.SearchStrategy[np.ndarray | ALiBi | None]:
+    """What may be added to the scores of one head: numbers of any type and layout."""
+    T, S = region.queries[-1].stop, region.keys[-1].stop
+
+    def made(shape: tuple[int, int], dtype: str, layout: str) -> np.ndarray:
+        array = rng.standard_normal(shape).astype(getattr(ml_dtypes, dtype, dtype))
+        return np.repeat(array, 2, axis=1)[:, ::2] if layout == "every second" else np.asarray(array, order=layout)
+
+    shapes = st.sampled_from([(T, S), (1, S), (T, 1), (1, 1)])
+    types = st.sampled_from(["float64", "float32", "float16", "bfloat16"])
+    arrays = st.builds(made, shapes, types, st.sampled_from(["C", "F", "every second"]))
+    slopes = st.builds(lambda slope, offset: ALiBi((slope,), offset), st.floats(-1, 1), st.integers(-300, 300))
+    return st.one_of(st.none(), arrays, slopes)
+
+
+@given(
+    region=strips(),
+    data=st.data(),
+    softcap=st.sampled_from([None, 0.1, 2.0, 50.0]),
+    block_bytes=st.sampled_from([1 << 10, 1 << 14, 1 << 21]),
+    heads=st.sampled_from([(1, 1), (3, 3), (6, 2)]),
+)
+def test_scores_are_changed_as_the_formula_says(
+    region: Region, data: st.DataObject, softcap: float | None, block_bytes: int, heads: tuple[int, int]
+) -> None:
+    bias = data.draw(biases(region, np.random.default_rng(len(region.keys))))
+    region = replace(region, scores=Scores(softcap, bias))
+    q, chunks = arrays_of(region, *heads, "float32")
+    if data.draw(st.booleans()):  # chunks need not be cut where runs are
+        k, v = (np.concatenate(arrays, axis=-2) for arrays in zip(*chunks, strict=True))
+        chunks = [KeyChunk(k[:, cut], v[:, cut]) for cut in (slice(0, 1), slice(1, None))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numba.numpy_threads, "attend", None)
+        found = attend(q, chunks, scale=-0.5, region=region, block_bytes=block_bytes)
+    wide = [KeyChunk(*(x.astype(np.float64) for x in chunk)) for chunk in chunks]
+    expected = KERNELS["reference"].attend(q.astype(np.float64), wide, scale=-0.5, region=region)
+    np.testing.assert_allclose(found.out, expected.out, rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(found.lse, expected.lse, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf, 3.4e38])
+def test_special_numbers_of_a_bias_go_where_they_go_in_the_numpy_kernel(special: float) -> None:
+    rng = np.random.default_rng(7)
+    q, k, v = rng.standard_normal((3, 1, 300, 8), dtype=np.float32)
+    bias = rng.standard_normal((300, 300), dtype=np.float32)
+    bias[200, 30], bias[250], bias[100, 200] = special, special, np.nan  # the last is hidden
+    found, expected = (
+        cqs.attention(q, k, v, bias=bias, is_causal=True, return_lse=True, workers=1, kernel=kernel)
+        for kernel in ("numba", "numpy")
+    )
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-5)
+        assert np.isfinite(one[:, :200]).all()
+
+
+@pytest.mark.parametrize("kernel", ["numba", "numpy"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_weights_too_small_to_have_all_digits_count_for_nothing_and_no_other_do(kernel: str, dtype: str) -> None:
+    numpy_dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    S = 128
+    q, k = np.full((1, 20, 1), -1, numpy_dtype), np.arange(S, dtype=np.float32).astype(numpy_dtype)[None, :, None]
+    v = np.eye(S, dtype=numpy_dtype)[None]
+    out, lse = cqs.attention(q, k, v, scale=1.0, kernel=kernel, return_lse=True)
+    assert_exact(out, q, k, v, scale=1.0, lse=lse)
+    if dtype == "float32":
+        weights = np.exp(-np.arange(S, dtype=np.float64)) * (1 - np.exp(-1))
+        np.testing.assert_allclose(out[0, 0, :86], weights[:86], rtol=1e-5, atol=2.0**-126)
+        np.testing.assert_array_equal(out[0, :, 105:], 0)
+    assert np.float32(1e-40) * np.float32(0.5) > 0  # elsewhere small numbers are as they were
+
+
+@pytest.mark.parametrize("kernel", ["numba", "numpy"])
+@pytest.mark.parametrize(("of_q", "scale"), [(3e-38, 0.125), (1e-40, 16.0), (2.0, 1e-38)])
+def test_queries_may_be_as_small_as_keys_are_large(of_q: float, scale: float, kernel: str) -> None:
+    q, k, v = np.random.default_rng(8).standard_normal((3, 1, 50, 16), dtype=np.float32)
+    q, k = q * np.float32(of_q), np.clip(k, -3, 3) * np.float32(1e37)
+    out, lse = cqs.attention(q, k, v, scale=scale, kernel=kernel, return_lse=True)
+    assert_exact(out, q, k, v, scale=scale, lse=lse)
+
+
+def test_the_smallest_numbers_of_a_narrow_type_are_read() -> None:
+    bits = np.arange(1, 1024, dtype=np.uint16).view(np.float16)
+    q, k, v = (x[None] for x in (np.ones((3, 1), np.float16), bits[:, None], bits[:, None]))
+    out, lse = cqs.attention(q, k, v, scale=2.0**14, kernel="numba", return_lse=True)
+    assert_exact(out, q, k, v, scale=2.0**14, lse=lse)
 
 
 @given(region=strips(), hidden=st.sampled_from([np.nan, np.inf, 3e38]))
@@ -219,7 +307,7 @@ def test_each_head_of_each_entry_that_needs_care_gets_it(block_bytes: int) -> No
 def test_the_room_of_the_loops_is_projected(call: CallShape, block_bytes: int) -> None:
     block = numba_block(call, block_bytes)
     sizes = room_sizes(block.lanes, block.keys, call.width, call.value_width)
-    assert 4 * sum(sizes) <= scratch_bytes("numba", call, block_bytes)
+    assert 4 * sum(sizes) <= min(scratch_bytes("numba", call, block_bytes, has_scores) for has_scores in (False, True))
 
 
 def test_where_numba_is_broken_the_budget_holds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,9 +333,10 @@ def test_it_is_taken_for_arrays_of_numpy(dtype: str) -> None:
 def test_what_the_loops_cannot_do_numpy_does() -> None:
     q, k, v = np.random.default_rng(3).standard_normal((3, 2, 40, 8))
     narrow = [x.astype(np.float32) for x in (q, k, v)]
-    calls = [((q, k, v), {}), (narrow, {"softcap": 2.0}), (narrow, {"bias": ALiBi.standard(2)})]
-    for arrays, options in calls:
-        one, other = (cqs.attention(*arrays, kernel=kernel, **options) for kernel in ("numba", "numpy"))
+    options = [{"score_mod": lambda s, b, h, i, j: 2 * s}, {"softcap": 1e-30}]
+    calls = [((q, k, v), {}), *((narrow, option) for option in options)]
+    for arrays, option in calls:
+        one, other = (cqs.attention(*arrays, kernel=kernel, **option) for kernel in ("numba", "numpy"))
         assert np.array_equal(one, other)
 
 

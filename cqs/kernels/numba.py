@@ -25,6 +25,7 @@ from cqs.backend import Workspace, compute_threads, raise_if_stopped
 from cqs.kernels import numpy_threads
 from cqs.kernels.blocks import columns_seen, row_blocks
 from cqs.kernels.contract import KeyChunk, Request
+from cqs.kernels.numba_scores import Change, change_of, is_compiled
 from cqs.kernels.numba_tables import KINDS, BlockTables, Tables, places
 from cqs.kernels.numpy_threads import Unit
 from cqs.kernels.numpy_unit import Floats
@@ -87,17 +88,16 @@ def attend(
 ) -> Partial:
     """Compute attention over NumPy arrays of any strides, read-only or not, on `threads` threads.
 
-    Left to the NumPy kernel are calls in float64, or whose scores are changed; and in small blocks those of arrays
-    whose bytes are swapped, of heads without width, and with a scale of 0 or near the ends of float32. Beyond the
-    result, each thread holds at most 16 MiB with the blocks that are the default, and less with smaller. See
+    Left to the NumPy kernel are calls in float64, or whose scores a function changes; and in small blocks those of
+    arrays whose bytes are swapped, of heads without width, and with a scale of 0 or near the ends of float32. Beyond
+    the result, each thread holds at most 16 MiB with the blocks that are the default, and less with smaller. See
     `cqs.kernels.Attend` for the arguments.
     """
-    is_changed = region is not None and region.scores is not None
-    if DTYPES[dtype_name(q)][1] != "float32" or is_changed:
+    if DTYPES[dtype_name(q)][1] != "float32" or not is_compiled(None if region is None else region.scores):
         return numpy_threads.attend(q, chunks, scale=scale, region=region, threads=threads, block_bytes=block_bytes)
     call = _Call.of(q, chunks, scale, region, block_bytes)
     is_native = all(array.dtype.isnative for array in (q, *itertools.chain(*chunks)))
-    is_computed = is_native and q.shape[-1] > 0 and 0 < call.factors[1] < np.inf
+    is_computed = is_native and q.shape[-1] > 0 and 0 < _factors(scale)[1] < np.inf
     return call.computed(threads) if is_computed and _compiled() is not None else call.plain.computed(threads)
 
 
@@ -180,8 +180,16 @@ class _Call:
 
     @property
     def factors(self) -> tuple[np.float32, np.float32]:
-        """By what queries are multiplied, and then scores."""
-        return _factors(self.scale)
+        """By what queries are multiplied, and then scores: if they are changed, those that have the scale already."""
+        of_queries, of_scores = _factors(self.scale)
+        return of_queries, of_scores if self.plain.region.scores is None else np.float32(log2(e))
+
+    @once
+    def change(self) -> tuple[Change, Integers]:
+        """What is done to scores, and the token numbers of the rows, which may matter to it."""
+        region, rest = self.plain.region, abs(self.scale / float(self.factors[0]))
+        tokens = np.empty(0, np.int64) if region.scores is None else region.query_tokens
+        return change_of(region.scores, np.float32(rest)), tokens
 
     @once
     def block(self) -> NumbaBlock:
@@ -259,18 +267,18 @@ class _Call:
         (loops, _), (*_, T, E) = found, out.shape
         items = np.empty((len(heads) * n_blocks, 5), np.int64)
         items[:, :4], items[:, 4] = np.repeat(heads, n_blocks, axis=0), np.tile(np.arange(n_blocks), len(heads))
-        is_finite = np.ones(len(items), bool)
+        is_fit = np.ones(len(items), bool)
         sizes = loops.room_sizes(self.block.lanes, self.block.keys, self.q.shape[-1], E)
         room = tuple(work.buffer(f"numba {n}", (size,), out.dtype) for n, size in enumerate(sizes))
         loops.attend(
-            *self.arrays, *self.factors, items, table.blocks, table.pieces, table.bounds, table.hidden, room,
-            self.block.keys, out.reshape(-1, T, E), self.plain.result.lse.reshape(-1, T),
-            table.begins, table.ends, is_finite,
+            *self.arrays, *self.factors, items, table.blocks, table.pieces, table.bounds, table.hidden,
+            *self.change, room, self.block.keys, out.reshape(-1, T, E), self.plain.result.lse.reshape(-1, T),
+            table.begins, table.ends, is_fit,
         )  # fmt: skip
-        if not is_finite.all():
+        if not is_fit.all():
             del room
             work.clear()
-            for entry, kv_head, head, n_heads, n in items[~is_finite].tolist():
+            for entry, kv_head, head, n_heads, n in items[~is_fit].tolist():
                 rows = range(*table.blocks[n, :2].tolist())
                 self._attend_carefully(entry, kv_head, head, n_heads, rows, work)
             work.clear()
@@ -278,7 +286,7 @@ class _Call:
     def _attend_carefully(
         self, entry: int, kv_head: int, head: int, n_heads: int, rows: range, work: Workspace
     ) -> None:
-        """Compute a block by the NumPy kernel, where values are not finite, or their sums overflow.
+        """Compute a block by the NumPy kernel, where values are not finite, or their sums overflow, or all are tiny.
 
         What is hidden must not take part there with weight 0. Head by head, so that blocks are no larger than its own.
         """

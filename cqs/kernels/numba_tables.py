@@ -15,9 +15,20 @@ from cqs.kernels.region import Region
 from cqs.masks import Coverage
 from cqs.masks.mask import Booleans, Integers
 
-__all__ = ["ALL_SEEN", "BOUNDED", "FLAGGED", "FLOAT16", "FLOAT32", "KINDS", "BlockTables", "Tables", "places"]
+__all__ = [
+    "ALL_SEEN",
+    "BOUNDED",
+    "FLAGGED",
+    "FLOAT16",
+    "FLOAT32",
+    "FLOAT64",
+    "KINDS",
+    "BlockTables",
+    "Tables",
+    "places",
+]
 
-FLOAT32, FLOAT16, _BFLOAT16 = 0, 1, 2
+FLOAT32, FLOAT16, _BFLOAT16, FLOAT64 = 0, 1, 2, 3
 KINDS = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": _BFLOAT16}  # types of inputs
 ALL_SEEN, BOUNDED, FLAGGED = 0, 1, 2  # what rows see of a run of keys
 _BOUND_BYTES = 24  # of a row that sees a run in part: two ends of int64, which become two of int32
@@ -46,8 +57,9 @@ class Tables(NamedTuple):
     ----------
     blocks : int64, `(n, 4)`
         First row of each and the one after the last; first of its pieces and the one after the last.
-    pieces : int64, `(m, 5)`
-        Runs of keys: chunk, first key in it, number of keys; what rows see of them, and where that is said.
+    pieces : int64, `(m, 6)`
+        Runs of keys: chunk, first key in it, number of keys; what rows see of them, and where that is said; the token
+        number of the first key, 0 if scores are not changed.
     bounds : int32
         For BOUNDED pieces, one after the other, the first key that each row of the block sees and the one after the
         last, `(2, rows)`, counted from the piece's first key.
@@ -152,8 +164,10 @@ class BlockTables:
         if region.foreign:
             owned[tuple(np.array(list(region.foreign)).T)] = False
         of_blocks, chunks = np.nonzero(owned[runs])
-        pieces = np.zeros((len(chunks), 5), np.int64)
+        pieces = np.zeros((len(chunks), 6), np.int64)
         pieces[:, 0], pieces[:, 2] = chunks, np.array(self.sizes)[chunks]
+        if region.scores is not None:
+            pieces[:, 5] = np.array([keys.start for keys in region.keys])[chunks]
         cuts = np.searchsorted(of_blocks, np.arange(len(blocks) + 1))
         rows_of = np.array([(rows.start, rows.stop) for rows in blocks], np.int64)
         found = np.column_stack([rows_of, cuts[:-1], cuts[1:]])
@@ -188,8 +202,9 @@ class BlockTables:
 
     def _in_chunks(self, columns: range) -> Iterator[_Piece]:
         """Yield columns that are all seen."""
+        whole = [columns] if self.region.scores is None else [part for part, _ in self.region.key_runs(columns)]
         before = columns.start
-        for chunk, part in in_chunks([columns], self.sizes):
+        for chunk, part in in_chunks(whole, self.sizes):
             yield _Piece(chunk, part.start, range(before, before + len(part)), ALL_SEEN)
             before += len(part)
 
@@ -230,7 +245,7 @@ class BlockTables:
             blocks.append((rows.start, rows.stop, len(pieces), len(pieces) + len(own)))
             for piece in own:
                 place = n_bounds if piece.kind == BOUNDED else n_flags
-                pieces.append((piece.chunk, piece.first, len(piece.columns), piece.kind, place))
+                pieces.append((piece.chunk, piece.first, len(piece.columns), piece.kind, place, self._token(piece)))
                 if piece.bounds is not None:
                     bounds.append(piece.bounds.reshape(-1))
                     n_bounds += piece.bounds.size
@@ -239,12 +254,16 @@ class BlockTables:
                     n_flags += hidden[-1].size
         return Tables(
             np.array(blocks, np.int64),
-            np.array(pieces, np.int64).reshape(-1, 5),
+            np.array(pieces, np.int64).reshape(-1, 6),
             np.concatenate(bounds, dtype=np.int32, casting="unsafe") if bounds else np.empty(0, np.int32),
             hidden[0] if len(hidden) == 1 else np.concatenate([np.empty(0, bool), *hidden]),
             begins,
             ends,
         )
+
+    def _token(self, piece: _Piece) -> int:
+        """Return the token number of a piece's first key, if it matters."""
+        return 0 if self.region.scores is None else next(self.region.key_runs(piece.columns))[1].start
 
     def _hidden(self, rows: range, columns: range) -> Booleans:
         """Return which columns are hidden from which rows, column by column."""

@@ -6,7 +6,7 @@ the sums themselves show. Where they do not, the unit is computed again by the *
 """
 
 from collections.abc import Iterable, Sequence
-from math import isfinite
+from math import isfinite, log
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -36,6 +36,8 @@ class UnitBuffers(NamedTuple):
 
 # With smaller sums of weights, weighted values that are small themselves would lose digits below the smallest number
 _LEAST_SUM = 2.0**-8
+
+_ROWS_A_LOOK = 16  # of which one is looked at for small weights
 
 # What values are multiplied by where they are so large that a sum of them would overflow
 _SMALL = 2.0**-40
@@ -77,7 +79,7 @@ def _optimistic(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> Floats | N
     out, product = work.out, work.product
     for n in range(n_blocks):
         weights, values = load(n)
-        np.exp(weights, out=weights)
+        _exponentiate(weights)
         sums = weights @ np.ones(weights.shape[-1], out.dtype)  # a row sum at the speed of BLAS
         if n == 0:
             total = sums
@@ -89,6 +91,22 @@ def _optimistic(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> Floats | N
             _weigh(weights, values, out, product, adds=True)
     is_exact = total.min() >= _LEAST_SUM and total.max() < np.inf and _is_finite(out)
     return total if is_exact else None
+
+
+def _exponentiate(scores: Floats) -> None:
+    """Turn scores into weights, in place; those too small to have all digits into 0, if some rows show that there are.
+
+    With such numbers some processors take a hundred times as long, and where scores differ much, they are many.
+    """
+    limits = np.finfo(scores.dtype)
+    looked_at = scores[..., ::_ROWS_A_LOOK, :]
+    n_small = np.count_nonzero(looked_at < log(limits.smallest_normal))
+    has_small = n_small > 0 and n_small > np.count_nonzero(looked_at == -np.inf)
+    np.exp(scores, out=scores)
+    if has_small:
+        lift = limits.smallest_normal / limits.eps  # what is added to it is rounded to multiples of the smallest
+        scores += lift
+        scores -= lift
 
 
 def _may_be_exact(total: Floats) -> bool:
@@ -110,7 +128,7 @@ def _running_maximum(
         shift = np.where(new_top == -np.inf, 0, new_top)  # no key seen yet, and -inf - -inf would be NaN
         rescale = np.exp(top - shift)
         weights -= shift[..., None]
-        np.exp(weights, out=weights)
+        _exponentiate(weights)
         total *= rescale
         total += weights @ np.ones(weights.shape[-1], out.dtype)
         out *= rescale[..., None]

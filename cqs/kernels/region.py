@@ -105,6 +105,15 @@ class Region:
         }
         return found.pop() if len(found) == 1 else Coverage.PARTIAL
 
+    @property
+    def query_tokens(self) -> Integers:
+        """The token numbers of all rows."""
+        return np.concatenate([np.arange(run.start, run.stop, dtype=np.int64) for run in self.queries])
+
+    def key_runs(self, columns: range) -> Iterator[tuple[range, range]]:
+        """Cut some columns where runs do, and return with each part its token numbers."""
+        return ((part, tokens) for _, part, tokens in _overlaps(self.keys, self._key_ends, columns))
+
     def seen(self, rows: range) -> Iterator[range]:
         """Return the columns that some of the rows see, or a little more, as increasing ranges."""
         runs = list(_overlaps(self.queries, self._query_ends, rows))

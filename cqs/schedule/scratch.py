@@ -33,6 +33,7 @@ _MOST_NUMBA_KEYS = 5 * TILE_KEYS  # that are read for one panel after the other
 _LONGEST_VECTOR = 16  # numbers
 _TABLE_COPIES = 3  # of what is said about rows: while it is found, and as it is handed on
 _HEAD_BYTES, _PLACE_BYTES, _ITEM_BYTES = 100, 100, 128  # of the compiled kernel's tables, while they are made
+_TOKEN_BYTES = 16  # of a row, if scores are changed: its token number, twice while they are put together
 _UNIT_BYTES = 256  # of a unit of the NumPy kernel, as a Python object
 MOST_ITEMS = 2048  # blocks of heads in one table
 _MASK_COLUMNS = 128  # that a mask is evaluated for at a time
@@ -160,8 +161,11 @@ def scratch_bytes(kernel: str, call: CallShape, block_bytes: int = BLOCK_BYTES, 
     if 0 in (call.n_queries, call.n_keys, call.n_heads):
         return 0
     if kernel in ("numba", "numpy"):
-        is_compiled = kernel == "numba" and call.itemsize == 4 and not has_scores
-        return _numba(call, block_bytes) if is_compiled else _numpy(call, block_bytes, has_scores)
+        by_numpy = _numpy(call, block_bytes, has_scores)
+        if kernel == "numpy" or call.itemsize != 4:
+            return by_numpy
+        compiled = _numba(call, block_bytes, has_scores)
+        return max(compiled, by_numpy) if has_scores else compiled  # a `score_mod` is NumPy's
     if kernel == "gemm":
         return gemm_bytes(call, block_bytes, has_scores)
     if kernel == "cudnn":
@@ -219,19 +223,20 @@ def _numpy(call: CallShape, block_bytes: int, has_scores: bool) -> int:
     return bytes_held + SCORE_COPIES * block * a * has_scores
 
 
-def _numba(call: CallShape, block_bytes: int) -> int:
+def _numba(call: CallShape, block_bytes: int, has_scores: bool) -> int:
     """Bound what a thread of the compiled kernel holds, or what it leaves to NumPy, letting go of its room."""
     most, a = _most_lanes(call, block_bytes), call.itemsize
     lanes = -(-min(most, call.shared * call.n_queries) // PANEL) * PANEL
     width, value_width = (-(-n // _LONGEST_VECTOR) * _LONGEST_VECTOR for n in (call.width, call.value_width))
-    room = lanes * (width + 2 * value_width + 3) * a + (TILE_KEYS + width + 3) * PANEL * a
+    room = lanes * (width + 2 * value_width + 3) * a + (2 * TILE_KEYS + width + 4) * PANEL * a + _LONGEST_VECTOR**2 * a
     room += numba_block(call, block_bytes).keys * (width + value_width) * a
     tables = _HEAD_BYTES * call.n_heads + _PLACE_BYTES * call.batch * (1 + 2 * call.n_chunks)
     tables += _ITEM_BYTES * min(call.n_heads * call.n_queries, MOST_ITEMS)
+    tables += _TOKEN_BYTES * call.n_queries * has_scores
     if call.is_masked or call.is_bundled:
         rows = min(most, call.n_queries)  # a smaller call, which is not shared, may have taller blocks
         tables += _TABLE_COPIES * (min(block_bytes, BLOCK_BYTES) // 8) + rows * min(_MASK_COLUMNS, call.n_keys) * 24
-    return tables + max(room, _numpy(call, careful_bytes(block_bytes), has_scores=False))
+    return tables + max(room, _numpy(call, careful_bytes(block_bytes), has_scores))
 
 
 def _carefully(call: CallShape, n_keys: int, block: int) -> int:

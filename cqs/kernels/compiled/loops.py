@@ -10,8 +10,10 @@ from numba import boolean, float32, int32, int64, types, void
 from numba.extending import register_jitable
 
 from cqs.kernels.compiled.reading import ROW, pack_queries, padded, read, readable, write
+from cqs.kernels.compiled.rounding import round_as_before, round_small_to_zero
+from cqs.kernels.compiled.scores import CHANGE_ITEMS, PLAIN_CHANGE_TYPE, Change
 from cqs.kernels.compiled.tiles import PANEL_TYPE, Keys, Panel, add_keys, fill, fold
-from cqs.kernels.compiled.vectors import ITEM, LANES, all_less, compiled, load, spread, store
+from cqs.kernels.compiled.vectors import ITEM, LANES, all_less, any_less, compiled, load, spread, store
 from cqs.kernels.numba_tables import BOUNDED
 from cqs.schedule import PANEL, TILE_KEYS
 
@@ -20,13 +22,16 @@ __all__ = ["attend", "padded", "room_sizes"]
 _FOLD_KEYS = 3072  # after which sums are put aside: a sum of few numbers, and of few such sums, is more exact
 _ZERO, _ONE, _NOTHING = np.float32(0), np.float32(1), np.float32(-np.inf)
 _LN2 = 0.6931471805599453
+_LIFT = np.float32(2.0**96)  # a result of this size makes small numbers 1
+_NOT_FINITE, _SMALL, _LARGE = 1, 2, 4  # what is found among results
 
 
 def room_sizes(n_lanes, n_keys, width, value_width):
     """Return how many numbers `attend` needs room for, to compute some lanes together, and copy some keys at a time.
 
     That is for panels of queries, a panel's queries as they are, a tile of scores, keys, values, sums and totals (of
-    recent keys, and in the second half of those before), maxima, and what is noted of a panel's lanes.
+    recent keys, and in the second half of those before), maxima, what is noted of a panel's lanes, and what scores are
+    changed by.
     """
     in_panels, wide, value_wide = -(-n_lanes // PANEL) * PANEL, padded(width), padded(value_width)
     of_keys = n_keys * width, n_keys * value_wide
@@ -38,23 +43,27 @@ def room_sizes(n_lanes, n_keys, width, value_width):
         2 * in_panels * (value_wide + 1),
         in_panels,
         3 * PANEL,
+        CHANGE_ITEMS,
     )
 
 
-@compiled(boolean(int64, int64, int64, float32))
+@compiled(int64(int64, int64, int64, float32))
 def _divide(sums, out, width, total):
-    """Write the sums of a row divided by that of its weights; return whether they are all finite."""
-    divisor, zero = spread(total), spread(_ZERO)
+    """Write the sums of a row divided by that of its weights; return what was found among them."""
+    divisor, zero, squares = spread(total), spread(_ZERO), spread(_ZERO)
     for e in range(0, width, LANES):
-        numbers = load(sums + e * ITEM)
+        numbers = load(sums + e * ITEM) / divisor
         zero = zero + numbers * spread(_ZERO)
+        lifted = numbers * spread(_LIFT)
+        squares = squares + lifted * lifted
         if e + LANES <= width:
-            store(numbers / divisor, out + e * ITEM)
+            store(numbers, out + e * ITEM)
         else:
-            store(numbers / divisor, sums + e * ITEM)
+            store(numbers, sums + e * ITEM)
     for e in range(width // LANES * LANES, width):
         write(read(sums + e * ITEM, _ZERO), out + e * ITEM)
-    return all_less(zero, spread(_ONE))
+    found = _LARGE if any_less(spread(_ONE), squares) else _SMALL
+    return found if all_less(zero, spread(_ONE)) else found | _NOT_FINITE
 
 
 @register_jitable
@@ -64,17 +73,17 @@ def _address(array):
 
 
 @register_jitable
-def _panel(n, n_wide, n_lanes, n_rows, depth, width, panels, sums, kept, tops):
+def _panel(n, n_wide, n_lanes, n_rows, depth, width, panels, sums, kept, tops, tokens):
     """Return the n-th panel of a block; all but the last have `n_wide` lanes."""
     lane, n_sums = n * n_wide, n * (width + 1) * ROW
     queries, own_lanes = panels + n * padded(depth) * ROW, min(n_wide, n_lanes - lane)
-    return Panel(queries, depth, n_rows, lane, own_lanes, sums + n_sums, kept + n_sums, width, tops + n * ROW)
+    return Panel(queries, depth, n_rows, lane, own_lanes, sums + n_sums, kept + n_sums, width, tops + n * ROW, tokens)
 
 
-@compiled(boolean(PANEL_TYPE, int64, int64, float32, float32[:, :, ::1], float32[:, ::1]))
+@compiled(int64(PANEL_TYPE, int64, int64, float32, float32[:, :, ::1], float32[:, ::1]))
 def _write_rows(panel, head, first_row, factor, out, lse):
-    """Write the result of a panel's lanes; return whether all that they sum up is finite."""
-    is_finite, width, totals = True, out.shape[2], panel.sums + panel.width * ROW
+    """Write the result of a panel's lanes; return what was found among those that see anything."""
+    found, width, totals = 0, out.shape[2], panel.sums + panel.width * ROW
     r, i = divmod(panel.lane, panel.n_rows)
     for own in range(panel.n_lanes):
         top, total = read(panel.tops + own * ITEM, _ZERO), read(totals + own * ITEM, _ZERO)
@@ -83,22 +92,22 @@ def _write_rows(panel, head, first_row, factor, out, lse):
             out[there, row], lse[there, row] = _ZERO, _NOTHING
         else:
             place = out.ctypes.data + (there * out.shape[1] + row) * width * ITEM
-            is_finite &= _divide(panel.sums + own * panel.width * ITEM, place, width, total)
+            found |= _divide(panel.sums + own * panel.width * ITEM, place, width, total)
             lse[there, row] = (np.float64(top) * factor + np.log2(np.float64(total))) * _LN2
         r, i = (r, i + 1) if i + 1 < panel.n_rows else (r + 1, 0)
-    return is_finite
+    return found
 
 
 @compiled(
     void(
         int64[:, ::1], int64[:, :, :, ::1], float32, float32, int64[:, ::1], int64[:, ::1], int64[:, ::1], int32[::1],
-        boolean[::1], types.UniTuple(float32[::1], 8), int64, float32[:, :, ::1], float32[:, ::1], boolean, boolean,
-        boolean[::1],
+        boolean[::1], PLAIN_CHANGE_TYPE, int64[::1], types.UniTuple(float32[::1], 9), int64, float32[:, :, ::1],
+        float32[:, ::1], boolean, boolean, boolean[::1],
     )
 )  # fmt: skip
 def attend(
-    queries, chunks, query_factor, factor, items, blocks, pieces, bounds, hidden, room, most_keys, out, lse,
-    begins, ends, is_finite,
+    queries, chunks, query_factor, factor, items, blocks, pieces, bounds, hidden, change, tokens, room, most_keys,
+    out, lse, begins, ends, is_fit,
 ):  # fmt: skip
     """Attend item by item: with the query heads of a key head, in one block of rows.
 
@@ -114,12 +123,17 @@ def attend(
         Batch entry, key head, first query head and how many, block.
     blocks : int64, `(m, 4)`
         First row and the one after the last; first piece and the one after the last.
-    pieces : int64, `(p, 5)`
-        Runs of keys: chunk, first key in it, number of keys; what rows see of them, and where that is said.
+    pieces : int64, `(p, 6)`
+        Runs of keys: chunk, first key in it, number of keys; what rows see of them, and where that is said; the token
+        number of the first key, which matters if scores are changed.
     bounds : int32
         For BOUNDED pieces the first key that each row sees, and the one after the last, counted from the first key.
     hidden : bool
         For FLAGGED pieces which keys are hidden from which rows, `(keys, rows)`.
+    change : tuple
+        The parts of a `Change`: what is done to scores before the mask.
+    tokens : int64, `(T,)`
+        The token numbers of the rows; of any length if scores are not changed.
     room : tuple of float32 arrays
         As large as `room_sizes` says.
     most_keys : int
@@ -128,15 +142,17 @@ def attend(
         Where the result goes, for the heads of all batch entries.
     begins, ends : bool
         Whether these are the blocks' first pieces, and the last, with which the result is written.
-    is_finite : bool, `(i,)`
-        Where it is said whose sums are not finite, so that their result does not count.
+    is_fit : bool, `(i,)`
+        Where it is said whose result counts: not if sums are not finite, or all are so small that they may lack digits.
 
     Notes
     -----
     Within it all is done by address: handing on parts of arrays would count who uses them, for each tile.
     """
+    changing = Change(*change)
     panels, rows, tile, keys = _address(room[0]), _address(room[1]), _address(room[2]), _address(room[3])
     values, sums, tops, scratch = _address(room[4]), _address(room[5]), _address(room[6]), _address(room[7])
+    noted = _address(room[8])
     depth, width, n_heads = queries[0, 5], padded(out.shape[2]), out.shape[0] // queries.shape[0]
     n_sums, kept = (width + 1) * PANEL, sums + room[5].size // 2 * ITEM
     for item in range(items.shape[0]):
@@ -145,13 +161,15 @@ def attend(
         n_lanes = items[item, 3] * n_rows
         n_panels = -(-n_lanes // PANEL)
         n_wide = padded(-(-n_lanes // n_panels))  # lanes of all panels but the last
+        own_tokens = _address(tokens) + first_row * tokens.itemsize
         for n in range(n_panels if begins else 0):
-            panel = _panel(n, n_wide, n_lanes, n_rows, depth, width, panels, sums, kept, tops)
+            panel = _panel(n, n_wide, n_lanes, n_rows, depth, width, panels, sums, kept, tops, own_tokens)
             pack_queries(
                 queries, batch, head, first_row, n_rows, panel.lane, panel.n_lanes, query_factor, rows, panel.queries
             )
             fill(panel.sums, n_sums, _ZERO)
             fill(panel.tops, PANEL, _NOTHING)
+        rounding = round_small_to_zero()  # queries may be small, and keys large
         n_recent, is_kept = 0, not begins  # keys since sums were folded
         for p in range(blocks[block, 2], blocks[block, 3]):
             chunk, first, n_keys, kind = pieces[p, 0], pieces[p, 1], pieces[p, 2], pieces[p, 3]
@@ -160,16 +178,20 @@ def attend(
                 n_here = min(most_keys, n_keys - key)
                 k, k_row = readable(chunks, batch, chunk, 0, kv_head, first + key, n_here, keys, depth)
                 v, v_row = readable(chunks, batch, chunk, 1, kv_head, first + key, n_here, values, width)
-                own_keys = Keys(k, k_row, v, v_row, key, n_here, kind, seen)
+                own_keys = Keys(k, k_row, v, v_row, key, n_here, kind, seen, pieces[p, 5])
                 for n in range(n_panels):
-                    panel = _panel(n, n_wide, n_lanes, n_rows, depth, width, panels, sums, kept, tops)
-                    add_keys(panel, own_keys, tile, scratch, factor, is_kept)
+                    panel = _panel(n, n_wide, n_lanes, n_rows, depth, width, panels, sums, kept, tops, own_tokens)
+                    add_keys(panel, own_keys, changing, tile, scratch, noted, factor, is_kept)
                 n_recent += n_here
                 if n_recent >= _FOLD_KEYS:
                     fold(sums, kept, n_panels * n_sums, is_kept)
                     n_recent, is_kept = 0, True
         if is_kept or not ends:
             fold(sums, kept, n_panels * n_sums, is_kept)
+        round_as_before(rounding)
+        found = 0
         for n in range(n_panels if ends else 0):
-            panel = _panel(n, n_wide, n_lanes, n_rows, depth, width, panels, kept if is_kept else sums, kept, tops)
-            is_finite[item] &= _write_rows(panel, batch * n_heads + head, first_row, factor, out, lse)
+            total = kept if is_kept else sums
+            panel = _panel(n, n_wide, n_lanes, n_rows, depth, width, panels, total, kept, tops, own_tokens)
+            found |= _write_rows(panel, batch * n_heads + head, first_row, factor, out, lse)
+        is_fit[item] = found in (0, _LARGE, _LARGE | _SMALL)

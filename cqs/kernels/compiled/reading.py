@@ -16,13 +16,14 @@ from cqs.kernels.compiled.vectors import (
     store,
     transpose,
 )
-from cqs.kernels.numba_tables import FLOAT16, FLOAT32
+from cqs.kernels.numba_tables import FLOAT16, FLOAT32, FLOAT64
 from cqs.schedule import PANEL
 
-__all__ = ["ROW", "pack_queries", "padded", "read", "readable", "write"]
+__all__ = ["ROW", "copy_row", "pack_queries", "padded", "read", "readable", "write"]
 
 ROW = ITEM * PANEL  # bytes of what belongs to one key, or to one number of each query
 _HALF_LIFT = np.float32(2.0**112)  # from the exponents of float16 to those of float32
+_HALF_UNIT = np.float32(2.0**-24)  # the smallest number of float16
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
@@ -59,11 +60,16 @@ def _number(address, kind):
     """Return the number at an address as float32."""
     if kind == FLOAT32:
         return read(address, _ZERO)
+    if kind == FLOAT64:
+        return np.float32(read(address, np.float64(0)))
     bits = read(address, np.uint16(0))
     if kind != FLOAT16:
         return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
-    magnitude = np.uint32(np.uint32(bits & np.uint16(0x7FFF)) << np.uint32(13))
-    if magnitude < np.uint32(0x7C00 << 13):
+    units = np.uint32(bits & np.uint16(0x7FFF))
+    magnitude = np.uint32(units << np.uint32(13))
+    if units < np.uint32(0x400):  # the shifted one is too small to have all digits, which takes long
+        number = np.float32(units) * _HALF_UNIT
+    elif units < np.uint32(0x7C00):
         number = magnitude.view(np.float32) * _HALF_LIFT
     else:
         number = np.uint32(magnitude | np.uint32(0x7F800000)).view(np.float32)
@@ -71,9 +77,9 @@ def _number(address, kind):
 
 
 @compiled(void(int64, int64, int64, int64, float32, int64, int64))
-def _copy_row(row, item_bytes, kind, width, factor, target, target_width):
+def copy_row(row, item_bytes, kind, width, factor, target, target_width):
     """Write the numbers of a row, times a factor, to a row that may be longer; of what is beyond, zeros."""
-    n = width // LANES * LANES if item_bytes == (ITEM if kind == FLOAT32 else ITEM // 2) else 0
+    n = width // LANES * LANES if item_bytes == (ITEM if kind == FLOAT32 else ITEM // 2) and kind != FLOAT64 else 0
     factors = spread(factor)
     if kind == FLOAT32:
         for d in range(0, n, LANES):
@@ -103,7 +109,7 @@ def readable(chunks, batch, chunk, which, head, first, n_rows, room, room_width)
     if kind == FLOAT32 and item_bytes == ITEM and width == room_width:
         return address, row_bytes
     for i in range(n_rows):
-        _copy_row(address + i * row_bytes, item_bytes, kind, width, _ONE, room + i * room_width * ITEM, room_width)
+        copy_row(address + i * row_bytes, item_bytes, kind, width, _ONE, room + i * room_width * ITEM, room_width)
     return room, room_width * ITEM
 
 
@@ -119,7 +125,7 @@ def pack_queries(queries, batch, head, first, n_rows, lane, n_lanes, factor, row
     r, i = divmod(lane, n_rows)
     for own in range(padded(n_lanes)):
         row = address + (head + r) * head_bytes + (first + i) * row_bytes
-        _copy_row(row, item_bytes, kind, width if own < n_lanes else 0, factor, rows + own * stride, padded(width))
+        copy_row(row, item_bytes, kind, width if own < n_lanes else 0, factor, rows + own * stride, padded(width))
         r, i = (r, i + 1) if i + 1 < n_rows else (r + 1, 0)
     for own in range(0, n_lanes, LANES):
         for d in range(0, width, LANES):

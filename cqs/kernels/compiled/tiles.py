@@ -7,6 +7,7 @@ from numba import boolean, float32, int64, types, void
 
 from cqs.kernels.compiled.products import multiply
 from cqs.kernels.compiled.reading import ROW, read, write
+from cqs.kernels.compiled.scores import CHANGE_TYPE, change_scores
 from cqs.kernels.compiled.vectors import (
     ITEM,
     LANES,
@@ -141,6 +142,7 @@ class Panel(NamedTuple):
     kept: int  # likewise of the keys before
     width: int  # E'
     tops: int  # address of the largest scores
+    tokens: int  # address of the token numbers of the block's rows
 
 
 class Keys(NamedTuple):
@@ -154,14 +156,18 @@ class Keys(NamedTuple):
     n: int
     kind: int  # ALL_SEEN, BOUNDED or FLAGGED
     seen_at: int  # address of the piece's bounds or flags
+    token: int  # number of the token that the piece's first key is
 
 
-PANEL_TYPE, _KEYS = types.NamedUniTuple(int64, 9, Panel), types.NamedUniTuple(int64, 8, Keys)
+PANEL_TYPE, _KEYS = types.NamedUniTuple(int64, 10, Panel), types.NamedUniTuple(int64, 9, Keys)
 
 
-@compiled(void(PANEL_TYPE, _KEYS, int64, int64, float32, boolean))
-def add_keys(panel, keys, tile, between, factor, is_kept):
-    """Add some keys to the sums of a panel, with room for a tile of scores, and for three numbers of each lane."""
+@compiled(void(PANEL_TYPE, _KEYS, CHANGE_TYPE, int64, int64, int64, float32, boolean))
+def add_keys(panel, keys, change, tile, between, room, factor, is_kept):
+    """Add some keys to the sums of a panel.
+
+    There is room for a tile of scores, for three numbers of each lane, and for what changes scores.
+    """
     n_vectors, end = -(-panel.n_lanes // LANES), keys.first + keys.n
     factors, totals = between + 2 * ROW, panel.sums + panel.width * ROW
     least_first, most_first, least_end, most_end = keys.first, keys.first, end, end
@@ -174,6 +180,9 @@ def add_keys(panel, keys, tile, between, factor, is_kept):
             continue
         k, v = keys.k + (here - keys.first) * keys.k_row, keys.v + (here - keys.first) * keys.v_row
         multiply(k, keys.k_row, ITEM, panel.queries, ROW, tile, ROW, n, n_vectors, panel.depth, False)
+        if change.is_made:
+            token, lane, n_lanes = keys.token + here, panel.lane, panel.n_lanes
+            change_scores(change, tile, n, token, panel.tokens, panel.n_rows, lane, n_lanes, room)
         if keys.kind == FLAGGED:
             _hide_flagged(tile, n, keys.seen_at + here * panel.n_rows, panel.n_rows, panel.lane, panel.n_lanes)
         elif most_first > here or least_end < here + n:

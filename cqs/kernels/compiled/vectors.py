@@ -32,6 +32,7 @@ __all__ = [
     "spread",
     "spread_value",
     "store",
+    "tanh",
     "transpose",
     "where_less",
 ]
@@ -171,11 +172,15 @@ def _from_bfloat16(builder, bits):
 
 
 def _from_float16(builder, bits):
-    magnitudes = builder.shl(builder.and_(bits, _integers(0x7FFF)), _integers(13))
+    units = builder.and_(bits, _integers(0x7FFF))
+    magnitudes = builder.shl(units, _integers(13))
     numbers = builder.fmul(builder.bitcast(magnitudes, VECTOR), ir.Constant(VECTOR, [2.0**112] * LANES))
+    small = builder.fmul(builder.sitofp(units, VECTOR), ir.Constant(VECTOR, [2.0**-24] * LANES))
+    is_small = builder.icmp_unsigned("<", units, _integers(0x400))  # the shifted one would take long
     special = builder.or_(magnitudes, _integers(0x7F800000))  # infinite, or NaN
-    is_special = builder.icmp_unsigned(">=", magnitudes, _integers(0x7C00 << 13))
-    found = builder.select(is_special, special, builder.bitcast(numbers, _INTEGERS))
+    is_special = builder.icmp_unsigned(">=", units, _integers(0x7C00))
+    found = builder.bitcast(builder.select(is_small, small, numbers), _INTEGERS)
+    found = builder.select(is_special, special, found)
     signs = builder.shl(builder.and_(bits, _integers(0x8000)), _integers(16))
     return builder.bitcast(builder.or_(found, signs), VECTOR)
 
@@ -258,3 +263,23 @@ def exp(x):
     whole = rounded - rounder
     t = powers - whole * spread(_LN2_HIGH) - whole * spread(_LN2_LOW)
     return where_less(x, least, zero, _power(rounded, t * spread(_LOG2_E)))
+
+
+_SMALL = np.float32(0.65)
+# tanh(x) / x for |x| <= 0.65: of the polynomials of degree 5 in x^2 that are 1 at 0, the nearest, to 7e-9
+_T1, _T2, _T3 = np.float32(-3.3333259848e-1), np.float32(1.3330830342e-1), np.float32(-5.3688022860e-2)
+_T4, _T5 = np.float32(2.0469419214e-2), np.float32(-5.5151632438e-3)
+
+
+@njit(nogil=True, forceinline=True)
+def tanh(x):
+    """Return the hyperbolic tangent of numbers, to 2 units in the last place; NaN for NaN."""
+    zero, one = spread(np.float32(0)), spread(np.float32(1))
+    size, square = where_less(x, zero, zero - x, x), x * x
+    series = spread(_T5) * square + spread(_T4)
+    series = series * square + spread(_T3)
+    series = series * square + spread(_T2)
+    series = series * square + spread(_T1)
+    power = exp(zero - (size + size))
+    large = (one - power) / (one + power)
+    return where_less(size, spread(_SMALL), x + x * (square * series), where_less(x, zero, zero - large, large))
