@@ -10,6 +10,7 @@ import operator
 import numpy as np
 from llvmlite import ir
 from numba import boolean, float32, int64, njit, types
+from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, overload, register_model
 
@@ -213,19 +214,26 @@ for _operator, _instruction in _INSTRUCTIONS.items():
 
 
 @intrinsic
-def _power_of_2(typing, rounded):
-    """Return 2^(n + 64) of numbers n to which `_ROUNDER` was added: a normal number for all that are asked for."""
+def _times_power_of_2(typing, series, rounded):
+    """Return numbers in [1/2, 2] times 2^n, for n >= -150 to which `_ROUNDER` was added; rounded once."""
 
-    def generate(_, builder, __, args):
-        exponents = builder.add(builder.bitcast(args[0], _INTEGERS), _integers(64 + 127 - 0x4B400000))
-        return builder.bitcast(builder.shl(exponents, _integers(23)), VECTOR)
+    def by_exponents(_, builder, __, args):
+        exponents = builder.add(builder.bitcast(args[1], _INTEGERS), _integers(64 + 127 - 0x4B400000))
+        power = builder.bitcast(builder.shl(exponents, _integers(23)), VECTOR)  # 2^(n + 64), which has all digits
+        return builder.fmul(builder.fmul(args[0], power), ir.Constant(VECTOR, [2.0**-64] * LANES))
 
-    return _vector(_vector), generate
+    def by_instruction(_, builder, __, args):
+        mask, rounding = ir.IntType(16), ir.IntType(32)
+        kind = ir.FunctionType(VECTOR, [VECTOR, VECTOR, VECTOR, mask, rounding])
+        scale = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.mask.scalef.ps.512")
+        powers = builder.fsub(args[1], ir.Constant(VECTOR, [float(_ROUNDER)] * LANES))
+        return builder.call(scale, [args[0], powers, args[0], mask(-1), rounding(4)])  # rounded as everywhere
+
+    return _vector(_vector, _vector), by_instruction if _HAS_512_BITS else by_exponents
 
 
-_LEAST_2, _LEAST_E = np.float32(-150), np.float32(-104)  # below, powers are less than half of the smallest number
+_LEAST_2, _LEAST_E = np.float32(-150), np.float32(-104)  # of these, and below, powers are rounded to 0
 _ROUNDER = np.float32(1.5 * 2**23)  # a number that is added to it is rounded, and is in its last bits
-_LIFT_BACK = np.float32(2.0**-64)
 _LOG2_E = np.float32(1.4426950408889634)
 _LN2_HIGH, _LN2_LOW = np.float32(0.693145751953125), np.float32(1.42860677e-6)  # a multiple of the first is exact
 # 2^t for |t| <= 1/2: of the polynomials of degree 6 that are 1 at 0, the nearest, to 2e-9
@@ -242,27 +250,27 @@ def _power(rounded, t):
     series = series * t + spread(_C2)
     series = series * t + spread(_C1)
     series = series * t + spread(np.float32(1))
-    return series * _power_of_2(rounded) * spread(_LIFT_BACK)
+    return _times_power_of_2(series, rounded)
 
 
 @njit(nogil=True, forceinline=True)
 def exp2(x):
     """Return 2 to the power of numbers that are at most 0, to 1 unit in the last place; NaN for NaN."""
-    zero, least, rounder = spread(np.float32(0)), spread(_LEAST_2), spread(_ROUNDER)
-    powers = where_less(x, least, zero, x)
+    least, rounder = spread(_LEAST_2), spread(_ROUNDER)
+    powers = where_less(x, least, least, x)
     rounded = powers + rounder
-    return where_less(x, least, zero, _power(rounded, powers - (rounded - rounder)))
+    return _power(rounded, powers - (rounded - rounder))
 
 
 @njit(nogil=True, forceinline=True)
 def exp(x):
     """Return e to the power of numbers that are at most 0, to 1 unit in the last place or little more; NaN for NaN."""
-    zero, least, rounder = spread(np.float32(0)), spread(_LEAST_E), spread(_ROUNDER)
-    powers = where_less(x, least, zero, x)
+    least, rounder = spread(_LEAST_E), spread(_ROUNDER)
+    powers = where_less(x, least, least, x)
     rounded = powers * spread(_LOG2_E) + rounder
     whole = rounded - rounder
     t = powers - whole * spread(_LN2_HIGH) - whole * spread(_LN2_LOW)
-    return where_less(x, least, zero, _power(rounded, t * spread(_LOG2_E)))
+    return _power(rounded, t * spread(_LOG2_E))
 
 
 _SMALL = np.float32(0.65)
