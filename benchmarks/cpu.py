@@ -1,6 +1,6 @@
 """Speed on the CPU: cqs for several worker counts, against torch's attention, the plain formula, and SGEMM.
 
-    python benchmarks/cpu.py                 # a table, and benchmarks/results/cpu-<kernel>.json
+    python benchmarks/cpu.py                 # a table, and benchmarks/results/cpu-<CPU>-<BLAS kernel>.json
     OPENBLAS_CORETYPE=SkylakeX python benchmarks/cpu.py
     python benchmarks/cpu.py --quick         # one shape, few repeats
 
@@ -12,6 +12,7 @@ next; figures are medians over rounds. GFLOP/s count 4 H N^2 D operations, half 
 import argparse
 import json
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -42,9 +43,15 @@ def main() -> None:
     result = {"machine": machine, "call_at_n_128_ms": 1e3 * small_call(), "rows": rows}
     result["targets"] = targets(rows, result["call_at_n_128_ms"], machine["is_avx512"])
     report(result)
-    path = options.out or Path(__file__).parent / "results" / f"cpu-{machine['blas_kernel'].lower()}.json"
+    path = options.out or Path(__file__).parent / "results" / f"{name_of(machine)}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def name_of(machine: dict[str, Any]) -> str:
+    """Return what the results of a machine are filed under, such as cpu-amd-epyc-haswell."""
+    model = re.sub(r"\(r\)|\(tm\)|\bprocessor\b|\bcpu\b|@.*", "", machine["cpu"].lower())
+    return "-".join(["cpu", *re.findall(r"[a-z0-9]+", model), machine["blas_kernel"].lower()])
 
 
 def describe_machine() -> dict[str, Any]:

@@ -29,7 +29,11 @@ def weigh(
     lanes = np.zeros((3, PANEL), np.float32)
     lanes[0], lanes[1] = top, total
     grew = tiles.weigh(tile.ctypes.data, n_keys, -(-n // LANES), np.float32(1), *(x.ctypes.data for x in lanes))
-    assert grew == bool(np.any(lanes[2, :n] != 1))
+    vectors = lanes[2, : -(-n // LANES) * LANES].reshape(-1, LANES)
+    assert [grew >> i & 1 for i in range(PANEL // LANES)] == [
+        *np.any(vectors != 1, axis=1),
+        *[0] * (PANEL // LANES - len(vectors)),
+    ]
     return tile[:, :n], *lanes[:, :n]
 
 

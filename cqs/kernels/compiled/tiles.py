@@ -21,7 +21,7 @@ from cqs.kernels.compiled.vectors import (
     where_less,
 )
 from cqs.kernels.numba_tables import BOUNDED, FLAGGED
-from cqs.schedule import TILE_KEYS
+from cqs.schedule import PANEL, TILE_KEYS
 
 __all__ = ["PANEL_TYPE", "Keys", "Panel", "add_keys", "fill", "fold", "weigh"]
 
@@ -86,21 +86,21 @@ def _largest(scores, n_keys, top):
     return where_less(a, c, c, a)
 
 
-@compiled(boolean(int64, int64, int64, float32, int64, int64, int64))
+@compiled(int64(int64, int64, int64, float32, int64, int64, int64))
 def weigh(scores, n_keys, n_vectors, factor, tops, totals, factors):
     """Turn a tile of scores into weights, and add them to the totals.
 
     A weight is 2 to the power of `factor` times what a score is less than the maximum: so it is as exact for large
-    scores as for small ones. Return whether any maximum grew. What was summed up before then has to be multiplied by
-    `factors`.
+    scores as for small ones. Return in which vectors of lanes a maximum grew, a bit for each. What was summed up before
+    then has to be multiplied by `factors`.
     """
-    grew, zero, one, times = False, spread(_ZERO), spread(_ONE), spread(factor)
+    grew, zero, one, times = 0, spread(_ZERO), spread(_ONE), spread(factor)
     for n in range(n_vectors):
         here = n * VECTOR_BYTES
         before, total, growth = load(tops + here), load(totals + here), one
         top = _largest(scores + here, n_keys, before)
         if any_less(before, top):
-            grew, growth = True, where_less(before, top, exp2((before - top) * times), one)
+            grew, growth = grew | 1 << n, where_less(before, top, exp2((before - top) * times), one)
             total = total * growth
             store(top, tops + here)
         store(growth, factors + here)
@@ -123,14 +123,13 @@ def fill(address, n, number):
 
 
 @compiled(void(int64, int64, int64, int64))
-def _rescale(sums, width, factors, n_lanes):
-    """Multiply the sums of each lane by its factor."""
-    for j in range(n_lanes):
-        factor = read(factors + j * ITEM, _ZERO)
-        if factor != _ONE:
-            row = sums + j * width * ITEM
+def _rescale(sums, width, factors, grew):
+    """Multiply the sums of each lane by its factor, in the vectors of lanes that have a bit in `grew`."""
+    for n in range(PANEL // LANES):
+        for j in range(n * LANES, (n + 1) * LANES if grew >> n & 1 else 0):
+            factor, row = spread(read(factors + j * ITEM, _ZERO)), sums + j * width * ITEM
             for e in range(0, width, LANES):
-                store(load(row + e * ITEM) * spread(factor), row + e * ITEM)
+                store(load(row + e * ITEM) * factor, row + e * ITEM)
 
 
 @compiled(void(int64, int64, int64, boolean))
@@ -201,10 +200,11 @@ def add_keys(panel, keys, change, tile, between, room, factor, is_kept):
             _hide_flagged(tile, n, keys.seen_at + here * panel.n_rows, panel.n_rows, panel.lane, panel.n_lanes)
         elif most_first > here or least_end < here + n:
             _hide_outside(tile, here, n, n_vectors, between)
-        if weigh(tile, n, n_vectors, factor, panel.tops, totals, factors):
-            _rescale(panel.sums, panel.width, factors, panel.n_lanes)
+        grew = weigh(tile, n, n_vectors, factor, panel.tops, totals, factors)
+        if grew != 0:
+            _rescale(panel.sums, panel.width, factors, grew)
             if is_kept:
-                _rescale(panel.kept, panel.width, factors, panel.n_lanes)
+                _rescale(panel.kept, panel.width, factors, grew)
                 for place in range(0, n_vectors * VECTOR_BYTES, VECTOR_BYTES):
                     total = panel.kept + panel.width * ROW + place
                     store(load(total) * load(factors + place), total)
