@@ -24,6 +24,9 @@ __all__ = [
 ]
 
 
+_MOST_LETTERS = 300  # of a value in a message; of more the middle is left out
+
+
 class CQSError(Exception):
     """Base of every error that cqs raises on purpose."""
 
@@ -34,7 +37,10 @@ class CQSError(Exception):
         >>> str(CQSError.of("workers", "be at least 1", 0, "leave it out to let cqs choose"))
         '`workers` must be at least 1, got 0; leave it out to let cqs choose'
         """
-        return cls(f"`{argument}` must {rule}, got {got}; {remedy}")
+        value = str(got)
+        if len(value) > _MOST_LETTERS:
+            value = f"{value[: _MOST_LETTERS // 2]} ... {value[-_MOST_LETTERS // 2 :]}"
+        return cls(f"`{argument}` must {rule}, got {value}; {remedy}")
 
 
 class ShapeError(CQSError, ValueError):

@@ -12,14 +12,17 @@ _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 def parse_bytes(name: str, value: object) -> int:
     """Read a number of bytes: a whole number, or text with a unit, binary (KiB) or decimal (kB).
 
-    >>> parse_bytes("memory", "64 MiB"), parse_bytes("memory", "1.5GB"), parse_bytes("memory", 4096)
-    (67108864, 1500000000, 4096)
+    >>> parse_bytes("memory", "64 MiB"), parse_bytes("memory", "1.5GB"), parse_bytes("memory", 64e6)
+    (67108864, 1500000000, 64000000)
     """
     if isinstance(value, str):
         if match := re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)(i?)b?\s*", value.lower()):
             number, unit, binary = match.groups()
             if unit or not binary:
                 return int(float(number) * (1024 if binary else 1000) ** _UNITS[unit])
+    elif isinstance(value, float):
+        if value >= 0 and value.is_integer():
+            return int(value)
     elif not isinstance(value, bool) and hasattr(value, "__index__"):
         number_of_bytes = value.__index__()
         if number_of_bytes >= 0:

@@ -150,7 +150,8 @@ def test_row_blocks_keep_apart_what_sees_other_keys_unless_it_is_small(region, m
     (run_of_row, _), (run_of_column, _) = numbered(region.queries), numbered(region.keys)
     for rows in blocks:
         runs = sorted(set(run_of_row[rows.start : rows.stop].tolist()))
-        assert len(rows) <= (most_masked if region.hides_from(rows) else most)
+        # rows that see all may be cut as others of their run are, from which something is hidden
+        assert len(rows) <= (most_masked if region.hides_from(rows) else max(most, most_masked))
         assert region.hides_from(rows) == any(is_hidden(region, i) for i in runs)
         if region.foreign and len(runs) > 1:
             assert max(len(region.queries[i]) for i in runs) <= 128

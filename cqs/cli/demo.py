@@ -9,12 +9,12 @@ import numpy.typing as npt
 
 import cqs
 from cqs.cli.interrupts import ending_at_once
+from cqs.cli.loading import load_kernel
 from cqs.cli.options import Arguments, Parsers, add_command, add_common, whole
 from cqs.cli.summary import plan_json, plan_rows, summarize
 from cqs.cli.terminal import print_json, print_table, print_verdict
 from cqs.cli.verify import error_rows, verdict, verification_json
 from cqs.engines import LocalEngine
-from cqs.kernels import KERNELS, KeyChunk
 from cqs.progress import progress_bar
 from cqs.units import format_count, format_seconds
 from cqs.verify import verify_rows
@@ -47,8 +47,7 @@ def command(args: Arguments) -> int:
     plan = cqs.plan(q, k, v, **choice)
     engine = LocalEngine() if args.threads is None else LocalEngine(args.threads)
     with ending_at_once():
-        first = [KeyChunk(k[:, :1], v[:, :1])]
-        KERNELS[plan.setting.kernel].attend(q[:, :1], first, scale=1.0)  # what is loaded and compiled the first time
+        load_kernel(plan)
         with progress_bar("computing tasks", len(plan)) as report:
             started = perf_counter()
             out = cqs.attention(q, k, v, **choice, engine=engine, progress=report)

@@ -14,6 +14,7 @@ import cqs
 from cqs.cli.choices import add_choices, mask_of, scores_of
 from cqs.cli.files import FileInput, check_output, inputs_of, refuse_missing
 from cqs.cli.interrupts import ending_at_once
+from cqs.cli.loading import load_kernel
 from cqs.cli.options import Arguments, Parsers, add_command, add_common, engine_of, path
 from cqs.cli.summary import moved, plan_json, plan_rows, summarize
 from cqs.cli.terminal import print_json, print_table
@@ -82,6 +83,7 @@ def command(args: Arguments) -> int:
                 trace(event)
 
         with run_bar(is_quiet=args.quiet) as bar:
+            load_kernel(plan)
             started = perf_counter()
             found = cqs.attention(*inputs, **options, progress=bar, on_event=tell)
             seconds = perf_counter() - started

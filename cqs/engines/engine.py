@@ -107,6 +107,9 @@ class ExecutorEngine:
     in_flight: int = field(default_factory=lambda: 2 * available_cpus())
 
     def __post_init__(self) -> None:
+        if not _has(self.executor, "submit"):
+            rule, remedy = "be a `concurrent.futures.Executor`", "as in `ExecutorEngine(ThreadPoolExecutor(4))`"
+            raise OptionError.of("executor", rule, repr(self.executor), remedy)
         remedy = "leave it out for two a CPU"
         object.__setattr__(self, "in_flight", whole_number("in_flight", self.in_flight, 1, remedy))
 

@@ -14,6 +14,7 @@ from cqs.kernels.blocks import columns_seen, in_chunks
 from cqs.kernels.region import Region
 from cqs.masks import Coverage
 from cqs.masks.mask import Booleans, Integers
+from cqs.once import once
 
 __all__ = [
     "ALL_SEEN",
@@ -102,7 +103,7 @@ class _Piece(NamedTuple):
     n_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BlockTables:
     """Makes the tables of blocks of rows.
 
@@ -152,17 +153,13 @@ class BlockTables:
 
         Without a look at single tiles, since a task may have many small ones.
         """
-        region = self.region
-        are_runs_chunks = [len(keys) for keys in region.keys] == list(self.sizes)
-        if region.is_masked or not are_runs_chunks or sum(self.sizes) > self.most_keys:
+        region, owned = self.region, self._owned
+        if owned is None or sum(self.sizes) > self.most_keys:
             return None
         ends = list(accumulate(map(len, region.queries)))
         runs = [bisect_right(ends, rows.start) for rows in blocks]
         if any(rows.stop > ends[run] for rows, run in zip(blocks, runs, strict=True)):
             return None
-        owned = np.ones((len(ends), len(self.sizes)), bool)
-        if region.foreign:
-            owned[tuple(np.array(list(region.foreign)).T)] = False
         of_blocks, chunks = np.nonzero(owned[runs])
         pieces = np.zeros((len(chunks), 6), np.int64)
         pieces[:, 0], pieces[:, 2] = chunks, np.array(self.sizes)[chunks]
@@ -172,6 +169,17 @@ class BlockTables:
         rows_of = np.array([(rows.start, rows.stop) for rows in blocks], np.int64)
         found = np.column_stack([rows_of, cuts[:-1], cuts[1:]])
         return Tables(found, pieces, np.empty(0, np.int32), np.empty(0, bool), True, True)
+
+    @once
+    def _owned(self) -> Booleans | None:
+        """Which runs of queries own which chunks, `(runs, chunks)`; None if that is not all there is to say."""
+        region = self.region
+        if region.is_masked or [len(keys) for keys in region.keys] != list(self.sizes):
+            return None
+        owned = np.ones((len(region.queries), len(self.sizes)), bool)
+        if region.foreign:
+            owned[tuple(np.array(list(region.foreign)).T)] = False
+        return owned
 
     def steps(self, rows: range) -> Iterator[Tables]:
         """Yield the tables of one block: its keys are for one after the other."""
@@ -195,10 +203,28 @@ class BlockTables:
         yield step
 
     def _pieces(self, rows: range) -> Iterator[_Piece]:
+        if self._owned is not None:
+            yield from self._of_chunks(rows, self._owned)
+            return
         is_all_seen = self.region.is_all_seen(rows)
         for columns in columns_seen(self.region, rows):
             for cut in (columns[n : n + self.most_keys] for n in range(0, len(columns), self.most_keys)):
                 yield from self._in_chunks(cut) if is_all_seen else self._seen_in_part(rows, cut)
+
+    def _of_chunks(self, rows: range, owned: Booleans) -> Iterator[_Piece]:
+        """Yield chunks, of which each run of queries sees all or nothing."""
+        runs, parts = zip(*self.region.query_runs(rows), strict=True)
+        own, heights, starts = owned[list(runs)], list(map(len, parts)), list(accumulate(self.sizes, initial=0))
+        for chunk in np.flatnonzero(own.any(axis=0)).tolist():
+            n_before, is_all_seen = starts[chunk], bool(own[:, chunk].all())
+            for first in range(0, self.sizes[chunk], self.most_keys):
+                columns = range(n_before, n_before + self.sizes[chunk])[first : first + self.most_keys]
+                piece = _Piece(chunk, first, columns, ALL_SEEN)
+                if not is_all_seen:
+                    ends = np.repeat(own[:, chunk] * len(columns), heights)
+                    bounds = np.stack([np.zeros_like(ends), ends])
+                    piece = piece._replace(kind=BOUNDED, bounds=bounds, n_bytes=_BOUND_BYTES * len(rows))
+                yield piece
 
     def _in_chunks(self, columns: range) -> Iterator[_Piece]:
         """Yield columns that are all seen."""

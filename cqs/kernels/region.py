@@ -110,6 +110,10 @@ class Region:
         """The token numbers of all rows."""
         return np.concatenate([np.arange(run.start, run.stop, dtype=np.int64) for run in self.queries])
 
+    def query_runs(self, rows: range) -> Iterator[tuple[int, range]]:
+        """Cut some rows where runs do, and return of each part which run it is of."""
+        return ((number, part) for number, part, _ in _overlaps(self.queries, self._query_ends, rows))
+
     def key_runs(self, columns: range) -> Iterator[tuple[range, range]]:
         """Cut some columns where runs do, and return with each part its token numbers."""
         return ((part, tokens) for _, part, tokens in _overlaps(self.keys, self._key_ends, columns))

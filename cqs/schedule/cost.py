@@ -12,6 +12,7 @@ _HOST_MERGING, _DEVICE_MERGING = 4e9, 1e12  # bytes of partial results a second;
 _DEVICE_FLOPS = {"cudnn": 5e14, "gemm": 3e13}  # of recent data-centre GPUs, or that of other kernels:
 _OTHER_DEVICE_FLOPS, _DEVICE_BYTES = 5e12, 1e10
 _TASK_SECONDS, _CALL_SECONDS = 2e-4, 1e-4  # for each task and kernel call, whatever its size
+_TILE_SECONDS = 4e-6  # for each tile of a task, of which large quorums have many
 _MERGE_SECONDS = 5e-5  # for each on a device: a launch or a few
 _SLICE_SECONDS, _CHUNKED_SECONDS = 1e-5, 8e-4  # for each slice that is read, or of arrays that are kept in chunks
 _BESIDES = 0.3  # of the shorter of computing and reading adds to the longer: they overlap, but share the cores
@@ -73,6 +74,8 @@ class Run:
         Whether results are added to each other.
     heaviest : float
         What the heaviest task computes, as a multiple of the mean.
+    tiles : int
+        Of a task, before the mask.
     """
 
     flops: int
@@ -84,6 +87,7 @@ class Run:
     is_streamed: bool
     is_summed: bool
     heaviest: float
+    tiles: int
 
     def seconds(self, rates: Rates) -> float:
         """Predict the time of a run that computes while it reads."""
@@ -93,13 +97,18 @@ class Run:
     def _n_tasks(self) -> int:
         return self.workers * self.blocks
 
+    @property
+    def _making(self) -> float:
+        """The time that a task takes, whatever its size."""
+        return _TASK_SECONDS + self.tiles * _TILE_SECONDS
+
     def _here(self, rates: Rates) -> float:
         """Predict it where tasks share one processor, and write in between."""
         computing, reading = self._computing(rates), self._reading(rates)
         longer, shorter = max(computing, reading), min(computing, reading)
         writing = (self.moved.spilled + self.moved.written) / rates.bytes
         merging = self.moved.results / rates.merged
-        return longer + _BESIDES * shorter + writing + merging + self._n_tasks * _TASK_SECONDS
+        return longer + _BESIDES * shorter + writing + merging + self._n_tasks * self._making
 
     def _on_devices(self, rates: Rates) -> float:
         """Predict it for devices that draw tasks, each with a thread that copies for it while it computes.
@@ -119,7 +128,7 @@ class Run:
             at_the_end = self.moved.results / rates.merged + (1 + is_there) * self.moved.written / rates.bytes
         returning /= n_tasks
         a_call = _CALL_SECONDS + _MERGE_SECONDS * (self.is_streamed or self.is_summed)
-        thread = reading + returning + _TASK_SECONDS + self.reads.calls / self.workers * a_call
+        thread = reading + returning + self._making + self.reads.calls / self.workers * a_call
         n_before = -(-n_tasks // n_devices) - 1  # the last of one device
         last = max(computing, thread - first - returning) + returning
         uneven = n_tasks / n_devices + (self.heaviest - 1) * (1 - 1 / n_devices) - (n_before + 1)

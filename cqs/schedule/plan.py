@@ -17,7 +17,15 @@ from cqs.schedule.grain import Grain, Setting, head_block, n_head_blocks
 from cqs.schedule.layout import Layout
 from cqs.schedule.making import bundles_of, layout_of
 from cqs.schedule.memory import CACHED_TASKS, Footprint, SlotBytes, footprint, slot_bytes
-from cqs.schedule.sizes import TaskSizes, bounded_sizes, counted_sizes, heaviest_rows, result_dtype, rows_pending
+from cqs.schedule.sizes import (
+    TaskSizes,
+    bounded_sizes,
+    counted_sizes,
+    heaviest_rows,
+    result_dtype,
+    rows_pending,
+    tiles_of_task,
+)
 from cqs.schedule.task import Read, Task, reads
 from cqs.schedule.traffic import TaskReads, Traffic, estimated_reads, reads_of, traffic
 from cqs.units import format_bytes, format_count, plural, shortened
@@ -169,6 +177,7 @@ class Plan:
             p.flops(p.n_pairs), self.traffic, self.workers, blocks, _reads(self), self.setting,
             is_streamed=self.grain.keys is not None, is_summed=not self.completes_each,
             heaviest=heaviest_rows(p, self.strategy, self.grain, self.setting),
+            tiles=tiles_of_task(self.strategy, self.workers),
         )  # fmt: skip
         return run.seconds(rates)
 

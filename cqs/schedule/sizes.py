@@ -10,7 +10,16 @@ from cqs.schedule.grain import Grain, Setting
 from cqs.schedule.layout import BalancedLayout
 from cqs.schedule.task import Task, largest_cut
 
-__all__ = ["MOST_PARTS", "TaskSizes", "bounded_sizes", "counted_sizes", "heaviest_rows", "result_dtype", "rows_pending"]
+__all__ = [
+    "MOST_PARTS",
+    "TaskSizes",
+    "bounded_sizes",
+    "counted_sizes",
+    "heaviest_rows",
+    "result_dtype",
+    "rows_pending",
+    "tiles_of_task",
+]
 
 MOST_PARTS = 64  # of a tile, that a mask leaves to be read
 
@@ -153,6 +162,11 @@ def result_dtype(problem: AttentionProblem, setting: Setting, rows_pending: int)
     """
     is_rounded = setting.devices and rows_pending == 0 and not setting.has_sink_logits
     return (setting.output_dtype or problem.dtype) if is_rounded else problem.accumulator_dtype
+
+
+def tiles_of_task(strategy: str, workers: int) -> int:
+    """Return how many tiles a task has before the mask."""
+    return workers if strategy in ("cqs", "ring") else 1
 
 
 def heaviest_rows(problem: AttentionProblem, strategy: str, grain: Grain, setting: Setting) -> float:
