@@ -1,6 +1,6 @@
 """How finely a plan cuts its work beyond the layout, and what it runs on."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
 
@@ -39,10 +39,10 @@ class Grain:
     block_bytes: int = BLOCK_BYTES
 
     def __post_init__(self) -> None:
-        for field_ in fields(self):
-            value = getattr(self, field_.name)
+        for name in self.__slots__:
+            value = getattr(self, name)
             if value is not None:
-                whole_number(field_.name, value, 1, "let `Scheduler` choose it")
+                whole_number(name, value, 1, "let `Scheduler` choose it")
 
 
 @dataclass(frozen=True, slots=True)

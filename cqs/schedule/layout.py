@@ -80,7 +80,7 @@ class BalancedLayout:
     @staticmethod
     def is_worth(n_workers: int, mask: Mask) -> bool:
         """Whether the closed form may be uneven, and the tiles are few enough and can be counted without the data."""
-        return not (mask.hides_nothing or mask == Causal()) and mask.has_edges and n_workers <= _MOST_BALANCED
+        return n_workers <= _MOST_BALANCED and not (mask.hides_nothing or mask == Causal()) and mask.has_edges
 
     @property
     def n_tasks(self) -> int:

@@ -161,11 +161,10 @@ def scratch_bytes(kernel: str, call: CallShape, block_bytes: int = BLOCK_BYTES, 
     if 0 in (call.n_queries, call.n_keys, call.n_heads):
         return 0
     if kernel in ("numba", "numpy"):
-        by_numpy = _numpy(call, block_bytes, has_scores)
-        if kernel == "numpy" or call.itemsize != 4:
-            return by_numpy
-        compiled = _numba(call, block_bytes, has_scores)
-        return max(compiled, by_numpy) if has_scores else compiled  # a `score_mod` is NumPy's
+        is_compiled = kernel == "numba" and call.itemsize == 4
+        compiled = _numba(call, block_bytes, has_scores) if is_compiled else 0
+        is_numpy = not is_compiled or has_scores  # a `score_mod` is NumPy's in either
+        return max(compiled, _numpy(call, block_bytes, has_scores) if is_numpy else 0)
     if kernel == "gemm":
         return gemm_bytes(call, block_bytes, has_scores)
     if kernel == "cudnn":
