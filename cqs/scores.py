@@ -26,6 +26,9 @@ __all__ = ["ALiBi", "Scores", "checked_sink_logits"]
 ScoreMod = Callable[[Array, int, int, Array, Array], Array]
 
 
+_MOST_OFFSET = 1 << 60  # so that tokens and offsets add up to an int64
+
+
 @dataclass(frozen=True, slots=True)
 class ALiBi:
     """Attention with linear biases: the score of query i and key j is lessened by `slope * |i + offset - j|`.
@@ -61,9 +64,10 @@ class ALiBi:
         if not all(map(math.isfinite, numbers)):
             raise OptionError.of("slopes", "be finite", repr(numbers), "see ALiBi.standard")
         object.__setattr__(self, "slopes", numbers)
-        if isinstance(self.offset, bool) or not hasattr(self.offset, "__index__"):
-            remedy = "0 aligns the top left, S - T the bottom right"
-            raise OptionError.of("offset", "be a whole number", repr(self.offset), remedy)
+        is_whole = not isinstance(self.offset, bool) and hasattr(self.offset, "__index__")
+        if not is_whole or abs(int(self.offset)) > _MOST_OFFSET:
+            rule, remedy = "be a whole number up to 2^60", "0 aligns the top left, S - T the bottom right"
+            raise OptionError.of("offset", rule, repr(self.offset), remedy)
 
     @classmethod
     def standard(cls, n_heads: int) -> Self:

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from cqs.kernels.compiled import reading, scores, tiles
 from cqs.kernels.compiled.products import multiply
-from cqs.kernels.compiled.vectors import LANES
+from cqs.kernels.compiled.vectors import LANES, LIFT
 from cqs.kernels.numba_tables import KINDS, places
 from cqs.schedule import PANEL
+
+LIFTED = 2.0**LIFT  # what weights are multiplied by
 
 
 def weigh(
@@ -27,14 +29,14 @@ def weigh(
     tile = np.full((n_keys, PANEL), -np.inf, np.float32)
     tile[:, :n] = scores
     lanes = np.zeros((3, PANEL), np.float32)
-    lanes[0], lanes[1] = top, total
+    lanes[0], lanes[1] = top, total * LIFTED
     grew = tiles.weigh(tile.ctypes.data, n_keys, -(-n // LANES), np.float32(1), *(x.ctypes.data for x in lanes))
     vectors = lanes[2, : -(-n // LANES) * LANES].reshape(-1, LANES)
     assert [grew >> i & 1 for i in range(PANEL // LANES)] == [
-        *np.any(vectors != 1, axis=1),
+        *np.any(vectors != LIFTED, axis=1),
         *[0] * (PANEL // LANES - len(vectors)),
     ]
-    return tile[:, :n], *lanes[:, :n]
+    return tile[:, :n].astype(np.float64) / LIFTED, lanes[0, :n], *(lanes[1:, :n].astype(np.float64) / LIFTED)
 
 
 def test_weights_are_exact_to_a_unit_in_the_last_place_down_to_the_smallest_number() -> None:
@@ -42,7 +44,7 @@ def test_weights_are_exact_to_a_unit_in_the_last_place_down_to_the_smallest_numb
     found, *_ = weigh(scores.reshape(-1, 10), 0.0)
     expected = np.exp2(scores.astype(np.float64))
     assert np.abs(found.reshape(-1) - expected).max() < 1e-7
-    units = np.spacing(expected.astype(np.float32)).astype(np.float64)
+    units = np.spacing((expected * LIFTED).astype(np.float32)).astype(np.float64) / LIFTED
     assert (np.abs(found.reshape(-1) - expected) / units).max() <= 1
     assert np.any((found > 0) & (found < np.finfo(np.float32).tiny))
 

@@ -165,6 +165,12 @@ def test_options_that_make_no_sense_are_refused(chosen: dict[str, Any], error: t
         cqs.attention(*example(), workers=3, **chosen)
 
 
+@pytest.mark.parametrize("offset", [True, 1.5, "3", 1 << 61])
+def test_offsets_that_are_no_whole_numbers_are_refused(offset: Any) -> None:
+    with pytest.raises(OptionError, match=r"`offset` must be a whole number up to 2\^60, got"):
+        ALiBi((1.0,), offset)
+
+
 def test_slopes_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(OptionError, match="`slopes` must be numbers, one for each head, got"):
         ALiBi(("a", "b"))

@@ -42,6 +42,7 @@ __all__ = ["attend", "merge_into", "missing", "refusal"]
 _MOST_WORK = 1 << 33  # multiplications that a thread does without looking whether it is to stop: a tenth of a second
 _WEIGHING = 50  # multiplications that take as long as what is done to a score
 _MOST_EXPONENT = 20  # of the scale in queries, which could be pushed out of range
+_MOST_FACTOR = 2.0**40  # of scores: with larger ones, products that are too small to have all digits might matter
 _PARTS_A_THREAD = 8
 _MOST_KEYS = 1 << 22  # of a piece, which are counted in float32
 _SMALL_ROWS = 16  # of strips that may share a block with others: no more than fill a vector
@@ -89,7 +90,7 @@ def attend(
     """Compute attention over NumPy arrays of any strides, read-only or not, on `threads` threads.
 
     Left to the NumPy kernel are calls in float64, or whose scores a function changes; and in small blocks those of
-    arrays whose bytes are swapped, of heads without width, and with a scale of 0 or near the ends of float32. Beyond
+    arrays whose bytes are swapped, of heads without width, and with a scale of 0, or very small or large. Beyond
     the result, each thread holds at most 16 MiB with the blocks that are the default, and less with smaller. See
     `cqs.kernels.Attend` for the arguments.
     """
@@ -97,7 +98,7 @@ def attend(
         return numpy_threads.attend(q, chunks, scale=scale, region=region, threads=threads, block_bytes=block_bytes)
     call = _Call.of(q, chunks, scale, region, block_bytes)
     is_native = all(array.dtype.isnative for array in (q, *itertools.chain(*chunks)))
-    is_computed = is_native and q.shape[-1] > 0 and 0 < _factors(scale)[1] < np.inf
+    is_computed = is_native and q.shape[-1] > 0 and 0 < _factors(scale)[1] < _MOST_FACTOR
     return call.computed(threads) if is_computed and _compiled() is not None else call.plain.computed(threads)
 
 
@@ -125,12 +126,12 @@ def _is_mergeable(array: Array) -> bool:
 def _factors(scale: float) -> tuple[np.float32, np.float32]:
     """Return by what queries are multiplied, and then scores, so that powers of 2 of them are weights.
 
-    The first is the power of 2 in the scale, and its sign: it rounds nothing, and scores that are not too large for
-    float32 are not on the way, either.
+    The first is the power of 2 in a scale that is less than 1, and its sign: it rounds nothing, and scores that are not
+    too large for float32 are not on the way, either.
     """
     with np.errstate(all="ignore"):
         in_all = np.float32(scale * log2(e))
-    exponent = int(np.clip(np.frexp(in_all)[1], -_MOST_EXPONENT, _MOST_EXPONENT)) if np.isfinite(in_all) else 0
+    exponent = int(np.clip(np.frexp(in_all)[1], -_MOST_EXPONENT, 0)) if np.isfinite(in_all) else 0
     return np.float32(copysign(2.0**exponent, scale)), np.float32(abs(in_all) * 2.0**-exponent)
 
 

@@ -13,7 +13,6 @@ __all__ = ["Change", "change_of", "is_compiled"]
 
 _KINDS = KINDS | {"float64": FLOAT64}  # types of a bias
 _MOST_CAP = 2.0**60  # beyond, a quotient of scores and the cap may leave the range of float32; its inverse likewise
-_MOST_OFFSET = 1 << 60
 Change = tuple[bool, np.float32, np.float32, np.float32, int, int, int, int, int]
 
 
@@ -25,9 +24,7 @@ def is_compiled(scores: Scores | None) -> bool:
         return False
     if scores.softcap is not None and not 1 / _MOST_CAP <= scores.softcap <= _MOST_CAP:
         return False
-    if isinstance(scores.bias, ALiBi):
-        return abs(scores.bias.offset) < _MOST_OFFSET
-    return scores.bias is None or isinstance(scores.bias, np.ndarray)
+    return scores.bias is None or isinstance(scores.bias, ALiBi | np.ndarray)
 
 
 def change_of(scores: Scores | None, factor: np.float32) -> Change:

@@ -38,6 +38,8 @@ class UnitBuffers(NamedTuple):
 _LEAST_SUM = 2.0**-8
 
 _ROWS_A_LOOK = 16  # of which one is looked at for small weights
+_LOOKED_AT = 1 << 14  # values at a time
+_ALIKE = 2.0**30  # the largest magnitude of values beside the smallest, about, that leave small weights nothing to do
 
 # What values are multiplied by where they are so large that a sum of them would overflow
 _SMALL = 2.0**-40
@@ -79,7 +81,7 @@ def _optimistic(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> Floats | N
     out, product = work.out, work.product
     for n in range(n_blocks):
         weights, values = load(n)
-        _exponentiate(weights)
+        _exponentiate(weights, values)
         sums = weights @ np.ones(weights.shape[-1], out.dtype)  # a row sum at the speed of BLAS
         if n == 0:
             total = sums
@@ -93,20 +95,28 @@ def _optimistic(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> Floats | N
     return total if is_exact else None
 
 
-def _exponentiate(scores: Floats) -> None:
-    """Turn scores into weights, in place; those too small to have all digits into 0, if some rows show that there are.
+def _exponentiate(scores: Floats, values: Sequence[Floats]) -> None:
+    """Turn scores into weights, in place; those too small to have all digits into 0, if nothing depends on them.
 
-    With such numbers some processors take a hundred times as long, and where scores differ much, they are many.
+    With such numbers some processors take a hundred times as long, and where scores differ much, they are many. Some
+    rows show whether there are. Where values are of like magnitudes, keys of larger weights outweigh them all.
     """
     limits = np.finfo(scores.dtype)
     looked_at = scores[..., ::_ROWS_A_LOOK, :]
     n_small = np.count_nonzero(looked_at < log(limits.smallest_normal))
     has_small = n_small > 0 and n_small > np.count_nonzero(looked_at == -np.inf)
     np.exp(scores, out=scores)
-    if has_small:
+    if has_small and all(map(_are_alike, values)):
         lift = limits.smallest_normal / limits.eps  # what is added to it is rounded to multiples of the smallest
         scores += lift
         scores -= lift
+
+
+def _are_alike(values: Floats) -> bool:
+    """Whether no value is much smaller or larger than 1."""
+    step = max(_LOOKED_AT // max(values[..., :1, :].size, 1), 1)
+    parts = (np.abs(values[..., n : n + step, :]) for n in range(0, values.shape[-2], step))
+    return all(part.min() > 1 / _ALIKE and part.max() < _ALIKE for part in parts)
 
 
 def _may_be_exact(total: Floats) -> bool:
@@ -128,7 +138,7 @@ def _running_maximum(
         shift = np.where(new_top == -np.inf, 0, new_top)  # no key seen yet, and -inf - -inf would be NaN
         rescale = np.exp(top - shift)
         weights -= shift[..., None]
-        _exponentiate(weights)
+        _exponentiate(weights, values)
         total *= rescale
         total += weights @ np.ones(weights.shape[-1], out.dtype)
         out *= rescale[..., None]

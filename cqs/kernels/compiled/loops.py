@@ -13,7 +13,7 @@ from cqs.kernels.compiled.reading import ROW, pack_queries, padded, read, readab
 from cqs.kernels.compiled.rounding import round_as_before, round_small_to_zero
 from cqs.kernels.compiled.scores import CHANGE_ITEMS, PLAIN_CHANGE_TYPE, Change
 from cqs.kernels.compiled.tiles import PANEL_TYPE, Keys, Panel, add_keys, fill, fold
-from cqs.kernels.compiled.vectors import ITEM, LANES, all_less, any_less, compiled, load, spread, store
+from cqs.kernels.compiled.vectors import ITEM, LANES, LIFT, all_less, any_less, compiled, load, spread, store
 from cqs.kernels.numba_tables import BOUNDED
 from cqs.schedule import PANEL, TILE_KEYS
 
@@ -93,7 +93,7 @@ def _write_rows(panel, head, first_row, factor, out, lse):
         else:
             place = out.ctypes.data + (there * out.shape[1] + row) * width * ITEM
             found |= _divide(panel.sums + own * panel.width * ITEM, place, width, total)
-            lse[there, row] = (np.float64(top) * factor + np.log2(np.float64(total))) * _LN2
+            lse[there, row] = (np.float64(top) * factor + np.log2(np.float64(total)) - LIFT) * _LN2
         r, i = (r, i + 1) if i + 1 < panel.n_rows else (r + 1, 0)
     return found
 
@@ -169,15 +169,17 @@ def attend(
             )
             fill(panel.sums, n_sums, _ZERO)
             fill(panel.tops, PANEL, _NOTHING)
-        rounding = round_small_to_zero()  # queries may be small, and keys large
+        rounding = round_small_to_zero()
         n_recent, is_kept = 0, not begins  # keys since sums were folded
         for p in range(blocks[block, 2], blocks[block, 3]):
             chunk, first, n_keys, kind = pieces[p, 0], pieces[p, 1], pieces[p, 2], pieces[p, 3]
             seen = _address(bounds) + pieces[p, 4] * ITEM if kind == BOUNDED else _address(hidden) + pieces[p, 4]
             for key in range(0, n_keys, most_keys):
                 n_here = min(most_keys, n_keys - key)
+                round_as_before(rounding)  # small keys matter where queries are large
                 k, k_row = readable(chunks, batch, chunk, 0, kv_head, first + key, n_here, keys, depth)
                 v, v_row = readable(chunks, batch, chunk, 1, kv_head, first + key, n_here, values, width)
+                round_small_to_zero()
                 own_keys = Keys(k, k_row, v, v_row, key, n_here, kind, seen, pieces[p, 5])
                 for n in range(n_panels):
                     panel = _panel(n, n_wide, n_lanes, n_rows, depth, width, panels, sums, kept, tops, own_tokens)

@@ -11,10 +11,11 @@ from cqs.kernels.compiled.scores import CHANGE_TYPE, change_scores
 from cqs.kernels.compiled.vectors import (
     ITEM,
     LANES,
+    LIFT,
     VECTOR_BYTES,
     any_less,
     compiled,
-    exp2,
+    lifted_exp2,
     load,
     spread,
     store,
@@ -25,7 +26,8 @@ from cqs.schedule import PANEL, TILE_KEYS
 
 __all__ = ["PANEL_TYPE", "Keys", "Panel", "add_keys", "fill", "fold", "weigh"]
 
-_ZERO, _ONE, _NOTHING = np.float32(0), np.float32(1), np.float32(-np.inf)
+_ZERO, _NOTHING = np.float32(0), np.float32(-np.inf)
+_LIFTED, _LOWER = np.float32(2.0**LIFT), np.float32(2.0**-LIFT)
 _LOWEST = np.finfo(np.float32).min
 
 
@@ -91,24 +93,25 @@ def weigh(scores, n_keys, n_vectors, factor, tops, totals, factors):
     """Turn a tile of scores into weights, and add them to the totals.
 
     A weight is 2 to the power of `factor` times what a score is less than the maximum: so it is as exact for large
-    scores as for small ones. Return in which vectors of lanes a maximum grew, a bit for each. What was summed up before
-    then has to be multiplied by `factors`.
+    scores as for small ones. Weights, sums of them and factors are 2^32 times that, so that those of keys that matter
+    little, and what they are multiplied with, have all their digits. Return in which vectors of lanes a maximum grew, a
+    bit for each: what was summed up before then has to be multiplied by `factors`.
     """
-    grew, zero, one, times = 0, spread(_ZERO), spread(_ONE), spread(factor)
+    grew, zero, one, times, lower = 0, spread(_ZERO), spread(_LIFTED), spread(factor), spread(_LOWER)
     for n in range(n_vectors):
         here = n * VECTOR_BYTES
         before, total, growth = load(tops + here), load(totals + here), one
         top = _largest(scores + here, n_keys, before)
         if any_less(before, top):
-            grew, growth = grew | 1 << n, where_less(before, top, exp2((before - top) * times), one)
-            total = total * growth
+            grew, growth = grew | 1 << n, where_less(before, top, lifted_exp2((before - top) * times), one)
+            total = total * lower * growth
             store(top, tops + here)
         store(growth, factors + here)
         shift = where_less(top, spread(_LOWEST), zero, top)  # -inf - -inf would be NaN
         part = zero  # summed up by itself, so that small weights are not lost beside what came before
         for i in range(n_keys):
             place = scores + i * ROW + here
-            weight = exp2((load(place) - shift) * times)
+            weight = lifted_exp2((load(place) - shift) * times)
             store(weight, place)
             part = part + weight
         store(total + part, totals + here)
@@ -124,12 +127,13 @@ def fill(address, n, number):
 
 @compiled(void(int64, int64, int64, int64))
 def _rescale(sums, width, factors, grew):
-    """Multiply the sums of each lane by its factor, in the vectors of lanes that have a bit in `grew`."""
+    """Multiply the sums of each lane by its factor, which is lifted, in the vectors that have a bit in `grew`."""
+    lower = spread(_LOWER)
     for n in range(PANEL // LANES):
         for j in range(n * LANES, (n + 1) * LANES if grew >> n & 1 else 0):
             factor, row = spread(read(factors + j * ITEM, _ZERO)), sums + j * width * ITEM
             for e in range(0, width, LANES):
-                store(load(row + e * ITEM) * factor, row + e * ITEM)
+                store(load(row + e * ITEM) * lower * factor, row + e * ITEM)
 
 
 @compiled(void(int64, int64, int64, boolean))
@@ -207,6 +211,6 @@ def add_keys(panel, keys, change, tile, between, room, factor, is_kept):
                 _rescale(panel.kept, panel.width, factors, grew)
                 for place in range(0, n_vectors * VECTOR_BYTES, VECTOR_BYTES):
                     total = panel.kept + panel.width * ROW + place
-                    store(load(total) * load(factors + place), total)
+                    store(load(total) * spread(_LOWER) * load(factors + place), total)
         row = panel.width * ITEM
         multiply(tile, ITEM, ROW, v, keys.v_row, panel.sums, row, panel.n_lanes, panel.width // LANES, n, True)

@@ -19,13 +19,14 @@ __all__ = [
     "HAS_32_REGISTERS",
     "ITEM",
     "LANES",
+    "LIFT",
     "VECTOR",
     "VECTOR_BYTES",
     "all_less",
     "any_less",
     "compiled",
     "exp",
-    "exp2",
+    "lifted_exp2",
     "load",
     "load_bfloat16",
     "load_float16",
@@ -213,26 +214,32 @@ for _operator, _instruction in _INSTRUCTIONS.items():
     overload(_operator)(_arithmetic(_instruction))
 
 
-@intrinsic
-def _times_power_of_2(typing, series, rounded):
-    """Return numbers in [1/2, 2] times 2^n, for n >= -150 to which `_ROUNDER` was added; rounded once."""
+def _times_power_of_2(lift):
+    """Return a function for compiled code that multiplies numbers by powers of 2, and all of them by 2^lift."""
 
-    def by_exponents(_, builder, __, args):
-        exponents = builder.add(builder.bitcast(args[1], _INTEGERS), _integers(64 + 127 - 0x4B400000))
-        power = builder.bitcast(builder.shl(exponents, _integers(23)), VECTOR)  # 2^(n + 64), which has all digits
-        return builder.fmul(builder.fmul(args[0], power), ir.Constant(VECTOR, [2.0**-64] * LANES))
+    @intrinsic
+    def multiply(typing, series, rounded):
+        """Return numbers in [1/2, 2] times 2^(n + lift), for n >= -190 to which `_ROUNDER` was added; rounded once."""
 
-    def by_instruction(_, builder, __, args):
-        mask, rounding = ir.IntType(16), ir.IntType(32)
-        kind = ir.FunctionType(VECTOR, [VECTOR, VECTOR, VECTOR, mask, rounding])
-        scale = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.mask.scalef.ps.512")
-        powers = builder.fsub(args[1], ir.Constant(VECTOR, [float(_ROUNDER)] * LANES))
-        return builder.call(scale, [args[0], powers, args[0], mask(-1), rounding(4)])  # rounded as everywhere
+        def by_exponents(_, builder, __, args):
+            exponents = builder.add(builder.bitcast(args[1], _INTEGERS), _integers(64 + 127 - 0x4B400000))
+            power = builder.bitcast(builder.shl(exponents, _integers(23)), VECTOR)  # 2^(n + 64), which has all digits
+            return builder.fmul(builder.fmul(args[0], power), ir.Constant(VECTOR, [2.0 ** (lift - 64)] * LANES))
 
-    return _vector(_vector, _vector), by_instruction if _HAS_512_BITS else by_exponents
+        def by_instruction(_, builder, __, args):
+            mask, rounding = ir.IntType(16), ir.IntType(32)
+            kind = ir.FunctionType(VECTOR, [VECTOR, VECTOR, VECTOR, mask, rounding])
+            scale = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.mask.scalef.ps.512")
+            powers = builder.fsub(args[1], ir.Constant(VECTOR, [float(_ROUNDER) - lift] * LANES))
+            return builder.call(scale, [args[0], powers, args[0], mask(-1), rounding(4)])  # rounded as everywhere
+
+        return _vector(_vector, _vector), by_instruction if _HAS_512_BITS else by_exponents
+
+    return multiply
 
 
-_LEAST_2, _LEAST_E = np.float32(-150), np.float32(-104)  # of these, and below, powers are rounded to 0
+LIFT = 32  # of weights, as a power of 2
+_LEAST_2, _LEAST_E = np.float32(-190), np.float32(-104)  # of these, and below, powers are rounded to 0
 _ROUNDER = np.float32(1.5 * 2**23)  # a number that is added to it is rounded, and is in its last bits
 _LOG2_E = np.float32(1.4426950408889634)
 _LN2_HIGH, _LN2_LOW = np.float32(0.693145751953125), np.float32(1.42860677e-6)  # a multiple of the first is exact
@@ -242,24 +249,26 @@ _C4, _C5, _C6 = np.float32(9.6184373574e-3), np.float32(1.3398874404e-3), np.flo
 
 
 @njit(nogil=True, forceinline=True)
-def _power(rounded, t):
-    """Return 2^(n + t) of numbers n to which `_ROUNDER` was added, with |t| <= 1/2."""
+def _power(t):
+    """Return 2^t of numbers with |t| <= 1/2."""
     series = spread(_C6) * t + spread(_C5)
     series = series * t + spread(_C4)
     series = series * t + spread(_C3)
     series = series * t + spread(_C2)
     series = series * t + spread(_C1)
-    series = series * t + spread(np.float32(1))
-    return _times_power_of_2(series, rounded)
+    return series * t + spread(np.float32(1))
+
+
+_times_power, _times_lifted_power = _times_power_of_2(0), _times_power_of_2(LIFT)
 
 
 @njit(nogil=True, forceinline=True)
-def exp2(x):
-    """Return 2 to the power of numbers that are at most 0, to 1 unit in the last place; NaN for NaN."""
+def lifted_exp2(x):
+    """Return 2^32 times 2 to the power of numbers that are at most 0, to 1 unit in the last place; NaN for NaN."""
     least, rounder = spread(_LEAST_2), spread(_ROUNDER)
     powers = where_less(x, least, least, x)
     rounded = powers + rounder
-    return _power(rounded, powers - (rounded - rounder))
+    return _times_lifted_power(_power(powers - (rounded - rounder)), rounded)
 
 
 @njit(nogil=True, forceinline=True)
@@ -270,7 +279,7 @@ def exp(x):
     rounded = powers * spread(_LOG2_E) + rounder
     whole = rounded - rounder
     t = powers - whole * spread(_LN2_HIGH) - whole * spread(_LN2_LOW)
-    return _power(rounded, t * spread(_LOG2_E))
+    return _times_power(_power(t * spread(_LOG2_E)), rounded)
 
 
 _SMALL = np.float32(0.65)
