@@ -35,6 +35,8 @@ class CallShape:
         Whether strips share calls, of which some then have fewer rows.
     n_chunks : int
         Arrays that keys come in.
+    is_evaluated : bool
+        Whether the mask is known only pair by pair.
     """
 
     batch: int
@@ -49,6 +51,7 @@ class CallShape:
     is_masked: bool
     is_bundled: bool = False
     n_chunks: int = 1
+    is_evaluated: bool = False
 
     @classmethod
     def of(cls, p: AttentionProblem, kv_heads: int | None, sizes: TaskSizes) -> "CallShape":
@@ -66,6 +69,7 @@ class CallShape:
             is_masked=not p.mask.hides_nothing,
             is_bundled=sizes.is_bundled,
             n_chunks=max(sizes.key_groups, 1),
+            is_evaluated=not p.mask.has_edges,
         )
 
     @property

@@ -37,6 +37,7 @@ _TOKEN_BYTES = 16  # of a row, if scores are changed: its token number, twice wh
 _UNIT_BYTES = 256  # of a unit of the NumPy kernel, as a Python object
 MOST_ITEMS = 2048  # blocks of heads in one table
 _MASK_COLUMNS = 128  # that a mask is evaluated for at a time
+_MASK_PAIRS = 1 << 16  # likewise, of one that is known only pair by pair
 _VECTORS = 10  # numbers a row: sums, maxima, divisors
 _HALF, _JOINED_BLOCKS, _CUDNN_WORKSPACE = 2, 32, 1 << 20  # bytes of a number, blocks, bytes: see `cqs.kernels.cudnn`
 MERGE_BLOCK = 1 << 18  # elements that a CPU merges at a time: they fit a core's cache
@@ -218,24 +219,33 @@ def _numpy(call: CallShape, block_bytes: int, has_scores: bool) -> int:
     )
     bytes_held += most.copied_keys * (call.width + call.value_width) * a
     bytes_held += _carefully(call, most.keys_in_all, block)
-    bytes_held += most.rows * min(_MASK_COLUMNS, call.n_keys) * 24 * call.is_masked
+    bytes_held += _mask_bytes(call, most.rows)
     return bytes_held + SCORE_COPIES * block * a * has_scores
 
 
 def _numba(call: CallShape, block_bytes: int, has_scores: bool) -> int:
     """Bound what a thread of the compiled kernel holds, or what it leaves to NumPy, letting go of its room."""
-    most, a = _most_lanes(call, block_bytes), call.itemsize
+    most, a, n_heads = _most_lanes(call, block_bytes), call.itemsize, call.n_heads
     lanes = -(-min(most, call.shared * call.n_queries) // PANEL) * PANEL
-    width, value_width = (-(-n // _LONGEST_VECTOR) * _LONGEST_VECTOR for n in (call.width, call.value_width))
+    width = -(-call.width // _LONGEST_VECTOR) * _LONGEST_VECTOR
+    value_width = -(-call.value_width // _LONGEST_VECTOR) * _LONGEST_VECTOR
     room = lanes * (width + 2 * value_width + 3) * a + (2 * TILE_KEYS + width + 4) * PANEL * a + _LONGEST_VECTOR**2 * a
-    room += numba_block(call, block_bytes).keys * (width + value_width) * a
-    tables = _HEAD_BYTES * call.n_heads + _PLACE_BYTES * call.batch * (1 + 2 * call.n_chunks)
-    tables += _ITEM_BYTES * min(call.n_heads * call.n_queries, MOST_ITEMS)
+    room += min(most, _MOST_NUMBA_KEYS, call.n_keys) * (width + value_width) * a
+    tables = _HEAD_BYTES * n_heads + _PLACE_BYTES * call.batch * (1 + 2 * call.n_chunks)
+    tables += _ITEM_BYTES * min(n_heads * call.n_queries, MOST_ITEMS)
     tables += _TOKEN_BYTES * call.n_queries * has_scores
     if call.is_masked or call.is_bundled:
         rows = min(most, call.n_queries)  # a smaller call, which is not shared, may have taller blocks
-        tables += _TABLE_COPIES * (min(block_bytes, BLOCK_BYTES) // 8) + rows * min(_MASK_COLUMNS, call.n_keys) * 24
+        tables += _TABLE_COPIES * (min(block_bytes, BLOCK_BYTES) // 8) + _mask_bytes(call, rows)
     return tables + max(room, _numpy(call, careful_bytes(block_bytes), has_scores))
+
+
+def _mask_bytes(call: CallShape, rows: int) -> int:
+    """Bound what a mask takes that is evaluated for a block of rows: two ends of int64 and more for each pair."""
+    if not call.is_masked:
+        return 0
+    pairs = rows * min(_MASK_COLUMNS, call.n_keys)
+    return 24 * (max(pairs, min(rows * call.n_keys, _MASK_PAIRS)) if call.is_evaluated else pairs)
 
 
 def _carefully(call: CallShape, n_keys: int, block: int) -> int:
