@@ -43,15 +43,15 @@ def main() -> None:
     result = {"machine": machine, "call_at_n_128_ms": 1e3 * small_call(), "rows": rows}
     result["targets"] = targets(rows, result["call_at_n_128_ms"], machine["is_avx512"])
     report(result)
-    path = options.out or Path(__file__).parent / "results" / f"{name_of(machine)}.json"
+    path = options.out or Path(__file__).parent / "results" / f"{name_of('cpu', machine)}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def name_of(machine: dict[str, Any]) -> str:
+def name_of(benchmark: str, machine: dict[str, Any]) -> str:
     """Return what the results of a machine are filed under, such as cpu-amd-epyc-haswell."""
     model = re.sub(r"\(r\)|\(tm\)|\bprocessor\b|\bcpu\b|@.*", "", machine["cpu"].lower())
-    return "-".join(["cpu", *re.findall(r"[a-z0-9]+", model), machine["blas_kernel"].lower()])
+    return "-".join([benchmark, *re.findall(r"[a-z0-9]+", model), machine["blas_kernel"].lower()])
 
 
 def describe_machine() -> dict[str, Any]:

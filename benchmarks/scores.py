@@ -1,6 +1,6 @@
 """Changed scores: the time of attention with a soft cap, biases, a function, and scores that differ much.
 
-    python benchmarks/scores.py              # a table, and benchmarks/results/scores.json
+    python benchmarks/scores.py              # a table, and benchmarks/results/scores-<CPU>-<BLAS kernel>.json
 
 Contestants are the kernel that cqs takes by itself, its NumPy kernel, and torch where it is installed and has the like
 (a bias, scores that differ much). All run once in each round, in turn; figures are medians over rounds.
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cpu import PAUSE, describe_machine
+from cpu import PAUSE, describe_machine, name_of
 
 import cqs
 from cqs.machine import available_cpus
@@ -62,7 +62,7 @@ def main() -> None:
         cells = (f"{seconds[name, who]:10.3f}" if (name, who) in seconds else "" for who in ("cqs", "numpy", "torch"))
         print(f"{name:24}" + "".join(cells))
     result = {"machine": machine, "heads": H, "tokens": N, "rows": rows}
-    path = Path(__file__).parent / "results" / "scores.json"
+    path = Path(__file__).parent / "results" / f"{name_of('scores', machine)}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -172,7 +172,7 @@ def attention(
         `memory` is then that of each, by default nine tenths of what is free.
     kernel : {"auto", "numba", "numpy", "cudnn", "gemm", "blockwise", "reference"}
         "auto" takes the first of these that can do what is asked: for NumPy arrays "numba", if Numba is installed,
-        which is compiled and about twice as fast where sums are in float32 and scores unchanged, and leaves the rest to
+        which is compiled and faster where sums are in float32 and no `score_mod` changes scores, and leaves the rest to
         "numpy"; without it "numpy"; the same for torch tensors in main memory, where they are, without a `score_mod`,
         which is given tensors; on GPUs "cudnn" for float16 and bfloat16, and "gemm"; else "blockwise". Printing a plan
         says which, and why not the others. The first call by "numba" takes half a second longer, and some seconds where

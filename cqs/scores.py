@@ -6,6 +6,7 @@ in this order: scale, softcap, bias, `score_mod`, and then the mask.
 """
 
 import math
+import operator
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -65,9 +66,10 @@ class ALiBi:
             raise OptionError.of("slopes", "be finite", repr(numbers), "see ALiBi.standard")
         object.__setattr__(self, "slopes", numbers)
         is_whole = not isinstance(self.offset, bool) and hasattr(self.offset, "__index__")
-        if not is_whole or abs(int(self.offset)) > _MOST_OFFSET:
+        if not is_whole or abs(operator.index(self.offset)) > _MOST_OFFSET:
             rule, remedy = "be a whole number up to 2^60", "0 aligns the top left, S - T the bottom right"
             raise OptionError.of("offset", rule, repr(self.offset), remedy)
+        object.__setattr__(self, "offset", operator.index(self.offset))
 
     @classmethod
     def standard(cls, n_heads: int) -> Self:
@@ -179,7 +181,8 @@ class Scores:
         q_idx = xp.arange(queries.start, queries.stop, device=scores.device)[:, None]
         k_idx = xp.arange(keys.start, keys.stop, device=scores.device)
         if isinstance(self.bias, ALiBi):
-            from_first = xp.astype(q_idx + (self.bias.offset - keys.start), scores.dtype)  # of the keys
+            # distances are made in the scores' own type, from those of the first key, which have no more digits
+            from_first = xp.astype(q_idx + (self.bias.offset - keys.start), scores.dtype)
             distances = xp.abs(from_first - xp.astype(k_idx - keys.start, scores.dtype))
             scores = scores - self.bias.slopes[0] * distances
         elif self.bias is not None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from cqs.kernels.compiled import reading, scores, tiles
 from cqs.kernels.compiled.products import multiply
 from cqs.kernels.compiled.vectors import LANES, LIFT
+from cqs.kernels.numba_scores import Change
 from cqs.kernels.numba_tables import KINDS, places
 from cqs.schedule import PANEL
 
@@ -85,7 +86,7 @@ def test_a_soft_cap_bends_scores_to_two_units_in_the_last_place() -> None:
     x = np.concatenate([x, -x]).astype(np.float32)
     x = np.resize(x, (-(-len(x) // (96 * PANEL)), 96, PANEL))
     room, tokens = np.empty(scores.CHANGE_ITEMS, np.float32), np.zeros(1, np.int64)
-    change = scores.Change(True, np.float32(1), np.float32(1), np.float32(0), 0, 0, 0, 0, 0)
+    change = Change(True, np.float32(1), np.float32(1), np.float32(0), 0, 0, 0, 0, 0)
     found = x.copy()
     for tile in found:
         scores.change_scores(change, tile.ctypes.data, 96, 0, tokens.ctypes.data, 1, 0, PANEL, room.ctypes.data)

@@ -218,3 +218,8 @@ def test_an_engine_argument_may_be_nothing_an_executor_or_anything_that_runs() -
     assert as_engine(None) == LocalEngine()
     assert as_engine(engine := ShuffledEngine(0)) is engine
     assert as_engine(executor := ShufflingExecutor(0)).executor is executor
+
+
+def test_an_engine_of_something_else_than_an_executor_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"`executor` must be a `concurrent.futures.Executor`, got None; as in"):
+        ExecutorEngine(None)  # type: ignore[arg-type]

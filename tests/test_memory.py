@@ -1,5 +1,6 @@
 """What a call holds beyond the caller's arrays: the output, and for each thread one task's partials and 16 MiB."""
 
+import gc
 import tracemalloc
 
 import numpy as np
@@ -45,6 +46,25 @@ def test_many_heads_and_many_rows_are_projected(shape: tuple[int, ...], mask, ke
         assert tracemalloc.get_traced_memory()[1] <= projected <= 6 * MIB
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kernel", ["numba", "numpy", "blockwise"])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("memory", ["3 MiB", "6 MiB"])
+def test_masks_that_are_known_pair_by_pair_are_projected(memory: str, softcap: float | None, kernel: str) -> None:
+    q = np.zeros((4, 2000, 32), np.float32)
+    for function in (lambda b, h, i, j: (i + j) % 3 != 0, lambda b, h, i, j: i + j >= 0):
+        options = {"mask": cqs.masks.Predicate(function), "softcap": softcap, "kernel": kernel, "memory": memory}
+        options |= {"out": np.empty_like(q), "engine": LocalEngine(2)}
+        cqs.attention(q[:, :9], q[:, :9], q[:, :9], **options | {"out": None})  # whatever is imported and compiled
+        projected = cqs.plan(q, q, q, **options).projected_bytes
+        gc.collect()
+        tracemalloc.start()
+        try:
+            cqs.attention(q, q, q, **options)
+            assert tracemalloc.get_traced_memory()[1] <= projected
+        finally:
+            tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -119,12 +119,22 @@ def test_scores_are_changed_as_the_formula_says(
         k, v = (np.concatenate(arrays, axis=-2) for arrays in zip(*chunks, strict=True))
         chunks = [KeyChunk(k[:, cut], v[:, cut]) for cut in (slice(0, 1), slice(1, None))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(numba.numpy_threads, "attend", None)
+        for owner, name in ((numba.numpy_threads, "attend"), (numba.numpy_threads.Call, "computed")):
+            patch.setattr(owner, name, None)
+        patch.setattr(numba._Call, "_attend_carefully", None)
         found = attend(q, chunks, scale=-0.5, region=region, block_bytes=block_bytes)
     wide = [KeyChunk(*(x.astype(np.float64) for x in chunk)) for chunk in chunks]
     expected = KERNELS["reference"].attend(q.astype(np.float64), wide, scale=-0.5, region=region)
     np.testing.assert_allclose(found.out, expected.out, rtol=1e-4, atol=2e-5)
     np.testing.assert_allclose(found.lse, expected.lse, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(50, 60), (60, 50), (1, 59)])
+def test_a_bias_that_is_too_small_is_not_read_beyond_its_end(shape: tuple[int, int]) -> None:
+    q, chunks = np.ones((1, 60, 8), np.float32), [KeyChunk(*np.ones((2, 1, 60, 8), np.float32))]
+    region = replace(Region.whole(60, 60), scores=Scores(bias=np.zeros(shape, np.float32)))
+    with pytest.raises(ValueError, match="broadcast"):
+        attend(q, chunks, scale=1.0, region=region)
 
 
 @pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf, 3.4e38])

@@ -171,6 +171,15 @@ def test_offsets_that_are_no_whole_numbers_are_refused(offset: Any) -> None:
         ALiBi((1.0,), offset)
 
 
+@pytest.mark.parametrize("kernel", ON_NUMPY)
+def test_an_offset_may_be_of_any_integer_type(kernel: str) -> None:
+    q, k, v = example((2, 600, 8))
+    for offset in (np.uint8(3), np.int8(-3), np.uint32(5)):
+        bias = ALiBi.standard(2).slopes
+        found = cqs.attention(q, k, v, bias=ALiBi(bias, offset), kernel=kernel, workers=7)
+        assert np.array_equal(found, cqs.attention(q, k, v, bias=ALiBi(bias, int(offset)), kernel=kernel, workers=7))
+
+
 def test_slopes_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(OptionError, match="`slopes` must be numbers, one for each head, got"):
         ALiBi(("a", "b"))
@@ -182,7 +191,7 @@ def test_changes_that_differ_between_heads_where_tasks_have_some_of_them() -> No
     q, k, v = (np.random.default_rng(i).standard_normal((8, 1500, 16), dtype=np.float32) for i in range(3))
     mask = Predicate(lambda b, h, q_idx, k_idx: k_idx <= q_idx - 3 * h)
     chosen: dict[str, Any] = {"bias": ALiBi.standard(8), "score_mod": lambda s, b, h, i, j: s * (1 + h)}
-    plan = cqs.plan(q, k, v, memory="5 MiB", mask=mask, **chosen)
+    plan = cqs.plan(q, k, v, memory="6 MiB", mask=mask, **chosen)
     assert plan.grain.kv_heads is not None
     assert plan.grain.kv_heads < 8
-    assert_exact(cqs.attention(q, k, v, memory="5 MiB", mask=mask, **chosen), q, k, v, mask=mask, **chosen)
+    assert_exact(cqs.attention(q, k, v, memory="6 MiB", mask=mask, **chosen), q, k, v, mask=mask, **chosen)

@@ -89,12 +89,12 @@ def attend(
 ) -> Partial:
     """Compute attention over NumPy arrays of any strides, read-only or not, on `threads` threads.
 
-    Left to the NumPy kernel are calls in float64, or whose scores a function changes; and in small blocks those of
-    arrays whose bytes are swapped, of heads without width, and with a scale of 0, or very small or large. Beyond
-    the result, each thread holds at most 16 MiB with the blocks that are the default, and less with smaller. See
-    `cqs.kernels.Attend` for the arguments.
+    Left to the NumPy kernel are calls in float64, or whose scores are changed as `is_compiled` refuses; and in small
+    blocks those of arrays whose bytes are swapped, of heads without width, and with a scale of 0, or very small or
+    large; and blocks whose results are not finite, or all tiny. Beyond the result, each thread holds at most 16 MiB
+    with the blocks that are the default, and less with smaller. See `cqs.kernels.Attend` for the arguments.
     """
-    if DTYPES[dtype_name(q)][1] != "float32" or not is_compiled(None if region is None else region.scores):
+    if DTYPES[dtype_name(q)][1] != "float32" or not is_compiled(region):
         return numpy_threads.attend(q, chunks, scale=scale, region=region, threads=threads, block_bytes=block_bytes)
     call = _Call.of(q, chunks, scale, region, block_bytes)
     is_native = all(array.dtype.isnative for array in (q, *itertools.chain(*chunks)))
@@ -126,8 +126,8 @@ def _is_mergeable(array: Array) -> bool:
 def _factors(scale: float) -> tuple[np.float32, np.float32]:
     """Return by what queries are multiplied, and then scores, so that powers of 2 of them are weights.
 
-    The first is the power of 2 in a scale that is less than 1, and its sign: it rounds nothing, and scores that are not
-    too large for float32 are not on the way, either.
+    The first is the power of 2 in a scale that is less than 1, and its sign: it rounds nothing but queries near the
+    smallest numbers, and scores that are not too large for float32 are not on the way, either.
     """
     with np.errstate(all="ignore"):
         in_all = np.float32(scale * log2(e))
@@ -265,7 +265,7 @@ class _Call:
         raise_if_stopped()
         found, out, n_blocks = _compiled(), self.plain.result.out, len(table.blocks)
         assert found is not None  # or another kernel would compute
-        (loops, _), (*_, T, E) = found, out.shape
+        (loops, _), (*_, T, E), (change, tokens) = found, out.shape, self.change
         items = np.empty((len(heads) * n_blocks, 5), np.int64)
         items[:, :4], items[:, 4] = np.repeat(heads, n_blocks, axis=0), np.tile(np.arange(n_blocks), len(heads))
         is_fit = np.ones(len(items), bool)
@@ -273,7 +273,7 @@ class _Call:
         room = tuple(work.buffer(f"numba {n}", (size,), out.dtype) for n, size in enumerate(sizes))
         loops.attend(
             *self.arrays, *self.factors, items, table.blocks, table.pieces, table.bounds, table.hidden,
-            *self.change, room, self.block.keys, out.reshape(-1, T, E), self.plain.result.lse.reshape(-1, T),
+            tuple(change), tokens, room, self.block.keys, out.reshape(-1, T, E), self.plain.result.lse.reshape(-1, T),
             table.begins, table.ends, is_fit,
         )  # fmt: skip
         if not is_fit.all():

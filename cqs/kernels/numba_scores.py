@@ -1,11 +1,12 @@
 """What the compiled kernel is told of changes of scores: numbers, and where a bias is."""
 
 from math import prod
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from cqs.kernels.numba_tables import FLOAT64, KINDS
+from cqs.kernels.region import Region
 from cqs.problem import dtype_name
 from cqs.scores import ALiBi, Scores
 
@@ -13,22 +14,45 @@ __all__ = ["Change", "change_of", "is_compiled"]
 
 _KINDS = KINDS | {"float64": FLOAT64}  # types of a bias
 _MOST_CAP = 2.0**60  # beyond, a quotient of scores and the cap may leave the range of float32; its inverse likewise
-Change = tuple[bool, np.float32, np.float32, np.float32, int, int, int, int, int]
 
 
-def is_compiled(scores: Scores | None) -> bool:
-    """Return whether compiled loops can do what is done to scores, which all heads of the call have in common."""
-    if scores is None:
+class Change(NamedTuple):
+    """What is done to the scores of one call."""
+
+    is_made: bool  # or products are weighed as they are
+    factor: np.float32  # what products are multiplied by, to be scores
+    cap: np.float32  # 0 for none
+    slope: np.float32  # of what is subtracted, by the distance of query and key; 0 for nothing
+    offset: int  # how many tokens the first query is after the first key
+    bias: int  # address of what is added for the first query and key; 0 for nothing
+    bias_row: int  # bytes from query to query, 0 if they are alike
+    bias_item: int  # bytes from key to key
+    bias_kind: int  # its type
+
+
+def is_compiled(region: Region | None) -> bool:
+    """Return whether compiled loops can do what a call does to scores, which all of its heads have in common.
+
+    Not so are a `score_mod`, soft caps near the ends of float32, what differs between heads, a bias of another library,
+    and one that has no number for some of the region, which an address would not notice.
+    """
+    scores = None if region is None else region.scores
+    if region is None or scores is None:
         return True
     if scores.score_mod is not None or prod(scores.lead) != 1:
         return False
     if scores.softcap is not None and not 1 / _MOST_CAP <= scores.softcap <= _MOST_CAP:
         return False
-    return scores.bias is None or isinstance(scores.bias, ALiBi | np.ndarray)
+    if scores.bias is None or isinstance(scores.bias, ALiBi):
+        return True
+    ends = (max(run.stop for run in runs) for runs in (region.queries, region.keys))
+    return isinstance(scores.bias, np.ndarray) and all(
+        n == 1 or n >= end for n, end in zip(scores.bias.shape[-2:], ends, strict=True)
+    )
 
 
 def change_of(scores: Scores | None, factor: np.float32) -> Change:
-    """Return the parts of a `cqs.kernels.compiled.scores.Change`.
+    """Return what is done to scores.
 
     Parameters
     ----------
@@ -37,17 +61,14 @@ def change_of(scores: Scores | None, factor: np.float32) -> Change:
     factor : float32
         What products are multiplied by, to be scores.
     """
+    plain = Change(scores is not None, factor, np.float32(0), np.float32(0), 0, 0, 0, 0, 0)
     if scores is None:
-        return False, factor, np.float32(0), np.float32(0), 0, 0, 0, 0, 0
-    cap = np.float32(scores.softcap or 0)
-    if isinstance(scores.bias, ALiBi):
-        return True, factor, cap, np.float32(scores.bias.slopes[0]), int(scores.bias.offset), 0, 0, 0, 0
-    return True, factor, cap, np.float32(0), 0, *_place(scores.bias)
-
-
-def _place(bias: Any) -> tuple[int, int, int, int]:
-    """Return where a bias `(..., T or 1, S or 1)` of one head is: address, bytes between rows and numbers, type."""
+        return plain
+    bias, capped = scores.bias, plain._replace(cap=np.float32(scores.softcap or 0))
     if bias is None:
-        return 0, 0, 0, 0
+        return capped
+    if isinstance(bias, ALiBi):
+        return capped._replace(slope=np.float32(bias.slopes[0]), offset=bias.offset)
     row, item = (stride if n > 1 else 0 for n, stride in zip(bias.shape[-2:], bias.strides[-2:], strict=True))
-    return bias.__array_interface__["data"][0], row, item, _KINDS[dtype_name(bias)]
+    address, kind = bias.__array_interface__["data"][0], _KINDS[dtype_name(bias)]
+    return capped._replace(bias=address, bias_row=row, bias_item=item, bias_kind=kind)

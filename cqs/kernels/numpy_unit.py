@@ -39,7 +39,7 @@ _LEAST_SUM = 2.0**-8
 
 _ROWS_A_LOOK = 16  # of which one is looked at for small weights
 _LOOKED_AT = 1 << 14  # values at a time
-_ALIKE = 2.0**30  # the largest magnitude of values beside the smallest, about, that leave small weights nothing to do
+_ALIKE = 2.0**30  # values between this and its inverse leave small weights nothing to do
 
 # What values are multiplied by where they are so large that a sum of them would overflow
 _SMALL = 2.0**-40
@@ -99,7 +99,8 @@ def _exponentiate(scores: Floats, values: Sequence[Floats]) -> None:
     """Turn scores into weights, in place; those too small to have all digits into 0, if nothing depends on them.
 
     With such numbers some processors take a hundred times as long, and where scores differ much, they are many. Some
-    rows show whether there are. Where values are of like magnitudes, keys of larger weights outweigh them all.
+    rows show whether there are. Where values are of like magnitudes, keys of larger weights outweigh them all, so it
+    does not matter either that weights below 2^-103 are rounded to multiples of 2^-126 (or so, in float32).
     """
     limits = np.finfo(scores.dtype)
     looked_at = scores[..., ::_ROWS_A_LOOK, :]

@@ -20,7 +20,7 @@ __all__ = ["Booleans", "Coverage", "Integers", "Mask", "merged"]
 Integers = npt.NDArray[np.int64]
 Booleans = npt.NDArray[np.bool_]
 
-_AREA = 1 << 16  # pairs that are looked at together: little enough to be counted with what never grows
+_AREA = 1 << 16  # pairs that are looked at together, which plans count for each thread
 _SEGMENTS = 1 << 13  # rows by segments that are, which takes a handful of 64 KiB
 _AT_FIRST = 1 << 12  # pairs that are evaluated first: most rectangles that are seen in part show it early
 _EVALUATED = 1 << 22  # pairs of all heads that a rectangle may have, to be evaluated before it is computed

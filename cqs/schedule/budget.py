@@ -19,7 +19,7 @@ from cqs.quorum.finite_field import prime_power
 from cqs.schedule.cost import Rates, Run
 from cqs.schedule.grain import Grain, Setting, n_head_blocks
 from cqs.schedule.memory import footprint
-from cqs.schedule.sizes import bounded_sizes, heaviest_rows, result_dtype, rows_pending, tiles_of_task
+from cqs.schedule.sizes import bounded_sizes, heaviest_rows, n_tiles_of_task, result_dtype, rows_pending
 from cqs.schedule.traffic import TaskReads, Traffic, estimated_reads, traffic
 from cqs.units import format_bytes, plural
 
@@ -89,7 +89,7 @@ class Candidate:
             flops, moved, self.workers, blocks, reads, self.setting,
             is_streamed=self.grain.keys is not None, is_summed=self._rows_pending(problem) > 0,
             heaviest=heaviest_rows(problem, self.strategy, self.grain, self.setting),
-            tiles=tiles_of_task(self.strategy, self.workers),
+            n_tiles=n_tiles_of_task(self.strategy, self.workers),
         )  # fmt: skip
         return run.seconds(rates)
 

@@ -74,7 +74,7 @@ class Run:
         Whether results are added to each other.
     heaviest : float
         What the heaviest task computes, as a multiple of the mean.
-    tiles : int
+    n_tiles : int
         Of a task, before the mask.
     """
 
@@ -87,7 +87,7 @@ class Run:
     is_streamed: bool
     is_summed: bool
     heaviest: float
-    tiles: int
+    n_tiles: int
 
     def seconds(self, rates: Rates) -> float:
         """Predict the time of a run that computes while it reads."""
@@ -99,8 +99,8 @@ class Run:
 
     @property
     def _making(self) -> float:
-        """The time that a task takes, whatever its size."""
-        return _TASK_SECONDS + self.tiles * _TILE_SECONDS
+        """Seconds that it takes to make a task and hand it on, whatever is computed."""
+        return _TASK_SECONDS + self.n_tiles * _TILE_SECONDS
 
     def _here(self, rates: Rates) -> float:
         """Predict it where tasks share one processor, and write in between."""

@@ -16,7 +16,7 @@ _LEAST_AREA = 1 << 17  # scores of a head that keep a GPU's matrix units busy; w
 _ROWS_IN_ALL = 1 << 14  # rows of all heads: as many 128 x 128 tiles of the result as an H200 has multiprocessors
 _LEAST_ROWS, _LEAST_COLUMNS, _MOST_COLUMNS = 256, 1024, 8192
 _PITCH = 32  # scores; rows begin at multiples of 128 bytes
-SCORE_COPIES = 6  # blocks that changing scores takes, beyond the block itself: softcap, and distances in int64
+SCORE_COPIES = 6  # blocks that changing scores takes, beyond the block itself: softcap, distances, a `score_mod`
 _ALLOCATIONS, _GRANULE = 16, 512  # arrays that a call makes, and what CuPy's pool rounds each up to
 
 

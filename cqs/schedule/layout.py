@@ -52,7 +52,7 @@ class QuorumLayout:
         return self.quorums.modulus
 
     def strips(self, i: int) -> Iterator[Strip]:
-        """Return the W tiles of worker i. O(W log W)."""
+        """Return the strips of worker i, which have W tiles. O(W log W)."""
         held = {g: group(g, self.n_tasks, self.n_tokens) for g in self.quorums.quorum(i)}
         of_queries = groupby(self.quorums.tiles(i), key=itemgetter(0))
         return (Strip(held[g], tuple(held[h] for _, h in tiles)) for g, tiles in of_queries)
@@ -88,7 +88,7 @@ class BalancedLayout:
         return self.quorums.modulus
 
     def strips(self, i: int) -> Iterator[Strip]:
-        """Return the tiles of worker i, whole ones and parts. O(W^2)."""
+        """Return the strips of worker i, of whole tiles and parts. O(W^2)."""
         of_queries = groupby(self._assignment.tiles(i), key=lambda tile: tile.query)
         return (Strip(query, tuple(tile.key for tile in tiles)) for query, tiles in of_queries)
 
@@ -138,7 +138,7 @@ class GridLayout:
         return min(max(wanted, 1), W)
 
     def strips(self, i: int) -> Iterator[Strip]:
-        """Return the one rectangle of task i."""
+        """Return the one rectangle of task i, a strip of one tile."""
         rows, first, last = self._row(i)
         yield Strip(rows, (group(i - first, last - first, self.n_keys),))
 
@@ -169,7 +169,7 @@ class RingLayout:
     n_tasks: int
 
     def strips(self, i: int) -> Iterator[Strip]:
-        """Return the row of tiles of worker i."""
+        """Return the one strip of worker i: its row of tiles."""
         rows = group(i, self.n_tasks, self.n_queries)
         yield Strip(rows, tuple(group(j, self.n_tasks, self.n_keys) for j in range(self.n_tasks)))
 
@@ -192,7 +192,7 @@ class TreeLayout:
     n_tasks: int
 
     def strips(self, i: int) -> Iterator[Strip]:
-        """Return the column of worker i, as one tile."""
+        """Return the column of worker i, a strip of one tile."""
         yield Strip(group(0, 1, self.n_queries), (group(i, self.n_tasks, self.n_keys),))
 
     def completes(self, i: int) -> range:

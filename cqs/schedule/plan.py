@@ -22,9 +22,9 @@ from cqs.schedule.sizes import (
     bounded_sizes,
     counted_sizes,
     heaviest_rows,
+    n_tiles_of_task,
     result_dtype,
     rows_pending,
-    tiles_of_task,
 )
 from cqs.schedule.task import Read, Task, reads
 from cqs.schedule.traffic import TaskReads, Traffic, estimated_reads, reads_of, traffic
@@ -177,7 +177,7 @@ class Plan:
             p.flops(p.n_pairs), self.traffic, self.workers, blocks, _reads(self), self.setting,
             is_streamed=self.grain.keys is not None, is_summed=not self.completes_each,
             heaviest=heaviest_rows(p, self.strategy, self.grain, self.setting),
-            tiles=tiles_of_task(self.strategy, self.workers),
+            n_tiles=n_tiles_of_task(self.strategy, self.workers),
         )  # fmt: skip
         return run.seconds(rates)
 

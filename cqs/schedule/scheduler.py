@@ -103,7 +103,9 @@ class Scheduler:
             return _plan(problem, found.strategy, found.workers, found.grain, found.setting)
         strategy, grain = strategies[0], Grain(block_bytes=DEVICE_BLOCK_BYTES) if self.setting.is_for_gpu else Grain()
         n_cpus = 1 if self.setting.threads == self.setting.in_flight == 1 else None  # as where a GPU has the arrays
-        return _plan(problem, strategy, workers or default_workers(problem.n_queries, n_cpus), grain, self.setting)
+        workers = workers or default_workers(problem.n_queries, n_cpus)
+        setting = replace(self.setting, in_flight=1) if workers == 1 else self.setting  # one task waits for no other
+        return _plan(problem, strategy, workers, grain, setting)
 
     def alternatives(self, problem: AttentionProblem) -> dict[str, Plan | BudgetError]:
         """Return the plan of each strategy that could be taken, or the error that says why it could not."""

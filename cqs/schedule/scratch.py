@@ -37,7 +37,7 @@ _TOKEN_BYTES = 16  # of a row, if scores are changed: its token number, twice wh
 _UNIT_BYTES = 256  # of a unit of the NumPy kernel, as a Python object
 MOST_ITEMS = 2048  # blocks of heads in one table
 _MASK_COLUMNS = 128  # that a mask is evaluated for at a time
-_MASK_PAIRS = 1 << 16  # likewise, of one that is known only pair by pair
+_MASK_PAIRS = 1 << 16  # likewise, of one that is known only pair by pair: as many as masks take together
 _VECTORS = 10  # numbers a row: sums, maxima, divisors
 _HALF, _JOINED_BLOCKS, _CUDNN_WORKSPACE = 2, 32, 1 << 20  # bytes of a number, blocks, bytes: see `cqs.kernels.cudnn`
 MERGE_BLOCK = 1 << 18  # elements that a CPU merges at a time: they fit a core's cache
@@ -164,7 +164,7 @@ def scratch_bytes(kernel: str, call: CallShape, block_bytes: int = BLOCK_BYTES, 
     if kernel in ("numba", "numpy"):
         is_compiled = kernel == "numba" and call.itemsize == 4
         compiled = _numba(call, block_bytes, has_scores) if is_compiled else 0
-        is_numpy = not is_compiled or has_scores  # a `score_mod` is NumPy's in either
+        is_numpy = not is_compiled or has_scores  # which may be a `score_mod`, and that is NumPy's in either
         return max(compiled, _numpy(call, block_bytes, has_scores) if is_numpy else 0)
     if kernel == "gemm":
         return gemm_bytes(call, block_bytes, has_scores)
@@ -245,7 +245,7 @@ def _mask_bytes(call: CallShape, rows: int) -> int:
     if not call.is_masked:
         return 0
     pairs = rows * min(_MASK_COLUMNS, call.n_keys)
-    return 24 * (max(pairs, min(rows * call.n_keys, _MASK_PAIRS)) if call.is_evaluated else pairs)
+    return 24 * (max(pairs, min(call.n_queries * call.n_keys, _MASK_PAIRS)) if call.is_evaluated else pairs)
 
 
 def _carefully(call: CallShape, n_keys: int, block: int) -> int:
@@ -259,7 +259,8 @@ def _blockwise(call: CallShape, block_bytes: int, has_scores: bool) -> int:
     block = call.n_heads * rows * columns * call.itemsize
     queries = 2 * call.n_heads * rows * (call.width + 2 * call.value_width + _VECTORS) * call.itemsize
     keys = 2 * call.batch * call.kv_heads * columns * (call.width + 2 * call.value_width) * call.itemsize
-    mask = 3 * rows * columns * call.is_masked + rows * columns * 24 * call.is_masked
+    mask = 3 * rows * columns * call.is_masked
+    mask += max(_mask_bytes(call, rows), rows * columns * 24 * call.is_masked)
     return (5 + SCORE_COPIES * has_scores) * block + queries + keys + mask
 
 

@@ -16,9 +16,9 @@ __all__ = [
     "bounded_sizes",
     "counted_sizes",
     "heaviest_rows",
+    "n_tiles_of_task",
     "result_dtype",
     "rows_pending",
-    "tiles_of_task",
 ]
 
 MOST_PARTS = 64  # of a tile, that a mask leaves to be read
@@ -164,7 +164,7 @@ def result_dtype(problem: AttentionProblem, setting: Setting, rows_pending: int)
     return (setting.output_dtype or problem.dtype) if is_rounded else problem.accumulator_dtype
 
 
-def tiles_of_task(strategy: str, workers: int) -> int:
+def n_tiles_of_task(strategy: str, workers: int) -> int:
     """Return how many tiles a task has before the mask."""
     return workers if strategy in ("cqs", "ring") else 1
 

@@ -11,9 +11,10 @@ from numba.extending import register_jitable
 
 from cqs.kernels.compiled.reading import ROW, pack_queries, padded, read, readable, write
 from cqs.kernels.compiled.rounding import round_as_before, round_small_to_zero
-from cqs.kernels.compiled.scores import CHANGE_ITEMS, PLAIN_CHANGE_TYPE, Change
+from cqs.kernels.compiled.scores import CHANGE_ITEMS, PLAIN_CHANGE_TYPE
 from cqs.kernels.compiled.tiles import PANEL_TYPE, Keys, Panel, add_keys, fill, fold
 from cqs.kernels.compiled.vectors import ITEM, LANES, LIFT, all_less, any_less, compiled, load, spread, store
+from cqs.kernels.numba_scores import Change
 from cqs.kernels.numba_tables import BOUNDED
 from cqs.schedule import PANEL, TILE_KEYS
 
@@ -22,7 +23,7 @@ __all__ = ["attend", "padded", "room_sizes"]
 _FOLD_KEYS = 3072  # after which sums are put aside: a sum of few numbers, and of few such sums, is more exact
 _ZERO, _ONE, _NOTHING = np.float32(0), np.float32(1), np.float32(-np.inf)
 _LN2 = 0.6931471805599453
-_LIFT = np.float32(2.0**96)  # a result of this size makes small numbers 1
+_TO_ONE = np.float32(2.0**96)  # what makes 1 of a result that is barely not small
 _NOT_FINITE, _SMALL, _LARGE = 1, 2, 4  # what is found among results
 
 
@@ -54,7 +55,7 @@ def _divide(sums, out, width, total):
     for e in range(0, width, LANES):
         numbers = load(sums + e * ITEM) / divisor
         zero = zero + numbers * spread(_ZERO)
-        lifted = numbers * spread(_LIFT)
+        lifted = numbers * spread(_TO_ONE)
         squares = squares + lifted * lifted
         if e + LANES <= width:
             store(numbers, out + e * ITEM)
@@ -196,4 +197,4 @@ def attend(
             total = kept if is_kept else sums
             panel = _panel(n, n_wide, n_lanes, n_rows, depth, width, panels, total, kept, tops, own_tokens)
             found |= _write_rows(panel, batch * n_heads + head, first_row, factor, out, lse)
-        is_fit[item] = found in (0, _LARGE, _LARGE | _SMALL)
+        is_fit[item] = found & _NOT_FINITE == 0 and found != _SMALL

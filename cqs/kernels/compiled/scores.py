@@ -1,7 +1,5 @@
 """What is done to the scores of a tile before the mask: a soft cap, and what is added to them."""
 
-from typing import NamedTuple
-
 import numpy as np
 from numba import boolean, float32, int64, types, void
 
@@ -18,28 +16,15 @@ from cqs.kernels.compiled.vectors import (
     transpose,
     where_less,
 )
+from cqs.kernels.numba_scores import Change
 from cqs.schedule import PANEL, TILE_KEYS
 
-__all__ = ["CHANGE_ITEMS", "CHANGE_TYPE", "PLAIN_CHANGE_TYPE", "Change", "change_scores"]
+__all__ = ["CHANGE_ITEMS", "CHANGE_TYPE", "PLAIN_CHANGE_TYPE", "change_scores"]
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
-_TOKEN_BYTES = 8
+_TOKEN_BYTES = 8  # of a token number
 _KEYS_BYTES = TILE_KEYS * ITEM
 CHANGE_ITEMS = PANEL * (1 + TILE_KEYS) + LANES * LANES  # numbers that `change_scores` needs room for
-
-
-class Change(NamedTuple):
-    """What is done to the scores of one call."""
-
-    is_made: bool  # or products are weighed as they are
-    factor: float  # what products are multiplied by, to be scores
-    cap: float  # 0 for none
-    slope: float  # of what is subtracted, by the distance of query and key; 0 for nothing
-    offset: int  # how many tokens the first query is after the first key
-    bias: int  # address of what is added for the first query and key; 0 for nothing
-    bias_row: int  # bytes from query to query, 0 if they are alike
-    bias_item: int  # bytes from key to key
-    bias_kind: int  # its type
 
 
 _FIELDS = (boolean, float32, float32, float32, *[int64] * 5)
