@@ -33,7 +33,7 @@ def test_small_calls_in_many_threads_are_projected(n_threads: int, workers: int,
         ((2, 200_000, 2), cqs.masks.SlidingWindow(3, 3)),
         ((1, 100_000, 4), cqs.masks.Documents([2] * 50_000)),
     ],
-    ids=str,
+    ids=["entries", "heads", "window", "documents"],
 )
 def test_many_heads_and_many_rows_are_projected(shape: tuple[int, ...], mask, kernel: str) -> None:
     x = np.zeros(shape, np.float32)
@@ -49,12 +49,10 @@ def test_many_heads_and_many_rows_are_projected(shape: tuple[int, ...], mask, ke
 
 
 @pytest.mark.parametrize("kernel", ["numba", "numpy", "blockwise"])
-@pytest.mark.parametrize("softcap", [None, 2.0])
-@pytest.mark.parametrize("memory", ["3 MiB", "6 MiB"])
-def test_masks_that_are_known_pair_by_pair_are_projected(memory: str, softcap: float | None, kernel: str) -> None:
-    q = np.zeros((4, 2000, 32), np.float32)
+def test_masks_that_are_known_pair_by_pair_are_projected(kernel: str) -> None:
+    q = np.zeros((2, 1000, 32), np.float32)
     for function in (lambda b, h, i, j: (i + j) % 3 != 0, lambda b, h, i, j: i + j >= 0):
-        options = {"mask": cqs.masks.Predicate(function), "softcap": softcap, "kernel": kernel, "memory": memory}
+        options = {"mask": cqs.masks.Predicate(function), "softcap": 2.0, "kernel": kernel, "memory": "3 MiB"}
         options |= {"out": np.empty_like(q), "engine": LocalEngine(2)}
         cqs.attention(q[:, :9], q[:, :9], q[:, :9], **options | {"out": None})  # whatever is imported and compiled
         projected = cqs.plan(q, q, q, **options).projected_bytes
