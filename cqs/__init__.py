@@ -12,8 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cqs import engines, errors, events, kernels, masks, plot, quorum, scores, testing, trace, verify
-    from cqs.api import attention, plan
+    from cqs import engines, errors, events, jobs, kernels, masks, plot, quorum, scores, testing, trace, verify
+    from cqs.api import attention, plan, work
     from cqs.errors import CQSError
     from cqs.partial import Partial, merge
     from cqs.problem import AttentionProblem
@@ -47,6 +47,7 @@ __all__ = [
     "engines",
     "errors",
     "events",
+    "jobs",
     "kernels",
     "masks",
     "merge",
@@ -57,13 +58,27 @@ __all__ = [
     "testing",
     "trace",
     "verify",
+    "work",
 ]
 
 # Everything is imported when it is first asked for, so that `import cqs` alone costs next to nothing: the modules of
 # the same names as public ones, and these names from others.
-_MODULES = ("engines", "errors", "events", "kernels", "masks", "plot", "quorum", "scores", "testing", "trace", "verify")
+_MODULES = (
+    "engines",
+    "errors",
+    "events",
+    "jobs",
+    "kernels",
+    "masks",
+    "plot",
+    "quorum",
+    "scores",
+    "testing",
+    "trace",
+    "verify",
+)
 _FROM = {
-    "api": ("attention", "plan"),
+    "api": ("attention", "plan", "work"),
     "errors": ("CQSError",),
     "partial": ("Partial", "merge"),
     "problem": ("AttentionProblem",),

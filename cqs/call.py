@@ -1,9 +1,11 @@
 """One call made ready: everything is checked, inputs are open, the plan is made; nothing is computed or allocated."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from cqs.backend import (
@@ -12,7 +14,11 @@ from cqs.backend import (
     borrowed,
     refuse_gradients,
 )
+from cqs.checks import takes
 from cqs.engines import Engine
+from cqs.errors import OptionError
+from cqs.events import Emit
+from cqs.jobs import Job, ResumingEngine
 from cqs.kernels import Kernel
 from cqs.masks import Mask
 from cqs.placing import placed
@@ -22,6 +28,7 @@ from cqs.scores import ALiBi, Scores, checked_sink_logits
 from cqs.sources import InputSource, Sink, Target, like_of, open_inputs, open_output, refuse_overlap
 from cqs.types import Array
 from cqs.units import parse_bytes
+from cqs.worker import Worker
 
 __all__ = ["Call", "finishing", "ready"]
 
@@ -48,6 +55,8 @@ class Call:
         What takes part in every softmax and has no value.
     hand_out : function
         Gives a result the library that the caller has.
+    job : Job or None
+        What keeps results of tasks.
     """
 
     plan: Plan
@@ -58,6 +67,11 @@ class Call:
     scores: Scores | None
     sink_logits: Array | None
     hand_out: Callable[[Array], Array]
+    job: Job | None = None
+
+    def worker(self, emit: Emit) -> Worker:
+        """Return what runs its tasks."""
+        return Worker(self.plan.problem, self.source, self.kernel.attend, self.scores, self.plan.grain, emit)
 
 
 @contextmanager
@@ -82,6 +96,7 @@ def ready(
     strategy: str,
     return_lse: bool,
     out: Any,
+    job: Any = None,
 ) -> Iterator[Call]:
     """Check the arguments of `cqs.attention`, which see, and give them as a `Call`; close files at the end."""
     refuse_gradients(q=q, k=k, v=v, bias=bias, sink_logits=sink_logits, out=out)
@@ -97,6 +112,8 @@ def ready(
         held.enter_context(arrays_device(like, None if memory is None else parse_bytes("memory", memory)))
         scores = Scores.of(problem, like, softcap, bias, score_mod)
         logits = None if sink_logits is None else checked_sink_logits(sink_logits, problem, like=like)
+        kept = None if job is None else Job.of(job, problem, scores, source)
+        kernel = kernel if kept is None else kept.kernel(kernel)
         place = placed(
             problem, source, backend=backend, devices=devices, kernel=kernel, engine=engine, memory=memory,
             has_scores=scores is not None, has_sink_logits=logits is not None,
@@ -112,10 +129,24 @@ def ready(
             output=target.kind,
             output_dtype=target.dtype,
             keeps_lse=return_lse,
+            keeps_results=kept is not None,
             read_bytes=place.setting.read_bytes + target.write_bytes,
         )
-        plan = Scheduler(workers, strategy, place.memory, setting).plan(problem)
-        yield Call(plan, source, target, place.kernel, place.engine, scores, logits, hand_out)
+        scheduler = Scheduler(workers, strategy, place.memory, setting)
+        if kept is None:
+            plan, runner = scheduler.plan(problem), place.engine
+        else:
+            _check_keeping(kept, place.engine, out)
+            plan, runner = kept.plan(scheduler, problem), ResumingEngine(place.engine, kept)
+        yield Call(plan, source, target, place.kernel, runner, scores, logits, hand_out, kept)
+
+
+def _check_keeping(job: Job, engine: Engine, out: Any) -> None:
+    if not takes(engine.run, 4):
+        rule, remedy = "run some tasks of a plan, where results are kept", "let `run` take `tasks`, see `cqs.engines`"
+        raise OptionError.of("engine", rule, f"{type(engine).__name__}, which only runs all", remedy)
+    if isinstance(out, str | os.PathLike) and Path(os.path.realpath(out)) == job.directory.path:
+        raise OptionError.of("job", "not be `out`", os.fspath(out), "give a directory of its own")
 
 
 @contextmanager

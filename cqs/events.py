@@ -13,7 +13,9 @@ __all__ = [
     "DeviceBusy",
     "Emit",
     "Event",
+    "ResultLoaded",
     "ResultMerged",
+    "ResultSaved",
     "TaskDone",
     "TaskRetried",
     "TaskStarted",
@@ -181,6 +183,42 @@ class ResultMerged(Event):
 
     n_bytes: int
     spilled_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultSaved(Event):
+    """The result of a task was written to the directory of a job.
+
+    Parameters
+    ----------
+    n_bytes : int
+        How much.
+    """
+
+    n_bytes: int
+
+    @property
+    def name(self) -> str:
+        """Whose result."""
+        return f"keep {self.task}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultLoaded(Event):
+    """The result of a task that an earlier run has kept was read from the directory of a job.
+
+    Parameters
+    ----------
+    n_bytes : int
+        How much.
+    """
+
+    n_bytes: int
+
+    @property
+    def name(self) -> str:
+        """Whose result."""
+        return f"resume {self.task}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

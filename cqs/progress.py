@@ -8,8 +8,8 @@ from time import perf_counter
 from typing import Any, Protocol, TypeAlias
 
 from cqs.errors import OptionError
-from cqs.events import Emit, Event, TileDone
-from cqs.schedule import Plan
+from cqs.events import Emit, Event, ResultLoaded, TileDone
+from cqs.schedule import Plan, Task
 from cqs.schedule.grain import head_block
 from cqs.units import format_count
 
@@ -27,8 +27,8 @@ class Report(Protocol):
     def emit(self) -> Emit:
         """What is to be told of events, if anything."""
 
-    def start(self, plan: Plan) -> None:
-        """Be told what will be done."""
+    def start(self, plan: Plan, n_tasks: int | None = None) -> None:
+        """Be told what will be done: all tasks of a plan, or so many of them."""
 
     def __call__(self, done: int, total: int) -> None:
         """Be told that so many tasks of so many in all are done."""
@@ -45,7 +45,7 @@ class _Told:
     call: Callable[[int, int], None]
     emit: Emit
 
-    def start(self, plan: Plan) -> None:
+    def start(self, plan: Plan, n_tasks: int | None = None) -> None:
         """Do nothing."""
 
     def __call__(self, done: int, total: int) -> None:
@@ -93,21 +93,24 @@ class RunBar:
         self._lock = threading.Lock()
         self._work: _Work | None = None
         self._tasks = ""
-        self._done = 0
+        self._done = self._resumed = 0
         self._started = self._shown = perf_counter()
 
-    def start(self, plan: Plan) -> None:
+    def start(self, plan: Plan, n_tasks: int | None = None) -> None:
         """Take note of how much there is to do, and begin to count time."""
-        self._work = _Work.of(plan)
-        self._tasks = f"0/{len(plan):,} tasks"
-        self._done, self._started = 0, perf_counter()
+        n_tasks = len(plan) if n_tasks is None else n_tasks
+        self._work = _Work.of(plan, n_tasks)
+        self._tasks = f"0/{n_tasks:,} tasks"
+        self._done, self._resumed, self._started = 0, 0, perf_counter()
         self._bar.reset(self._row, total=max(self._work.total, 1), tasks=self._tasks, rate="")
 
     def emit(self, event: Event) -> None:
-        """Move on by what a kernel call computed, and pass the event on."""
-        if isinstance(event, TileDone) and self._work is not None:
+        """Move on by what a kernel call computed, or an earlier run, and pass the event on."""
+        if isinstance(event, TileDone | ResultLoaded) and self._work is not None:
+            done = self._work.of_call(event) if isinstance(event, TileDone) else self._work.of_task(event.task)
             with self._lock:
-                self._done = min(self._done + self._work.of_call(event), self._work.total)
+                self._done = min(self._done + done, self._work.total)
+                self._resumed += done if isinstance(event, ResultLoaded) else 0
             self._show()
         if self.listener is not None:
             self.listener(event)
@@ -126,7 +129,7 @@ class RunBar:
             if self._work is None or (now - self._shown < _LEAST_SECONDS and not is_last):
                 return
             self._shown, done, tasks = now, self._done, self._tasks
-            rate = done * self._work.flops / max(self._work.total, 1) / max(now - self._started, 1e-9)
+            rate = (done - self._resumed) * self._work.flops / max(self._work.total, 1) / max(now - self._started, 1e-9)
         completed = max(done, 1) if is_last else done
         self._bar.update(self._row, completed=completed, tasks=tasks, rate=f"{format_count(rate)}FLOP/s")
 
@@ -140,24 +143,32 @@ class _Work:
     flops: int
 
     @classmethod
-    def of(cls, plan: Plan) -> "_Work":
-        """Count the tasks, or if they are very many some that are spread evenly."""
+    def of(cls, plan: Plan, n_tasks: int) -> "_Work":
+        """Count the tasks, or if they are very many some that are spread evenly, and take the share of so many."""
         p, W = plan.problem, plan.workers
         chosen = range(W) if W <= _MOST_COUNTED else [(2 * i + 1) * W // (2 * _SAMPLE) for i in range(_SAMPLE)]
-        area = sum(
-            sum(len(strip.query) for strip in bundle.strips) * sum(map(len, bundle.keys))
-            for i in chosen
-            for bundle in plan.task(i).bundles
-        )
+        area = sum(_area(plan.task(i)) for i in chosen)
         total = area * W // len(chosen) * p.n_batch_heads
         is_counted = p.mask.hides_nothing or p.mask.has_edges  # else counting evaluates the mask pair by pair
-        return cls(plan, total, p.flops(p.n_pairs) if is_counted else 2 * total * (p.width + p.value_width))
+        flops = p.flops(p.n_pairs) if is_counted else 2 * total * (p.width + p.value_width)
+        n = max(len(plan), 1)
+        return cls(plan, total * n_tasks // n, flops * n_tasks // n)
 
     def of_call(self, event: TileDone) -> int:
         """Return the pairs of one kernel call."""
-        heads = head_block(self.plan.problem, self.plan.grain.kv_heads, event.task // self.plan.workers)
-        n_heads = self.plan.problem.n_batch_heads if heads is None else len(heads.queries)
-        return event.n_rows * event.n_columns * n_heads
+        return event.n_rows * event.n_columns * self._n_heads(event.task)
+
+    def of_task(self, i: int) -> int:
+        """Return the pairs of all kernel calls of a task."""
+        return _area(self.plan.task(i)) * self._n_heads(i)
+
+    def _n_heads(self, i: int) -> int:
+        heads = head_block(self.plan.problem, self.plan.grain.kv_heads, i // self.plan.workers)
+        return self.plan.problem.n_batch_heads if heads is None else len(heads.queries)
+
+
+def _area(task: Task) -> int:
+    return sum(sum(len(strip.query) for strip in bundle.strips) * sum(map(len, bundle.keys)) for bundle in task.bundles)
 
 
 @contextmanager

@@ -18,7 +18,9 @@ from cqs.events import (
     BytesWritten,
     DeviceBusy,
     Event,
+    ResultLoaded,
     ResultMerged,
+    ResultSaved,
     TaskDone,
     TaskRetried,
     TaskStarted,
@@ -34,7 +36,7 @@ _PID = 1  # all lanes are shown together, whatever process they were in
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What the events of a run come to. The bytes are those that `Plan.traffic` predicts, by the same names.
+    """What the events of a run come to. Bytes that `Plan.traffic` predicts have the same names there.
 
     Parameters
     ----------
@@ -48,6 +50,8 @@ class Counters:
         Bytes written to and read from a scratch file.
     written : int
         Bytes of the output.
+    saved, loaded : int
+        Bytes of results written to, and read from, the directory of a job.
     """
 
     n_tasks: int = 0
@@ -57,6 +61,8 @@ class Counters:
     results: int = 0
     spilled: int = 0
     written: int = 0
+    saved: int = 0
+    loaded: int = 0
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> Self:
@@ -81,6 +87,10 @@ def _counts(event: Event) -> Iterable[tuple[str, int]]:
             return (("n_retries", 1),)
         case ResultMerged():
             return ("results", event.n_bytes), ("spilled", event.spilled_bytes)
+        case ResultSaved():
+            return (("saved", event.n_bytes),)
+        case ResultLoaded():
+            return (("loaded", event.n_bytes),)
         case BytesWritten():
             return ("written", event.n_bytes), ("spilled", event.spilled_bytes)
     return ()

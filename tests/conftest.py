@@ -83,6 +83,12 @@ def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """Where a job may keep its results."""
+    return tmp_path / "run.job"
+
+
+@pytest.fixture
 def qkv(tmp_path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Grouped-query arrays, saved as .npy files and as one .npz."""
     rng = np.random.default_rng(5)

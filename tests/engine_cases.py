@@ -1,6 +1,7 @@
 """Problems, executors and sources for the tests of engines."""
 
 import random
+from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import cache
@@ -88,11 +89,11 @@ class ShuffledEngine:
 
     seed: int
 
-    def run(self, plan: Plan, worker: Worker, accept: Accept) -> None:
-        tasks = list(plan.tasks())
-        random.Random(self.seed).shuffle(tasks)
-        for task in tasks:
-            accept(worker.run(task))
+    def run(self, plan: Plan, worker: Worker, accept: Accept, tasks: Sequence[int] | None = None) -> None:
+        indices = list(range(len(plan)) if tasks is None else tasks)
+        random.Random(self.seed).shuffle(indices)
+        for i in indices:
+            accept(worker.run(plan.task(i)))
 
 
 def results_of(engine: Any, **options: Any) -> list[TaskResult]:

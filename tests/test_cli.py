@@ -43,7 +43,7 @@ def test_usage_errors_are_one_line(cli: Run, line: str) -> None:
     ("line", "said"),
     [
         ("rn q.npy", "`rn` is no command; did you mean run?\n"),
-        ("frobnicate", "`frobnicate` is no command; there are demo, run, plan, verify, quorum, doctor\n"),
+        ("frobnicate", "`frobnicate` is no command; there are demo, run, job, plan, verify, quorum, doctor\n"),
         ("--frobnicate", "`--frobnicate` is not for `cqs`; see `cqs --help`\n"),
         (
             "run a b c -o d --workerz=3",

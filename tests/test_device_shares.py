@@ -55,7 +55,7 @@ def test_a_slow_device_computes_fewer_tasks(inputs: dict[str, list[Any]], where:
 @pytest.mark.parametrize(("n_tasks", "n_devices", "most"), [(2, 2, 1), (4, 2, 2), (3, 3, 1), (8, 3, 3), (24, 3, 8)])
 def test_no_device_draws_ahead_what_another_would_begin(n_tasks: int, n_devices: int, most: int) -> None:
     plan = cqs.plan(*[(1, 1000, 8)] * 3, workers=n_tasks, strategy="tiles")
-    drawn = _Drawn(plan, n_devices)
+    drawn = _Drawn(plan, range(len(plan)), n_devices)
     shares = [drawn.share() for _ in range(n_devices)]
     tasks = [share.tasks() for share in shares]
     reads = [share.reads_so_far() for share in shares]
@@ -95,20 +95,20 @@ def test_results_are_dropped_once_nothing_is_passed_on_any_more() -> None:
     passed: list[TaskResult] = []
     plan = cqs.plan((1, 70, 8), (1, 70, 8), (1, 70, 8), workers=7)
     results = [TaskResult(plan.task(i), ()) for i in range(4)]
-    turns = Turns(passed.append, most_ahead=10)
-    turns.add(0, results[0])
-    turns.add(2, results[2])
+    turns = Turns(passed.append, range(7), most_ahead=10)
+    turns.add(results[0])
+    turns.add(results[2])
     turns.close()
-    turns.add(1, results[1])
-    turns.add(3, results[3])
+    turns.add(results[1])
+    turns.add(results[3])
     assert passed == results[:1]
     assert not turns._waiting
 
 
 def test_a_thread_that_is_too_far_ahead_goes_on_when_the_turns_are_closed() -> None:
-    turns = Turns(lambda result: None, most_ahead=1)
+    turns = Turns(lambda result: None, range(7), most_ahead=1)
     plan = cqs.plan((1, 70, 8), (1, 70, 8), (1, 70, 8), workers=7)
-    waiting = threading.Thread(target=turns.add, args=(5, TaskResult(plan.task(5), ())))
+    waiting = threading.Thread(target=turns.add, args=(TaskResult(plan.task(5), ()),))
     waiting.start()
     waiting.join(0.05)
     assert waiting.is_alive()

@@ -29,6 +29,7 @@ LAYERS = (
     ("sums",),
     ("tiler",),
     ("engines",),
+    ("jobs",),
     ("progress", "trace", "oracle", "adversarial", "verify", "testing", "plot"),
     ("placing",),
     ("call",),

@@ -1,6 +1,7 @@
 """Bars and reports: they move within a task, know rate and end, and cost nothing where nobody looks."""
 
 import io
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,14 @@ def test_a_bar_in_a_terminal_shows_rate_and_remaining_time(monkeypatch: pytest.M
     assert "13/13 tasks" in written.getvalue()
     assert "FLOP/s" in written.getvalue()
     assert ":" in written.getvalue()  # time
+
+
+@pytest.mark.parametrize("call", ["attention", "work"])
+def test_the_bar_of_a_job_counts_what_is_kept(
+    qkv: Sequence[np.ndarray], job: Path, call: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cqs.work(*qkv, workers=13, job=job, tasks=range(5))
+    getattr(cqs, call)(*qkv, job=job, progress=True)
+    said = capsys.readouterr().err
+    assert "100%" in said
+    assert ("13/13 tasks" if call == "attention" else "8/8 tasks") in said

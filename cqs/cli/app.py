@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Never
 
 import cqs
-from cqs.cli import demo, doctor, plan, quorum, run, verify
+from cqs.cli import demo, doctor, job, plan, quorum, run, verify
 from cqs.cli.options import Arguments
 from cqs.cli.wording import in_options, near
 from cqs.errors import CQSError, OptionError
@@ -20,6 +20,7 @@ _EXAMPLES = """\
 examples:
   cqs demo                                   try it on real data
   cqs run q.npy k.npy v.npy -o out.npy       arrays are (heads, tokens, width)
+  cqs job run.job                            see how far `cqs run --job run.job` has come
   cqs verify q.npy k.npy v.npy out.npy       check it in float64
   cqs plan --tokens 1e6 --heads 8 --dim 64   see what a run would do
   cqs quorum 13                              see who holds and who owns what
@@ -27,7 +28,7 @@ examples:
 `cqs COMMAND --help` says more.
 Exit codes: 0 done, 1 a check failed, 2 wrong input, 130 interrupted.
 """
-_COMMANDS = (demo, run, plan, verify, quorum, doctor)
+_COMMANDS = (demo, run, job, plan, verify, quorum, doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ _END_BAR = "\r\x1b[2K\x1b[?25h"  # clear the line that a progress bar is in, and
 
 
 @contextmanager
-def ending_at_once(outputs: Sequence[Path] = ()) -> Iterator[None]:
+def ending_at_once(outputs: Sequence[Path] = (), job: str | None = None) -> Iterator[None]:
     """End the process at the first Ctrl-C or SIGTERM while inside, and say which outputs are left unfinished.
 
     An exception would have to wait for threads in the middle of a kernel call, which may take a minute. Nothing has to
@@ -26,6 +26,8 @@ def ending_at_once(outputs: Sequence[Path] = ()) -> Iterator[None]:
     ----------
     outputs : sequence of Path
         Those that are being written.
+    job : str, optional
+        The directory that results of tasks are kept in.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -35,6 +37,7 @@ def ending_at_once(outputs: Sequence[Path] = ()) -> Iterator[None]:
         names = [f"{path.name}.unfinished" for path in outputs]
         left = [name for path, name in zip(outputs, names, strict=True) if path.with_name(name).exists()]
         kept = f"; what there is of the output is kept as {' and '.join(left)}: {_END}" if left else ""
+        kept += "" if job is None else f"; results are kept in {job}, and the same command goes on from there"
         os.write(_STDERR, f"{_END_BAR if os.isatty(_STDERR) else ''}cqs: interrupted{kept}\n".encode())
         os._exit(128 + number)
 

@@ -8,7 +8,10 @@ from typing import Any
 from cqs.engines import LocalEngine
 from cqs.errors import OptionError
 
-__all__ = ["Arguments", "Parsers", "add_command", "add_common", "engine_of", "numbers", "path", "rate", "real", "whole"]
+__all__ = [
+    "Arguments", "Parsers", "add_command", "add_common", "engine_of", "numbers", "path", "rate", "real", "tasks",
+    "whole",
+]  # fmt: skip
 
 Arguments = argparse.Namespace
 Parsers = Any  # what `add_subparsers` returns has no public name
@@ -52,6 +55,25 @@ def numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be numbers such as 0,1, got {text!r}") from None
+
+
+def tasks(text: str) -> slice | list[int]:
+    """Read which tasks are meant: numbers, or a slice as Python has it.
+
+    >>> tasks("4,7"), tasks("3::64")
+    ([4, 7], slice(3, None, 64))
+    """
+    parts = text.split(":")
+    try:
+        if len(parts) == 1:
+            return numbers(text)
+        chosen = slice(*(int(part) if part else None for part in parts))
+        range(1)[chosen]  # of steps of 0, and of more than three parts, there is nothing
+    except (ValueError, TypeError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(
+            f"must be numbers such as 4,7 or a slice such as 3::64, got {text!r}"
+        ) from None
+    return chosen
 
 
 def whole(text: str) -> int:
@@ -102,6 +124,7 @@ _COMMON: dict[str, dict[str, Any]] = {
     "backend": {"metavar": "NAME", "help": "numpy (default), or cupy, which computes on a GPU"},
     "devices": {"type": numbers, "metavar": "N,N...", "help": "which GPUs, such as 0,1; by default the first"},
     "threads": {"type": whole, "metavar": "N", "help": "threads to compute on; by default one a CPU"},
+    "job": {"type": path, "metavar": "DIR", "help": "keep the results of tasks there, and go on from those it has"},
     "json": {"action": "store_true", "help": "print one JSON object in place of the table"},
 }
 

@@ -10,8 +10,8 @@ __all__ = ["in_options", "near"]
 _OPTIONS = {"is_causal": "--causal", "n_rows": "--rows", "out": "-o", "sink_logits": "--sink-logits"} | {
     name: f"--{name}"
     for name in (
-        "backend", "bias", "devices", "dtype", "kernel", "mask", "memory", "scale", "seed", "softcap", "strategy",
-        "threads", "workers",
+        "backend", "bias", "devices", "dtype", "job", "kernel", "mask", "memory", "scale", "seed", "softcap",
+        "strategy", "tasks", "threads", "workers",
     )
 }  # fmt: skip
 _NAMED = re.compile(r"`(\w+)=?`")

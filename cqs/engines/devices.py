@@ -2,7 +2,7 @@
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,9 +43,9 @@ class DeviceEngine:
         if not self.devices:
             raise OptionError.of("devices", "name at least one device", "none", "leave it out for the first GPU")
 
-    def run(self, plan: Plan, worker: Worker, accept: Accept) -> None:
+    def run(self, plan: Plan, worker: Worker, accept: Accept, tasks: Sequence[int] | None = None) -> None:
         """Pass on results in the plan's order, in the memory of the machine, unless their sums stay on the device."""
-        drawn = _Drawn(plan, len(self.devices))
+        drawn = _Drawn(plan, range(len(plan)) if tasks is None else tasks, len(self.devices))
         if len(self.devices) == 1:
             self._run_on(self.devices[0], self.devices[0].name, drawn, worker, accept)
         else:
@@ -53,13 +53,13 @@ class DeviceEngine:
 
     def _run_on_all(self, drawn: "_Drawn", worker: Worker, accept: Accept) -> None:
         """Give each device a thread; the results come in the plan's order."""
-        turns, stop = Turns(accept, most_ahead=2 * len(self.devices)), threading.Event()
+        turns, stop = Turns(accept, drawn.tasks, most_ahead=2 * len(self.devices)), threading.Event()
         failures: list[BaseException] = []
 
         def work(device: Device, name: str) -> None:
             try:
                 with stopped_by(stop), quiet_floats():
-                    self._run_on(device, name, drawn, worker, lambda result: turns.add(result.task.index, result))
+                    self._run_on(device, name, drawn, worker, turns.add)
             except BaseException as error:
                 failures.append(error)
                 drawn.close()
@@ -166,8 +166,9 @@ class _Return:
 class _Drawn:
     """The list of tasks that devices draw from, each a little ahead of what it computes."""
 
-    def __init__(self, plan: Plan, n_devices: int) -> None:
+    def __init__(self, plan: Plan, tasks: Sequence[int], n_devices: int) -> None:
         self.plan = plan
+        self.tasks = tasks
         self.is_closed = False
         self._n_devices = n_devices
         self._n_drawn = 0
@@ -176,16 +177,16 @@ class _Drawn:
     def next(self) -> int | None:
         """Draw a task; None if there are no more."""
         with self._lock:
-            if self.is_closed or self._n_drawn == len(self.plan):
+            if self.is_closed or self._n_drawn == len(self.tasks):
                 return None
             self._n_drawn += 1
-            return self._n_drawn - 1
+            return self.tasks[self._n_drawn - 1]
 
     def may_draw(self, n_ahead: int) -> bool:
         """Whether a device may draw its so-manyth task beyond the one it computes: if the others find as many."""
         if self._n_devices == 1:
             return True
-        return n_ahead <= _MOST_AHEAD and len(self.plan) - self._n_drawn >= n_ahead * self._n_devices
+        return n_ahead <= _MOST_AHEAD and len(self.tasks) - self._n_drawn >= n_ahead * self._n_devices
 
     def close(self) -> None:
         """Let nobody draw any more, nor begin what was drawn."""

@@ -3,7 +3,7 @@
 import re
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,8 +25,20 @@ __all__ = ["Accept", "Engine", "ExecutorEngine", "LocalEngine", "as_engine", "co
 class Engine(Protocol):
     """Anything that runs the tasks of a plan."""
 
-    def run(self, plan: Plan, worker: Worker, accept: Accept) -> None:
-        """Run every task once and pass each result to `accept`, one at a time, in any order and from any thread."""
+    def run(self, plan: Plan, worker: Worker, accept: Accept, tasks: Sequence[int] | None = None) -> None:
+        """Run tasks once and pass each result to `accept`, one at a time, in any order and from any thread.
+
+        Parameters
+        ----------
+        plan : Plan
+            What the tasks are of.
+        worker : Worker
+            Runs one of them.
+        accept : function
+            Takes one result.
+        tasks : sequence of int, optional
+            Which tasks, in increasing order; by default all.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +56,25 @@ class LocalEngine:
     def __post_init__(self) -> None:
         object.__setattr__(self, "threads", whole_number("threads", self.threads, 1, "leave it out for one a CPU"))
 
-    def run(self, plan: Plan, worker: Worker, accept: Accept) -> None:
+    def run(self, plan: Plan, worker: Worker, accept: Accept, tasks: Sequence[int] | None = None) -> None:
         """Pass on results in the plan's order, holding at most two for each thread.
 
         If the plan has one task in flight, each runs on all threads, while the next inputs are read. Else as many tasks
         as can be divided evenly run one to a thread, and the thread that completes the order passes the results on: no
         thread has to wake another. Each of the rest runs on all threads.
         """
+        tasks = range(len(plan)) if tasks is None else tasks
         if plan.setting.in_flight == 1:
-            self._one_by_one(plan, worker, accept)
+            self._one_by_one(plan, worker, accept, tasks)
             return
-        n_alone = len(plan) - len(plan) % self.threads if self.threads > 1 else 0
-        turns = Turns(accept, most_ahead=self.threads)
+        n_alone = len(tasks) - len(tasks) % self.threads if self.threads > 1 else 0
+        turns = Turns(accept, tasks, most_ahead=self.threads)
         stop = threading.Event()
 
         def work(i: int, _: object) -> None:
             try:
                 with stopped_by(stop):
-                    turns.add(i, worker.run(plan.task(i)))
+                    turns.add(worker.run(plan.task(i)))
             except BaseException:
                 turns.close()
                 raise
@@ -69,24 +82,24 @@ class LocalEngine:
         with compute_threads():
             own = Threads()  # a source may itself call `attention`, whose kernels must not wait for these
             try:
-                own.share(range(n_alone), work, self.threads)
+                own.share(tasks[:n_alone], work, self.threads)
             finally:
                 stop.set()
                 turns.close()
                 own.shutdown()
-            for i in range(n_alone, len(plan)):
+            for i in tasks[n_alone:]:
                 accept(worker.run(plan.task(i), self.threads))
 
-    def _one_by_one(self, plan: Plan, worker: Worker, accept: Accept) -> None:
+    def _one_by_one(self, plan: Plan, worker: Worker, accept: Accept, tasks: Sequence[int]) -> None:
         """Run each task on all threads; inputs that are read into memory are read ahead."""
         threads = min(self.threads, plan.setting.threads)
         with compute_threads(), ExitStack() as reading:
             feed: Feed | None = None
             if plan.setting.is_staged:
-                ahead = ReadAhead(worker.source, plan.reads(), plan.footprint.inputs, worker.emit)
+                ahead = ReadAhead(worker.source, plan.reads(tasks), plan.footprint.inputs, worker.emit)
                 feed = reading.enter_context(ahead.running())
-            for task in plan.tasks():
-                accept(worker.run(task, threads, feed))
+            for i in tasks:
+                accept(worker.run(plan.task(i), threads, feed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +126,7 @@ class ExecutorEngine:
         remedy = "leave it out for two a CPU"
         object.__setattr__(self, "in_flight", whole_number("in_flight", self.in_flight, 1, remedy))
 
-    def run(self, plan: Plan, worker: Worker, accept: Accept) -> None:
+    def run(self, plan: Plan, worker: Worker, accept: Accept, tasks: Sequence[int] | None = None) -> None:
         """Pass on results in the plan's order, and what happened in a task when it is done."""
         pending: deque[Future[TaskResult]] = deque()
         most, emit = min(self.in_flight, plan.setting.in_flight), worker.emit
@@ -129,8 +142,8 @@ class ExecutorEngine:
             accept(result)
 
         try:
-            for task in plan.tasks():
-                pending.append(self.executor.submit(sent.run, task))
+            for i in range(len(plan)) if tasks is None else tasks:
+                pending.append(self.executor.submit(sent.run, plan.task(i)))
                 if len(pending) == most:
                     pass_on()
             while pending:

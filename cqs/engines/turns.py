@@ -1,7 +1,8 @@
 """Results in the order of their tasks, whichever thread they come from."""
 
 import threading
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 
 from cqs.worker import TaskResult
 
@@ -12,18 +13,30 @@ Accept = Callable[[TaskResult], object]
 
 
 class Turns:
-    """Passes results on in the order of their tasks, and holds up a thread that is too far ahead of the others."""
+    """Passes results on in the order of their tasks, and holds up a thread that is too far ahead of the others.
 
-    def __init__(self, accept: Accept, most_ahead: int) -> None:
+    Parameters
+    ----------
+    accept : function
+        Takes one result.
+    tasks : sequence of int
+        The tasks whose results will come, in increasing order.
+    most_ahead : int
+        How many results may wait, counted from the one whose turn it is.
+    """
+
+    def __init__(self, accept: Accept, tasks: Sequence[int], most_ahead: int) -> None:
         self._accept = accept
+        self._tasks = tasks
         self._most_ahead = most_ahead
         self._waiting: dict[int, TaskResult] = {}
         self._next = 0
         self._is_closed = False
         self._changed = threading.Condition()
 
-    def add(self, i: int, result: TaskResult) -> None:
-        """Take the result of task i, and pass on all whose turn it is; drop it if nothing is passed on any more."""
+    def add(self, result: TaskResult) -> None:
+        """Take a result, and pass on all whose turn it is; drop it if nothing is passed on any more."""
+        i = bisect_left(self._tasks, result.task.index)
         with self._changed:
             if self._is_closed:
                 return

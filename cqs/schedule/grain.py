@@ -70,6 +70,8 @@ class Setting:
     is_spilled : bool
         Whether sums that are not complete wait in a scratch file, and not in memory; with devices, in the memory of the
         machine, and not in that of the device.
+    keeps_results : bool
+        Whether results of tasks are kept in the directory of a job, and may come from there.
     has_scores : bool
         Whether scores are changed (softcap, bias, `score_mod`), which takes temporary blocks of them.
     has_sink_logits : bool
@@ -93,6 +95,7 @@ class Setting:
     output_dtype: str | None = None
     keeps_lse: bool = True
     is_spilled: bool = False
+    keeps_results: bool = False
     has_scores: bool = False
     has_sink_logits: bool = False
     read_bytes: int = 0
@@ -116,8 +119,8 @@ class Setting:
 
     @property
     def sums_on_device(self) -> bool:
-        """Whether incomplete sums, if there are any, are kept on the device that computes: if it is the only one."""
-        return len(self.devices) == 1 and not self.is_spilled
+        """Whether incomplete sums, if there are any, are kept on the device: if no other computes, or keeps results."""
+        return len(self.devices) == 1 and not self.is_spilled and not self.keeps_results
 
     def is_in_place(self, problem: AttentionProblem) -> bool:
         """Whether sums are kept in the output itself: it is an array of their type."""

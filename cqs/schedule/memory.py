@@ -109,7 +109,7 @@ def footprint(
         output=_output_bytes(problem, setting),
         sums=_sums_bytes(problem, setting, call, sizes, rows_pending),
         inputs=in_flight * min(_inputs_bytes(setting, call, sizes, grain), everything),
-        results=result * (1 if in_flight == 1 else 2 * in_flight)
+        results=result * ((1 if in_flight == 1 else 2 * in_flight) + setting.keeps_results)
         + _merging_bytes(setting, call, sizes, grain, rows_pending)
         + unseen,
         kernel=kernel + in_flight * (setting.read_bytes + joined + call.part_bytes(problem, setting)),

@@ -1,7 +1,7 @@
 """The plan: a problem and how it is cut into tasks. Made before anything is allocated, and small for any W."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, wraps
 from typing import Any, Self, TypeVar
@@ -94,9 +94,9 @@ class Plan:
         """Return the tasks in order, each made when it is reached."""
         return (self.task(i) for i in range(len(self)))
 
-    def reads(self) -> Iterator[tuple[int, Read, int]]:
-        """Yield task by task what a worker reads for it, in order, and the bytes of each."""
-        return (read for task in self.tasks() for read in self.reads_of(task))
+    def reads(self, tasks: Iterable[int] | None = None) -> Iterator[tuple[int, Read, int]]:
+        """Yield task by task, of all or of some, what a worker reads for it, in order, and the bytes of each."""
+        return (read for i in (range(len(self)) if tasks is None else tasks) for read in self.reads_of(self.task(i)))
 
     def reads_of(self, task: Task) -> Iterator[tuple[int, Read, int]]:
         """Yield what a worker reads for a task, in order: the task's number, what, and the bytes of it."""

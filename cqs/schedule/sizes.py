@@ -160,7 +160,7 @@ def result_dtype(problem: AttentionProblem, setting: Setting, rows_pending: int)
 
     Rounded there, half as much is copied back, and the machine, which rounds to float16 slowly, has nothing to do.
     """
-    is_rounded = setting.devices and rows_pending == 0 and not setting.has_sink_logits
+    is_rounded = setting.devices and rows_pending == 0 and not setting.has_sink_logits and not setting.keeps_results
     return (setting.output_dtype or problem.dtype) if is_rounded else problem.accumulator_dtype
 
 

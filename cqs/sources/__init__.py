@@ -3,14 +3,15 @@
 from cqs.sources.arrays import ArrayInput, ArraySink, allocate_out, check_out, refuse_overlap
 from cqs.sources.npy import NpyInput
 from cqs.sources.npy_sink import NpySink
-from cqs.sources.opening import Target, like_of, open_inputs, open_output
-from cqs.sources.sink import Sink
+from cqs.sources.opening import NOWHERE, Target, like_of, open_inputs, open_output
+from cqs.sources.sink import Sink, steps
 from cqs.sources.slices import SliceInput, SliceSink
 from cqs.sources.source import ArraySource, Input, InputSource, ShapeInput, Source
 from cqs.sources.zarr_sink import ZarrFileSink, ZarrSink
 from cqs.sources.zarrs import ZarrInput
 
 __all__ = [
+    "NOWHERE",
     "ArrayInput",
     "ArraySink",
     "ArraySource",
@@ -33,4 +34,5 @@ __all__ = [
     "open_inputs",
     "open_output",
     "refuse_overlap",
+    "steps",
 ]

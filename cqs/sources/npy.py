@@ -57,7 +57,7 @@ class NpyInput:
             raise SourceError(f"{self.path} cannot be read: {error.strerror}; check the path") from None
         try:
             self.shape, self.dtype, self._offset = _read_header(self.path, self._file)
-            self._stamp = Stamp.of(self._file.fileno())
+            self.stamp = Stamp.of(self._file.fileno())
             self._check_size()
         except BaseException:
             self._file.close()
@@ -80,8 +80,8 @@ class NpyInput:
         for i, matrix in enumerate(numbers if rows.size else ()):
             self._read_into(flat[i * size : (i + 1) * size], self._offset + (matrix * n_tokens + start) * row_bytes)
         now = Stamp.of(self._file.fileno())
-        if now != self._stamp:
-            raise _changed(self.path, self._stamp.difference(now))
+        if now != self.stamp:
+            raise _changed(self.path, self.stamp.difference(now))
         return rows
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ class NpyInput:
         self._file.close()
 
     def _check_size(self) -> None:
-        needed, size = self._offset + prod(self.shape) * self.dtype.itemsize, self._stamp.size
+        needed, size = self._offset + prod(self.shape) * self.dtype.itemsize, self.stamp.size
         if size < needed:
             got = f"{format_bytes(size)} of {format_bytes(needed)}"
             raise SourceError(f"{self.path} is truncated: {got} are there; write it again")
@@ -108,7 +108,7 @@ class NpyInput:
             buffer, offset = buffer[n:], offset + n
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self.path, self._stamp)
+        return _reopened, (self.path, self.stamp)
 
 
 def _changed(path: str, what: str) -> SourceError:
@@ -119,9 +119,9 @@ def _changed(path: str, what: str) -> SourceError:
 def _reopened(path: str, stamp: Stamp) -> NpyInput:
     """Open a file in another process."""
     again = NpyInput(path)
-    if again._stamp != stamp:
+    if again.stamp != stamp:
         again.close()
-        raise _changed(path, stamp.difference(again._stamp))
+        raise _changed(path, stamp.difference(again.stamp))
     return again
 
 

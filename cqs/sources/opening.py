@@ -23,7 +23,9 @@ from cqs.sources.zarr_sink import ZarrFileSink, ZarrSink, file_write_bytes, is_a
 from cqs.sources.zarrs import ZarrInput, is_zarr_path
 from cqs.types import Array
 
-__all__ = ["Target", "like_of", "open_inputs", "open_output"]
+__all__ = ["NOWHERE", "Target", "like_of", "open_inputs", "open_output"]
+
+NOWHERE = object()  # an `out` of a run that only keeps results, for another that writes the output to a file
 
 PathLike = str | os.PathLike[str]
 _HDF5 = (".h5", ".hdf5", ".he5", ".nc")
@@ -122,6 +124,8 @@ def open_output(out: Any, problem: AttentionProblem, source: InputSource) -> Tar
         If it does not fit the problem, is also an input, is of another library, or cannot be where it is to be.
     """
     like = like_of(source.q)
+    if out is NOWHERE:
+        return Target("sink", _file_dtype(problem), _refuse_to_open)
     if out is None:
         return Target("new", problem.dtype, lambda: ArraySink(allocate_out(problem, like)))
     if isinstance(out, (str, os.PathLike)):
@@ -173,10 +177,18 @@ def _file(path: PathLike, problem: AttentionProblem, source: InputSource) -> Tar
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise OptionError.of("out", "be in a directory that may be written to", given, "write elsewhere")
     refuse_shared(target, source)
-    # neither kind of file has bfloat16
-    dtype = problem.accumulator_dtype if problem.dtype == "bfloat16" else problem.dtype
+    dtype = _file_dtype(problem)
     write_bytes = file_write_bytes(problem.out_shape, np.dtype(dtype).itemsize) if kind is ZarrFileSink else 0
     return Target("sink", dtype, lambda: kind.create(target, problem.out_shape, np.dtype(dtype)), write_bytes)
+
+
+def _file_dtype(problem: AttentionProblem) -> str:
+    """Return the type of an output in a file, of which no kind has bfloat16."""
+    return problem.accumulator_dtype if problem.dtype == "bfloat16" else problem.dtype
+
+
+def _refuse_to_open() -> Sink:
+    raise AssertionError("nothing is written")
 
 
 def _check_library(source: InputSource) -> None:
