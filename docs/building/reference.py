@@ -10,6 +10,7 @@ import cqs
 import cqs.backend.cuda
 import cqs.backend.device
 import cqs.errors
+import cqs.jobs
 import cqs.kernels.cudnn
 import cqs.kernels.gemm
 import cqs.plot
@@ -35,7 +36,7 @@ class Chapter:
 
 
 CHAPTERS = (
-    Chapter("attention", "The two calls", ((None, ("cqs.attention", "cqs.plan", "cqs.default_workers")),)),
+    Chapter("attention", "The calls", ((None, ("cqs.attention", "cqs.plan", "cqs.work", "cqs.default_workers")),)),
     Chapter(
         "masks-and-scores",
         "Masks and scores",
@@ -113,6 +114,7 @@ CHAPTERS = (
             (cqs.kernels, tuple(f"cqs.kernels.{n}" for n in ("Attend", "KeyChunk", "Region", "attend_per_head"))),
             (None, tuple(f"cqs.kernels.{n}" for n in ("Kernel", "Request", "choose_kernel"))),
             (cqs.engines, ("cqs.engines.Engine", "cqs.engines.LocalEngine", "cqs.engines.ExecutorEngine")),
+            (cqs.jobs, tuple(f"cqs.jobs.{name}" for name in ("JobDirectory", "Job", "ResumingEngine"))),
         ),
     ),
     Chapter(
@@ -169,7 +171,7 @@ def overview_page() -> str:
     table = "\n".join(["| chapter | names |", "| --- | --- |", *rows])
     legend = markdown_of(cqs.types.__doc__)
     text = (
-        "In reading order: two calls do everything, and the other chapters say what they are made of. Each entry is the"
+        "In reading order: three calls do everything, and the other chapters say what they are made of. Each entry is the"
         " docstring, which `help(cqs.attention)` shows as well."
     )
     return f"# Reference\n\n{text}\n\n{table}\n\n## The letters\n\n{legend}\n"
