@@ -171,8 +171,8 @@ def overview_page() -> str:
     table = "\n".join(["| chapter | names |", "| --- | --- |", *rows])
     legend = markdown_of(cqs.types.__doc__)
     text = (
-        "In reading order: three calls do everything, and the other chapters say what they are made of. Each entry is the"
-        " docstring, which `help(cqs.attention)` shows as well."
+        "In reading order: three calls do everything, and the other chapters say what they are made of. Each entry is"
+        " the docstring, which `help(cqs.attention)` shows as well."
     )
     return f"# Reference\n\n{text}\n\n{table}\n\n## The letters\n\n{legend}\n"
 
