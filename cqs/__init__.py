@@ -12,8 +12,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cqs import engines, errors, events, jobs, kernels, masks, plot, quorum, scores, testing, trace, verify
+    from cqs import (
+        autograd,
+        engines,
+        errors,
+        events,
+        jobs,
+        kernels,
+        masks,
+        plot,
+        quorum,
+        scores,
+        testing,
+        trace,
+        verify,
+    )
     from cqs.api import attention, plan, work
+    from cqs.backward import attention_backward
     from cqs.errors import CQSError
     from cqs.partial import Partial, merge
     from cqs.problem import AttentionProblem
@@ -41,6 +56,8 @@ __all__ = [
     "Tiler",
     "Worker",
     "attention",
+    "attention_backward",
+    "autograd",
     "default_workers",
     "difference_cover",
     "divide",
@@ -79,6 +96,7 @@ _MODULES = (
 )
 _FROM = {
     "api": ("attention", "plan", "work"),
+    "backward": ("attention_backward",),
     "errors": ("CQSError",),
     "partial": ("Partial", "merge"),
     "problem": ("AttentionProblem",),

@@ -334,14 +334,14 @@ class Rows:
         k = self.k[..., keys, :].astype(sides[0].q.dtype)
         visible = None
         if not self.mask.hides_nothing:
-            visible = self._visible(np.arange(keys.start, keys.stop))
+            visible = self.visible(np.arange(keys.start, keys.stop))
         for side in sides:
             for_k, for_scores = k.dtype.type(side.for_k), k.dtype.type(side.for_scores)
             scores = for_scores * (side.q @ (k * for_k).swapaxes(-1, -2))
             scores = scores if self.change is None else self.change(scores, keys).astype(scores.dtype)
             yield scores if visible is None else np.where(visible, scores, -np.inf)
 
-    def _visible(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    def visible(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return which of the keys each query sees, `(R, keys)`, or with the leading axes where heads differ."""
         queries = self.numbers[:, None]
         if self.mask.is_shared:

@@ -1,6 +1,6 @@
 """The one rule by which a result counts as exact, for this library's tests and for yours."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -8,11 +8,12 @@ import numpy as np
 
 from cqs.masks import Mask
 from cqs.oracle import ULPS, Floats, Judgement, Rows, as_numpy, judge_lse, judge_out
+from cqs.oracle_backward import BackwardFormula, judge_gradients
 from cqs.problem import AttentionProblem
 from cqs.scores import ALiBi
 from cqs.types import Array
 
-__all__ = ["ULPS", "assert_exact", "reference_attention"]
+__all__ = ["ULPS", "assert_exact", "assert_exact_gradients", "reference_attention"]
 
 
 def reference_attention(
@@ -100,6 +101,60 @@ def assert_exact(
         _check_shape("lse", lse, problem.lse_shape)
         exact_lse, *formulas = (x.reshape(lse.shape) for x in (exact_lse, *(x for _, x in plain)))
         _assert_passed("lse", judge_lse(lse, exact_lse, formulas), exact_lse)
+
+
+def assert_exact_gradients(
+    gradients: Sequence[Floats],
+    dout: Floats,
+    q: Floats,
+    k: Floats,
+    v: Floats,
+    *,
+    scale: float | None = None,
+    mask: Mask | Array | None = None,
+    is_causal: bool = False,
+    softcap: float | None = None,
+    bias: Floats | ALiBi | None = None,
+) -> None:
+    """Assert that gradients of attention are as good as their data type allows, by the rule of `assert_exact`.
+
+    In place of weighted means of magnitudes there are the sums of the magnitudes of all that a gradient is a sum of.
+
+    Parameters
+    ----------
+    gradients : sequence of array
+        dq, dk and dv, of the shapes of q, k and v; what is to be checked.
+    dout : array, `(*B, H, T, E)`
+        The gradient of the output.
+    q, k, v, scale, mask, is_causal, softcap, bias
+        As for `cqs.attention`, of finite numbers.
+
+    Raises
+    ------
+    AssertionError
+        With the error, the bound, and the place of the error.
+    ShapeError, DTypeError, OptionError, BackendError
+        If the arguments do not fit each other, or are no arrays that NumPy can read.
+
+    Notes
+    -----
+    The formula holds all T x S scores of all heads.
+    """
+    q, k, v, dout = (as_numpy(name, x) for name, x in (("q", q), ("k", k), ("v", v), ("dout", dout)))
+    bias = bias if bias is None or isinstance(bias, ALiBi) else as_numpy("bias", bias)
+    problem = AttentionProblem.of(q, k, v, mask=mask, is_causal=is_causal, scale=scale)
+    rows = _rows(q, k, v, problem)
+    everything = slice(0, problem.n_keys)
+    formula = BackwardFormula(
+        rows.q, dout.reshape(*rows.q.shape[:-1], dout.shape[-1]), rows.k, rows.v, problem.scale,
+        visible=rows.visible(np.arange(problem.n_keys)), softcap=softcap,
+        change=lambda scores: _changed(problem, softcap, bias, None, scores, everything),
+    )  # fmt: skip
+    arrays = [as_numpy(name, x) for name, x in zip(("dq", "dk", "dv"), gradients, strict=True)]
+    for name, x, shape in zip(("dq", "dk", "dv"), arrays, problem.input_shapes.values(), strict=True):
+        _check_shape(name, x, shape)
+    for name, found in zip(("dq", "dk", "dv"), judge_gradients(arrays, formula), strict=True):
+        _assert_passed(name, found, np.zeros(0))
 
 
 def _rows(q: Floats, k: Floats, v: Floats, problem: AttentionProblem) -> Rows:

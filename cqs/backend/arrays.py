@@ -26,6 +26,7 @@ __all__ = [
     "is_cupy",
     "is_numpy",
     "is_out_of_memory",
+    "is_tensor",
     "is_writeable",
     "may_overlap",
     "namespace_of",
@@ -114,6 +115,11 @@ def quiet_floats() -> AbstractContextManager[None]:
     return np.errstate(all="ignore")
 
 
+def is_tensor(array: Array) -> bool:
+    """Whether something is a tensor of PyTorch."""
+    return bool(is_torch_array(array))
+
+
 def is_writeable(array: Array) -> bool:
     """Whether an array can be written to: not if it is read-only, or of a library whose arrays never change."""
     return bool(is_writeable_array(array))
@@ -129,8 +135,8 @@ def refuse_gradients(**arrays: Array) -> None:
     """
     for name, array in arrays.items():
         if getattr(array, "requires_grad", False):
-            rule = "not require gradients, which cqs does not compute yet"
-            raise BackendError.of(name, rule, "requires_grad=True", f"give `{name}.detach()`")
+            rule = "not require gradients, which only `cqs.autograd.attention` passes on"
+            raise BackendError.of(name, rule, "requires_grad=True", f"give `{name}.detach()`, or call that")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -3,7 +3,7 @@
 from cqs.sources.arrays import ArrayInput, ArraySink, allocate_out, check_out, refuse_overlap
 from cqs.sources.npy import NpyInput
 from cqs.sources.npy_sink import NpySink
-from cqs.sources.opening import NOWHERE, Target, like_of, open_inputs, open_output
+from cqs.sources.opening import NOWHERE, Target, like_of, open_input, open_inputs, open_output
 from cqs.sources.sink import Sink, steps
 from cqs.sources.slices import SliceInput, SliceSink
 from cqs.sources.source import ArraySource, Input, InputSource, ShapeInput, Source
@@ -31,6 +31,7 @@ __all__ = [
     "allocate_out",
     "check_out",
     "like_of",
+    "open_input",
     "open_inputs",
     "open_output",
     "refuse_overlap",

@@ -23,7 +23,7 @@ from cqs.sources.zarr_sink import ZarrFileSink, ZarrSink, file_write_bytes, is_a
 from cqs.sources.zarrs import ZarrInput, is_zarr_path
 from cqs.types import Array
 
-__all__ = ["NOWHERE", "Target", "like_of", "open_inputs", "open_output"]
+__all__ = ["NOWHERE", "Target", "like_of", "open_input", "open_inputs", "open_output"]
 
 NOWHERE = object()  # an `out` of a run that only keeps results, for another that writes the output to a file
 
@@ -44,7 +44,7 @@ def open_inputs(q: Any, k: Any, v: Any) -> InputSource:
     opened: dict[str, Input] = {}
     try:
         for name, x in (("q", q), ("k", k), ("v", v)):
-            opened[name] = _open_input(name, x)
+            opened[name] = open_input(name, x)
         namespace_of(**{name: like_of(x) for name, x in opened.items()})
     except BaseException:
         for x in opened.values():
@@ -60,7 +60,8 @@ def like_of(x: Input) -> Array:
     return np.empty(0)
 
 
-def _open_input(name: str, x: Any) -> Input:
+def open_input(name: str, x: Any) -> Input:
+    """Open one of them; see `open_inputs`."""
     if isinstance(x, (str, os.PathLike)):
         return _open_path(name, x)
     if not isinstance(x, np.ndarray) and isinstance(x, Input):  # which is slow to find out

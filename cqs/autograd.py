@@ -1,0 +1,102 @@
+"""Attention for PyTorch's automatic differentiation, on tensors in main memory or on a GPU."""
+
+from functools import cache
+from typing import Any
+
+import cqs.api
+from cqs.backend import is_tensor
+from cqs.backward import attention_backward
+from cqs.engines import Engine
+from cqs.errors import BackendError
+from cqs.masks import Mask
+from cqs.scores import ALiBi
+from cqs.types import Array
+
+__all__ = ["attention"]
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    workers: int | None = None,
+    mask: Mask | Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    softcap: float | None = None,
+    bias: Array | ALiBi | None = None,
+    sink_logits: Array | None = None,
+    engine: Engine | None = None,
+    strategy: str = "auto",
+) -> Array:
+    """Return attention as `cqs.attention` does, through which PyTorch can differentiate.
+
+    Parameters
+    ----------
+    q, k, v : tensor, `(*B, H, T, D)`, `(*B, G, S, D)` and `(*B, G, S, E)`
+        Of which any may require gradients.
+    workers, mask, is_causal, scale, softcap, bias, sink_logits, engine, strategy
+        As in `cqs.attention`. `bias` and `sink_logits` may not require gradients: none is computed for them.
+
+    Returns
+    -------
+    tensor, `(*B, H, T, E)`
+        In q's type. What is kept for the backward pass is q, k, v, the output in float32 (or float64), and the
+        log-sum-exp: O(T), where the formula would keep T x S weights.
+
+    Raises
+    ------
+    ShapeError, DTypeError, OptionError, BackendError, QuorumError
+        As `cqs.attention` does; or if q, k and v are no tensors, or a gradient is asked for that there is not.
+
+    Notes
+    -----
+    Its gradients are those of `cqs.attention_backward`, which see for the cost. They cannot be differentiated again.
+    """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not is_tensor(x):
+            remedy = "for other libraries there is `cqs.attention_backward`"
+            raise BackendError.of(name, "be a torch tensor", type(x).__name__, remedy)
+    for name, x in (("bias", bias), ("sink_logits", sink_logits)):
+        if getattr(x, "requires_grad", False):
+            rule, remedy = "not require gradients, of which none is computed", f"give `{name}.detach()`"
+            raise BackendError.of(name, rule, "requires_grad=True", remedy)
+    common = {
+        "workers": workers, "mask": mask, "is_causal": is_causal, "scale": scale, "softcap": softcap, "bias": bias,
+        "engine": engine, "strategy": strategy,
+    }  # fmt: skip
+    out: Array = _function().apply(q, k, v, common, sink_logits)
+    return out
+
+
+@cache
+def _function() -> Any:
+    """Return the function that PyTorch differentiates; PyTorch is there when somebody has a tensor."""
+    import torch
+
+    def detached(*tensors: Array) -> tuple[Array, ...]:
+        return tuple(x.detach() for x in tensors)
+
+    class Attention(torch.autograd.Function):
+        """Attention with a backward pass of its own."""
+
+        @staticmethod
+        def forward(ctx: Any, q: Array, k: Array, v: Array, common: dict[str, Any], sink_logits: Array) -> Array:
+            is_narrow = q.dtype in (torch.float16, torch.bfloat16)
+            # what is not rounded to 16 bits does not have to be made up for in the gradients
+            wide = torch.empty((*q.shape[:-1], v.shape[-1]), device=q.device) if is_narrow else None
+            out, lse = cqs.api.attention(
+                *detached(q, k, v), **common, sink_logits=sink_logits, out=wide, return_lse=True
+            )
+            ctx.save_for_backward(q, k, v, out, lse)
+            ctx.common = common
+            return out.to(q.dtype) if is_narrow else out
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx: Any, dout: Array) -> tuple[Array | None, ...]:
+            saved = detached(dout, *ctx.saved_tensors)
+            return *attention_backward(*saved, **ctx.common), None, None
+
+    return Attention

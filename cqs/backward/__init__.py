@@ -1,0 +1,18 @@
+"""The backward pass: gradients of attention, task by task, by the same cut as attention itself."""
+
+from cqs.backward.adder import GradientAdder
+from cqs.backward.call import attention_backward
+from cqs.backward.gradients import Gradients
+from cqs.backward.kernel import differentiate
+from cqs.backward.source import GradientSource
+from cqs.backward.worker import GradientResult, GradientWorker
+
+__all__ = [
+    "GradientAdder",
+    "GradientResult",
+    "GradientSource",
+    "GradientWorker",
+    "Gradients",
+    "attention_backward",
+    "differentiate",
+]

@@ -1,0 +1,154 @@
+"""`cqs.attention_backward`: the gradients of attention."""
+
+import os
+from concurrent.futures import Executor
+from contextlib import ExitStack, closing
+from typing import Any, Never, TypeAlias
+
+from cqs.backend import borrowed, is_cupy, namespace_of, refuse_gradients
+from cqs.backward.adder import GradientAdder
+from cqs.backward.gradients import Gradients
+from cqs.backward.source import GradientSource
+from cqs.backward.worker import GradientWorker
+from cqs.checks import check_listener
+from cqs.engines import Engine, as_engine, concurrency
+from cqs.errors import BackendError, DTypeError, ShapeError, refuse_unknown
+from cqs.events import Emit
+from cqs.masks import Mask
+from cqs.problem import AttentionProblem, dtype_name
+from cqs.schedule import Plan, Scheduler, Setting
+from cqs.scores import ALiBi, Scores
+from cqs.sources import ArrayInput, Input, like_of, open_input, open_inputs
+from cqs.types import Array
+
+__all__ = ["attention_backward"]
+
+Given: TypeAlias = Array | str | os.PathLike[str]
+
+
+def attention_backward(
+    dout: Given,
+    q: Given,
+    k: Given,
+    v: Given,
+    out: Given,
+    lse: Array,
+    *,
+    workers: int | None = None,
+    mask: Mask | Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    softcap: float | None = None,
+    bias: Array | ALiBi | None = None,
+    engine: Engine | Executor | None = None,
+    strategy: str = "auto",
+    on_event: Emit = None,
+    **unknown: Never,
+) -> Gradients:
+    r"""Return the gradients of q, k and v, given that of the output: the backward pass of `cqs.attention`.
+
+    Exact, in the same independent tasks, of which each needs nothing but its own queries, keys, values, and of its
+    queries the output, its gradient and the log-sum-exp. No T x S array is ever held.
+
+    Parameters
+    ----------
+    dout : array or path, `(*B, H, T, E)`
+        The gradient of what is minimised with respect to the output, of q's type or the accumulators'.
+    q, k, v : array or path, `(*B, H, T, D)`, `(*B, G, S, D)` and `(*B, G, S, E)`
+        What `cqs.attention` was given.
+    out, lse : array, `(*B, H, T, E)` and `(*B, H, T)`
+        What it returned with `return_lse=True`. Sink logits are in lse.
+    workers : int, optional
+        W, the number of tasks; by default as for `cqs.attention`, whose W need not be the same.
+    mask, is_causal, scale, softcap, bias
+        What `cqs.attention` was given. For a bias itself, and for sink logits, no gradient is computed; functions
+        (`score_mod`) have none that is known here.
+    engine : Engine or Executor, optional
+        What runs the tasks; by default this machine's threads.
+    strategy : {"auto", "cqs", "tiles", "ring", "tree"}
+        How scores are cut into tasks.
+    on_event : callable, optional
+        Told of every `cqs.events.Event`.
+
+    Returns
+    -------
+    Gradients
+        `dq`, `dk`, `dv`, of the shapes and the type of q, k and v, and of their library.
+
+    Raises
+    ------
+    ShapeError, DTypeError, OptionError, BackendError, QuorumError
+        Before anything is allocated.
+
+    Notes
+    -----
+    *Cost.* 2 T S (3 D + 2 E) operations a head, half if causal. Gradients are summed up in float32, or float64 for
+    float64, and beyond them each thread holds the results of two tasks, about (T + S) D + S E numbers over sqrt(W), and
+    some blocks of scores. There is no budget (`memory=`) for it yet.
+    *Numerics.* What is hidden stays hidden: NaN in a key reaches the gradients of no query that does not see it.
+    *Determinism.* One plan gives the same gradients bit for bit, for any number of threads and order of tasks.
+
+    References
+    ----------
+    Dao et al., *FlashAttention*, arXiv 2205.14135, algorithm 4.
+
+    Examples
+    --------
+    >>> import numpy as np, cqs
+    >>> q, k, v, dout = np.random.default_rng(0).standard_normal((4, 2, 300, 8))
+    >>> out, lse = cqs.attention(q, k, v, is_causal=True, return_lse=True)
+    >>> dq, dk, dv = cqs.attention_backward(dout, q, k, v, out, lse, is_causal=True)
+    >>> step = 1e-6 * np.random.default_rng(1).standard_normal(q.shape)
+    >>> rise = (dout * (cqs.attention(q + step, k, v, is_causal=True) - out)).sum()
+    >>> bool(np.isclose(rise, (dq * step).sum(), rtol=1e-3))
+    True
+    """
+    refuse_unknown(attention_backward, unknown)
+    check_listener("on_event", on_event)
+    refuse_gradients(dout=dout, q=q, k=k, v=v, out=out, lse=lse, bias=bias)
+    (q, k, v, dout, lse, bias, out), hand_out = borrowed(
+        by_cupy=False, by_numpy=True, q=q, k=k, v=v, dout=dout, lse=lse, bias=bias, out=out
+    )
+    with ExitStack() as held:
+        inputs = held.enter_context(closing(open_inputs(q, k, v)))
+        opened = {name: held.enter_context(closing(open_input(name, x))) for name, x in (("dout", dout), ("out", out))}
+        problem = AttentionProblem.of(inputs.q, inputs.k, inputs.v, mask=mask, is_causal=is_causal, scale=scale)
+        like = like_of(inputs.q)
+        _check_forward(problem, like, opened, lse)
+        scores = Scores.of(problem, like, softcap, bias)
+        runner = as_engine(engine)
+        plan = _planned(problem, runner, like, workers, strategy, scores)
+        source = GradientSource(problem, inputs, **opened, lse=ArrayInput(lse[..., None]))
+        worker = GradientWorker(problem, source, scores, plan.grain, on_event)
+        adder = GradientAdder(plan, like)
+        run: Any = runner.run  # an engine passes on whatever its worker gives
+        run(plan, worker, adder.add)
+        return Gradients(*map(hand_out, adder.result()))
+
+
+def _planned(
+    problem: AttentionProblem, engine: Engine, like: Array, workers: int | None, strategy: str, scores: Scores | None
+) -> Plan:
+    threads, in_flight = concurrency(engine, needs_little=False)
+    if is_cupy(namespace_of(q=like)):
+        threads = in_flight = 1  # a GPU is one thread's
+    setting = Setting(kernel="blockwise", threads=threads, in_flight=in_flight, has_scores=scores is not None)
+    return Scheduler(workers, strategy, None, setting).plan(problem)
+
+
+def _check_forward(problem: AttentionProblem, like: Array, opened: dict[str, Input], lse: Array) -> None:
+    """Refuse what cannot be output, gradient and log-sum-exp of a problem."""
+    if not hasattr(lse, "shape") or not hasattr(lse, "dtype"):
+        rule, remedy = "be an array", "take it from `cqs.attention(..., return_lse=True)`"
+        raise BackendError.of("lse", rule, type(lse).__name__, remedy)
+    allowed = sorted({problem.dtype, problem.accumulator_dtype})
+    for name, x, shape, dtypes in (
+        ("dout", opened["dout"], problem.out_shape, allowed),
+        ("out", opened["out"], problem.out_shape, allowed),
+        ("lse", lse, problem.lse_shape, [problem.accumulator_dtype]),
+    ):
+        if tuple(x.shape) != shape:
+            raise ShapeError.of(name, f"have shape {shape}", tuple(x.shape), "give what `cqs.attention` returned")
+        if dtype_name(x) not in dtypes:
+            raise DTypeError.of(name, f"be of type {' or '.join(dtypes)}", dtype_name(x), "convert it first")
+    namespace_of(q=like, **{name: like_of(x) for name, x in opened.items()}, lse=lse)

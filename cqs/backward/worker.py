@@ -1,0 +1,164 @@
+"""The worker of the backward pass: a task becomes what its pairs add to the gradients."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from math import prod
+from time import perf_counter
+
+import numpy as np
+
+from cqs.backend import compute_threads, dtype_of, namespace_of, quiet_floats
+from cqs.backward.kernel import QueryRows, differentiate
+from cqs.backward.source import GradientSource
+from cqs.events import Emit, Event, TaskDone, TaskStarted
+from cqs.kernels import KeyChunk, Region
+from cqs.problem import AttentionProblem
+from cqs.reading import Feed
+from cqs.schedule import Bundle, Grain, Task
+from cqs.scores import Scores
+from cqs.types import Array
+
+__all__ = ["GradientResult", "GradientWorker"]
+
+_Item = tuple[tuple[int, ...], int]  # an index into the batch, and a key head
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GradientResult:
+    """What the pairs of a task add to the gradients.
+
+    Parameters
+    ----------
+    task : Task
+        Of a plan.
+    queries : tuple of array
+        For each of its strips `(*B, H, t, D)`, or `(h, t, D)` for the h heads of a task that has its own.
+    keys : tuple of KeyChunk
+        For each of its groups of keys `(*B, G, s, D)` and `(*B, G, s, E)`, or with g in place of `*B, G`.
+    events : tuple of Event
+        What happened meanwhile, if nobody was told at once.
+    """
+
+    task: Task
+    queries: tuple[Array, ...]
+    keys: tuple[KeyChunk, ...]
+    events: tuple[Event, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GradientWorker:
+    """Runs the tasks of a plan backwards. It talks to no one and keeps nothing.
+
+    Parameters
+    ----------
+    problem : AttentionProblem
+        Scale and mask are taken from it.
+    source : GradientSource
+        What the groups of a task are read from.
+    scores : Scores, optional
+        What is done to scores before the mask; no `score_mod`, whose derivative nobody knows.
+    grain : Grain
+        How large blocks of scores are, as of the plan.
+    emit : function, optional
+        Told of every `cqs.events.Event`, from any thread.
+    records : bool
+        Whether events come back with the result, as from another process.
+    """
+
+    problem: AttentionProblem
+    source: GradientSource
+    scores: Scores | None = None
+    grain: Grain = Grain()  # noqa: RUF009  # frozen
+    emit: Emit = None
+    records: bool = False
+
+    def run(self, task: Task, threads: int = 1, feed: Feed | None = None) -> GradientResult:
+        """Compute what the tiles that the task owns add to the gradients.
+
+        Parameters
+        ----------
+        task : Task
+            What to compute.
+        threads : int
+            How many threads key heads are shared out to; the result does not depend on it.
+        feed : Feed, optional
+            Not used: what is read is read when it is wanted.
+
+        Returns
+        -------
+        GradientResult
+            The same task always gives the same result, bit for bit. About 2.5 times the operations of attention.
+        """
+        events: list[Event] = []
+        emit = events.append if self.records else self.emit
+        start = perf_counter()
+        if emit is not None:
+            emit(TaskStarted(task=task.index, start=start))
+        with quiet_floats():
+            keys = {group: self.source.keys(group, task.heads) for group in task.key_groups}
+            sums = {group: self._zeros(chunk) for group, chunk in keys.items()}
+            queries = [
+                dq
+                for bundle in task.bundles
+                for dq in self._bundle(
+                    task, bundle, [keys[g] for g in bundle.keys], [sums[g] for g in bundle.keys], threads
+                )
+            ]
+        if emit is not None:
+            emit(TaskDone(task=task.index, start=start))
+        return GradientResult(task, tuple(queries), tuple(sums[group] for group in task.key_groups), tuple(events))
+
+    def _bundle(
+        self, task: Task, bundle: Bundle, chunks: list[KeyChunk], sums: list[KeyChunk], threads: int
+    ) -> Iterator[Array]:
+        """Add what the pairs of a bundle add to the sums of its keys, and yield it for the queries of each strip."""
+        rows = _joined([self.source.rows(strip.query, task.heads) for strip in bundle.strips])
+        xp = namespace_of(q=rows.q)
+        dtype = dtype_of(xp, self.problem.accumulator_dtype)
+        *batch, H, n_rows, D = rows.q.shape
+        G = chunks[0].k.shape[-3]
+        dq = xp.zeros((*batch, H, n_rows, D), dtype=dtype, device=rows.q.device)
+        region = Region(
+            queries=tuple(strip.query.tokens for strip in bundle.strips),
+            keys=tuple(group.tokens for group in bundle.keys),
+            mask=self.problem.mask,
+            foreign=bundle.foreign,
+            scores=self.scores,
+        )
+        entry, first = ((), 0) if task.heads is None else (task.heads.batch, task.heads.queries.start)
+        n_own = 1 if prod(region.lead[-1:]) == 1 else H // G  # calls for a key head, where query heads differ
+
+        def work(item: tuple[tuple[int, ...], int], _: object) -> None:
+            b, g = item
+            of_keys = [KeyChunk(c.k[(*b, g, ...)], c.v[(*b, g, ...)]) for c in chunks]
+            of_sums = [KeyChunk(c.k[(*b, g, ...)], c.v[(*b, g, ...)]) for c in sums]
+            step = H // G // n_own
+            for h in range(g * (H // G), (g + 1) * (H // G), step):
+                own = QueryRows(*(x[(*b, slice(h, h + step), ...)] for x in rows))
+                dq[(*b, slice(h, h + step), ...)] = differentiate(
+                    own, of_keys, of_sums, scale=self.problem.scale, region=region.at((*entry, *b, first + h)),
+                    dtype=dtype, block_bytes=self.grain.block_bytes,
+                )  # fmt: skip
+
+        items = [(b, g) for b in np.ndindex(*batch) for g in range(G)]
+        with compute_threads() as shared:
+            shared.share(items, work, threads)
+        ends = list(accumulate((len(strip.query) for strip in bundle.strips), initial=0))
+        return (dq[..., start:stop, :] for start, stop in pairwise(ends))
+
+    def _zeros(self, chunk: KeyChunk) -> KeyChunk:
+        xp = namespace_of(k=chunk.k)
+        dtype = dtype_of(xp, self.problem.accumulator_dtype)
+        return KeyChunk(*(xp.zeros(x.shape, dtype=dtype, device=x.device) for x in chunk))
+
+
+def _joined(parts: Sequence[QueryRows]) -> QueryRows:
+    """Put the rows of small strips side by side."""
+    if len(parts) == 1:
+        return parts[0]
+    xp = namespace_of(q=parts[0].q)
+    q, dout, lse, delta = zip(*parts, strict=True)
+    return QueryRows(
+        xp.concat(q, axis=-2), xp.concat(dout, axis=-2), xp.concat(lse, axis=-1), xp.concat(delta, axis=-1)
+    )

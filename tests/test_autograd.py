@@ -1,0 +1,74 @@
+"""PyTorch differentiates through attention."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cqs
+from cqs.autograd import attention
+from cqs.errors import BackendError, ShapeError
+from cqs.masks import SlidingWindow
+from cqs.scores import ALiBi
+
+torch = pytest.importorskip("torch")
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "causal": {"is_causal": True},
+    "window": {"mask": SlidingWindow(3, 1)},
+    "softcap": {"softcap": 2.0, "scale": 1.5},
+    "ALiBi": {"bias": ALiBi.standard(4)},
+    "sinks": {"sink_logits": torch.tensor([0.5, 1.0, -1.0, 2.0], dtype=torch.float64)},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_gradients_are_those_of_finite_differences(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(h, 5, 3, dtype=torch.float64, requires_grad=True) for h in (4, 2, 2))
+    assert torch.autograd.gradcheck(lambda *qkv: attention(*qkv, workers=3, **options), (q, k, v))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_model_is_trained_as_by_torch(dtype: str) -> None:
+    def gradient_of_weights(attend: Any) -> Any:
+        torch.manual_seed(0)
+        project = torch.nn.Linear(32, 96).to(getattr(torch, dtype))
+        x = torch.randn(2, 70, 32).to(getattr(torch, dtype))
+        q, k, v = (part.unflatten(-1, (4, 8)).transpose(1, 2) for part in project(x).chunk(3, dim=-1))
+        attend(q, k, v).square().sum().backward()
+        return project.weight.grad.float()
+
+    peer = torch.nn.functional.scaled_dot_product_attention
+    own = gradient_of_weights(lambda *qkv: attention(*qkv, is_causal=True, workers=7))
+    expected = gradient_of_weights(lambda *qkv: peer(*qkv, is_causal=True))
+    scale = float(expected.abs().max())
+    assert float((own - expected).abs().max()) < {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}[dtype] * scale
+
+
+def test_what_needs_no_gradient_is_given_none() -> None:
+    q, k, v = (torch.randn(2, 50, 8) for _ in range(3))
+    out = attention(q, k, v)
+    assert not out.requires_grad
+    np.testing.assert_array_equal(out, cqs.attention(q, k, v))
+    q.requires_grad_()
+    attention(q, k, v).sum().backward()
+    assert q.grad is not None
+    assert k.grad is None
+
+
+def test_the_caller_is_told_where_gradients_are() -> None:
+    x = torch.randn(2, 50, 8, requires_grad=True)
+    with pytest.raises(BackendError, match=r"only `cqs\.autograd\.attention` passes on"):
+        cqs.attention(x, x, x)
+
+
+def test_what_has_no_gradient_is_refused() -> None:
+    x = torch.randn(2, 5, 8)
+    with pytest.raises(BackendError, match="`q` must be a torch tensor, got ndarray"):
+        attention(x.numpy(), x, x)
+    with pytest.raises(BackendError, match="`sink_logits` must not require gradients"):
+        attention(x, x, x, sink_logits=torch.zeros(2, requires_grad=True))
+    with pytest.raises(ShapeError, match="`k` must"):
+        attention(x, x[..., :4], x)
