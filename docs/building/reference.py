@@ -7,8 +7,10 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 import cqs
+import cqs.autograd
 import cqs.backend.cuda
 import cqs.backend.device
+import cqs.backward
 import cqs.errors
 import cqs.jobs
 import cqs.kernels.cudnn
@@ -36,7 +38,14 @@ class Chapter:
 
 
 CHAPTERS = (
-    Chapter("attention", "The calls", ((None, ("cqs.attention", "cqs.plan", "cqs.work", "cqs.default_workers")),)),
+    Chapter(
+        "attention",
+        "The calls",
+        (
+            (None, ("cqs.attention", "cqs.plan", "cqs.work", "cqs.attention_backward", "cqs.default_workers")),
+            (cqs.autograd, ("cqs.autograd.attention",)),
+        ),
+    ),
     Chapter(
         "masks-and-scores",
         "Masks and scores",
@@ -114,6 +123,7 @@ CHAPTERS = (
             (cqs.kernels, tuple(f"cqs.kernels.{n}" for n in ("Attend", "KeyChunk", "Region", "attend_per_head"))),
             (None, tuple(f"cqs.kernels.{n}" for n in ("Kernel", "Request", "choose_kernel"))),
             (cqs.engines, ("cqs.engines.Engine", "cqs.engines.LocalEngine", "cqs.engines.ExecutorEngine")),
+            (cqs.backward, tuple(f"cqs.backward.{n}" for n in ("Gradients", "GradientWorker", "GradientAdder"))),
             (cqs.jobs, tuple(f"cqs.jobs.{name}" for name in ("JobDirectory", "Job", "ResumingEngine"))),
         ),
     ),
@@ -138,7 +148,10 @@ CHAPTERS = (
         "watching",
         "Checking, watching, drawing",
         (
-            (cqs.testing, ("cqs.testing.assert_exact", "cqs.testing.reference_attention")),
+            (
+                cqs.testing,
+                ("cqs.testing.assert_exact", "cqs.testing.assert_exact_gradients", "cqs.testing.reference_attention"),
+            ),
             (cqs.verify, ("cqs.verify.verify_rows", "cqs.verify.Verification")),
             (cqs.events, tuple(f"cqs.events.{name}" for name in cqs.events.__all__ if name not in ("Emit", "silent"))),
             (cqs.trace, tuple(f"cqs.trace.{name}" for name in cqs.trace.__all__)),
@@ -171,7 +184,7 @@ def overview_page() -> str:
     table = "\n".join(["| chapter | names |", "| --- | --- |", *rows])
     legend = markdown_of(cqs.types.__doc__)
     text = (
-        "In reading order: three calls do everything, and the other chapters say what they are made of. Each entry is"
+        "In reading order: a few calls do everything, and the other chapters say what they are made of. Each entry is"
         " the docstring, which `help(cqs.attention)` shows as well."
     )
     return f"# Reference\n\n{text}\n\n{table}\n\n## The letters\n\n{legend}\n"

@@ -1,0 +1,75 @@
+"""The backward pass: the time of gradients, beside PyTorch's and beside that of attention itself.
+
+    python benchmarks/backward.py            # a table, and benchmarks/results/backward-<CPU>-<BLAS kernel>.json
+
+All contestants run once in each round, in turn; figures are medians over rounds. PyTorch's time is that of `backward`
+alone, whose forward pass has kept what it needs, as is `cqs.attention_backward`'s.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from cpu import PAUSE, describe_machine, name_of
+
+import cqs
+from cqs.machine import available_cpus
+
+SHAPES = ((8, 4096, 64), (8, 2048, 128), (8, 2048, 64), (1, 16384, 64))
+WORKERS = (1, 7, 31)
+
+
+def main() -> None:
+    """Run the benchmark and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(available_cpus())
+    machine = describe_machine()
+    print(", ".join(f"{name}: {value}" for name, value in machine.items()))
+    print("seconds; and as multiples of torch's speed\n")
+    rows = []
+    for shape in SHAPES:
+        for is_causal in (False, True):
+            seconds = measured(shape, is_causal, options.rounds)
+            rows.append({"shape": shape, "is_causal": is_causal, "seconds": seconds})
+            name = f"{shape}{', causal' if is_causal else ''}"
+            cells = (f"{who} {took:.3f} ({seconds['torch'] / took:.2f})" for who, took in seconds.items())
+            print(f"{name:26}" + "  ".join(cells))
+    path = Path(__file__).parent / "results" / f"{name_of('backward', machine)}.json"
+    path.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+
+
+def measured(shape: tuple[int, int, int], is_causal: bool, rounds: int) -> dict[str, float]:
+    """Return the median seconds of each contestant."""
+    rng = np.random.default_rng(0)
+    q, k, v, dout = (rng.standard_normal(shape, dtype=np.float32) for _ in range(4))
+    out, lse = cqs.attention(q, k, v, is_causal=is_causal, return_lse=True)
+    tensors = [torch.from_numpy(x[None]).requires_grad_() for x in (q, k, v)]
+    result = torch.nn.functional.scaled_dot_product_attention(*tensors, is_causal=is_causal)
+    upstream = torch.from_numpy(dout[None])
+    contestants: dict[str, Callable[[], object]] = {
+        "torch": lambda: torch.autograd.grad(result, tensors, upstream, retain_graph=True),
+        "attention alone": lambda: cqs.attention(q, k, v, is_causal=is_causal, workers=7),
+    }
+    for W in WORKERS:
+        contestants[f"W = {W}"] = lambda W=W: cqs.attention_backward(
+            dout, q, k, v, out, lse, is_causal=is_causal, workers=W
+        )
+    times: dict[str, list[float]] = {who: [] for who in contestants}
+    for _ in range(rounds + 1):
+        for who, run in contestants.items():
+            time.sleep(PAUSE)
+            start = time.perf_counter()
+            run()
+            times[who].append(time.perf_counter() - start)
+    return {who: statistics.median(found[1:]) for who, found in times.items()}
+
+
+if __name__ == "__main__":
+    main()
