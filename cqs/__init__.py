@@ -27,13 +27,14 @@ if TYPE_CHECKING:
         trace,
         verify,
     )
-    from cqs.api import attention, plan, work
+    from cqs.api import attention, plan
     from cqs.backward import attention_backward
     from cqs.errors import CQSError
     from cqs.partial import Partial, merge
     from cqs.problem import AttentionProblem
     from cqs.quorum import CyclicQuorumSet, DifferenceCover, difference_cover
     from cqs.schedule import Plan, Scheduler, Strip, Task, Tile, default_workers, divide
+    from cqs.sharing import work
     from cqs.sources import ArraySource
     from cqs.tiler import Tiler
     from cqs.worker import TaskResult, Worker
@@ -95,13 +96,14 @@ _MODULES = (
     "verify",
 )
 _FROM = {
-    "api": ("attention", "plan", "work"),
+    "api": ("attention", "plan"),
     "backward": ("attention_backward",),
     "errors": ("CQSError",),
     "partial": ("Partial", "merge"),
     "problem": ("AttentionProblem",),
     "quorum": ("CyclicQuorumSet", "DifferenceCover", "difference_cover"),
     "schedule": ("Plan", "Scheduler", "Strip", "Task", "Tile", "default_workers", "divide"),
+    "sharing": ("work",),
     "sources": ("ArraySource",),
     "tiler": ("Tiler",),
     "worker": ("TaskResult", "Worker"),

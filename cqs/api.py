@@ -1,28 +1,26 @@
 """The library's two calls: `attention`, and `plan`, which says what `attention` would do."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from itertools import count
 from typing import Literal, Never, TypeAlias, overload
 
 from cqs.backend import Device
 from cqs.call import finishing, ready
 from cqs.checks import check_listener, true_or_false
 from cqs.engines import Engine
-from cqs.errors import BackendError, OptionError, refuse_unknown
+from cqs.errors import BackendError, refuse_unknown
 from cqs.events import Emit
-from cqs.jobs import chosen_tasks
 from cqs.masks import Mask
 from cqs.progress import Progress, reporting
 from cqs.schedule import Plan
 from cqs.scores import ALiBi
-from cqs.sources import NOWHERE, ShapeInput, Sink
+from cqs.sources import ShapeInput, Sink
 from cqs.tiler import Tiler
 from cqs.types import Array
 from cqs.worker import TaskResult
 
-__all__ = ["attention", "plan", "work"]
+__all__ = ["Input", "JobPath", "attention", "check_given", "plan"]
 
 Input: TypeAlias = Array | str | os.PathLike[str]
 Output: TypeAlias = Array | str | os.PathLike[str] | Sink | None
@@ -199,12 +197,12 @@ def attention(
         there already** without a question, unless an input is read from it; an array on disk, as of Zarr or
         h5py, gets each row once, and `attrs["cqs"]` says whether it is complete.
     job : path, optional
-        A directory that keeps the result of each task from when it is complete, and is made if it is not there. The
-        same call with it, after this one was broken off, takes what is kept and computes the rest, to the same output
-        bit for bit; options that are left out are taken as they were. It takes about sqrt(W) times an output in float32
-        on disk, is left where it is at the end, and refused where it was begun by a call with other numbers or options.
-        Tasks may be shared out by `cqs.work`. Not with functions (`score_mod`, `Predicate`), nor with arrays that are
-        not NumPy's or torch's on the CPU.
+        A directory that keeps the result of each task as soon as there is one; made if it is not there. The same call
+        with it, after this one was interrupted, takes what is kept and computes the rest, to the same output bit for
+        bit; `workers`, `strategy` and `kernel` may be left out, and are then what they were. By default there are 31
+        tasks or more. It takes about sqrt(W) times an output in float32 on disk, is left where it is at the end, and
+        refused where it was begun by a call with other numbers or options. Tasks may be shared out by `cqs.work`. Not
+        with functions (`score_mod`, `Predicate`), nor with arrays that are not NumPy's or torch's on the CPU.
     progress : bool or callable, optional
         True for a bar in the terminal, with rate and remaining time, or a function called with (tasks done, tasks in
         all).
@@ -247,7 +245,7 @@ def attention(
     (8, 1000, 64)
     """
     refuse_unknown(attention, unknown)
-    _check_given(q, k, v, return_lse)
+    check_given(q, k, v, return_lse)
     check_listener("on_event", on_event)
     for name, x in (("q", q), ("k", k), ("v", v)):
         if str(getattr(x, "device", "")) == "meta":
@@ -256,13 +254,11 @@ def attention(
     prepared = ready(
         q, k, v, workers=workers, memory=memory, mask=mask, is_causal=is_causal, scale=scale, softcap=softcap,
         bias=bias, score_mod=score_mod, sink_logits=sink_logits, backend=backend, devices=devices, kernel=kernel,
-        engine=engine, strategy=strategy, return_lse=return_lse, out=out, job=job,
+        engine=engine, strategy=strategy, return_lse=return_lse, out=out, job=job, begins=True,
     )  # fmt: skip
     with prepared as call, reporting(progress, on_event) as report:
         planned = call.plan
         report.start(planned)
-        if call.job is not None:
-            call.job.begin(planned)
         worker = call.worker(report.emit)
         with finishing(call.target.open()) as sink:
             tiler = Tiler(planned, sink, call.sink_logits, report.emit)
@@ -330,7 +326,7 @@ def plan(
     True
     """
     refuse_unknown(plan, unknown)
-    _check_given(q, k, v, return_lse)
+    check_given(q, k, v, return_lse)
     q, k, v = (ShapeInput(x, dtype) if isinstance(x, tuple) else x for x in (q, k, v))
     prepared = ready(
         q, k, v, workers=workers, memory=memory, mask=mask, is_causal=is_causal, scale=scale, softcap=softcap,
@@ -341,97 +337,8 @@ def plan(
         return call.plan
 
 
-def work(
-    q: Input,
-    k: Input,
-    v: Input,
-    *,
-    job: JobPath,
-    tasks: slice | Iterable[int] | None = None,
-    workers: int | None = None,
-    memory: int | str | None = None,
-    mask: Mask | Array | None = None,
-    is_causal: bool = False,
-    scale: float | None = None,
-    softcap: float | None = None,
-    bias: Array | ALiBi | None = None,
-    backend: Literal["numpy", "cupy"] | None = None,
-    devices: Sequence[int | Device] | None = None,
-    kernel: str = "auto",
-    engine: Engine | Executor | None = None,
-    strategy: str = "auto",
-    progress: Progress = None,
-    on_event: Emit = None,
-    **unknown: Never,
-) -> int:
-    """Compute some tasks of a job, and keep their results for the `attention` call that puts them together.
-
-    So machines that share nothing but a file system share a call: each works on tasks of its own, in whatever order
-    and as often as it likes, and in the end one calls `cqs.attention` with the same arguments and `job`, which finds
-    their results and computes what is still missing.
-
-    Parameters
-    ----------
-    q, k, v : array or path
-        As for `attention`; paths where there are several machines.
-    job : path
-        The directory that keeps results.
-    tasks : slice or iterable of int, optional
-        Which of the plan's tasks, counted from 0: `slice(i, None, n)` for the i-th of n machines; by default all. Those
-        whose results are kept already are not computed again.
-    workers, memory, mask, is_causal, scale, softcap, bias
-        As in `attention`.
-    backend, devices, kernel, engine, strategy, progress, on_event
-        As in `attention`.
-
-    Returns
-    -------
-    int
-        How many of the job's tasks have no result yet.
-
-    Raises
-    ------
-    ShapeError, DTypeError, OptionError, BackendError, BudgetError, QuorumError
-        As `attention` would, before anything is computed.
-    SourceError, SinkError
-        A file is damaged or changes meanwhile, or a result cannot be written. What was kept before is safe.
-
-    Examples
-    --------
-    >>> import numpy as np, cqs
-    >>> from tempfile import TemporaryDirectory
-    >>> x = np.random.default_rng(0).standard_normal((2, 700, 8), dtype=np.float32)
-    >>> with TemporaryDirectory() as folder:
-    ...     job = f"{folder}/run.job"
-    ...     print(cqs.work(x, x, x, workers=7, job=job, tasks=slice(0, None, 2)))  # tasks 0, 2, 4, 6
-    ...     print(cqs.work(x, x, x, job=job, tasks=[1]))
-    ...     out = cqs.attention(x, x, x, job=job)  # computes tasks 3 and 5, and merges all
-    3
-    2
-    >>> np.array_equal(out, cqs.attention(x, x, x, workers=7))
-    True
-    """
-    refuse_unknown(work, unknown)
-    _check_given(q, k, v, return_lse=False)
-    check_listener("on_event", on_event)
-    if job is None:
-        raise OptionError.of("job", "be a path", None, "as in `job='run.job'`, a directory")
-    prepared = ready(
-        q, k, v, workers=workers, memory=memory, mask=mask, is_causal=is_causal, scale=scale, softcap=softcap,
-        bias=bias, score_mod=None, sink_logits=None, backend=backend, devices=devices, kernel=kernel,
-        engine=engine, strategy=strategy, return_lse=False, out=NOWHERE, job=job,
-    )  # fmt: skip
-    with prepared as call, reporting(progress, on_event) as report:
-        assert call.job is not None
-        chosen = chosen_tasks(tasks, len(call.plan))
-        call.job.begin(call.plan)
-        missing, done = call.job.missing(chosen), count(1)
-        report.start(call.plan, len(missing))
-        call.engine.run(call.plan, call.worker(report.emit), lambda _: report(next(done), len(missing)), missing)
-        return len(call.job.missing(range(len(call.plan))))
-
-
-def _check_given(q: object, k: object, v: object, return_lse: object) -> None:
+def check_given(q: object, k: object, v: object, return_lse: object) -> None:
+    """Refuse inputs that are None, and what is neither True nor False."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x is None:
             raise BackendError.of(name, "be an array, or the path of one", None, "was it loaded?")

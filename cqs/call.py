@@ -18,10 +18,10 @@ from cqs.checks import takes
 from cqs.engines import Engine
 from cqs.errors import OptionError
 from cqs.events import Emit
-from cqs.jobs import Job, ResumingEngine
+from cqs.jobs import Job, ResumingEngine, chosen_tasks
 from cqs.kernels import Kernel
 from cqs.masks import Mask
-from cqs.placing import placed
+from cqs.placing import Place, placed
 from cqs.problem import AttentionProblem
 from cqs.schedule import Plan, Scheduler
 from cqs.scores import ALiBi, Scores, checked_sink_logits
@@ -57,6 +57,8 @@ class Call:
         Gives a result the library that the caller has.
     job : Job or None
         What keeps results of tasks.
+    tasks : sequence of int
+        Which of the plan's tasks are to run.
     """
 
     plan: Plan
@@ -67,7 +69,8 @@ class Call:
     scores: Scores | None
     sink_logits: Array | None
     hand_out: Callable[[Array], Array]
-    job: Job | None = None
+    job: Job | None
+    tasks: Sequence[int]
 
     def worker(self, emit: Emit) -> Worker:
         """Return what runs its tasks."""
@@ -97,8 +100,13 @@ def ready(
     return_lse: bool,
     out: Any,
     job: Any = None,
+    tasks: Any = None,
+    begins: bool = False,
 ) -> Iterator[Call]:
-    """Check the arguments of `cqs.attention`, which see, and give them as a `Call`; close files at the end."""
+    """Check the arguments of `cqs.attention`, which see, and give them as a `Call`; close files at the end.
+
+    `tasks` are those of `cqs.work`. A job is begun if it `begins`: its directory is made, or its inputs are compared.
+    """
     refuse_gradients(q=q, k=k, v=v, bias=bias, sink_logits=sink_logits, out=out)
     # a function of the caller's is to be called with tensors
     by_numpy = backend != "cupy" and devices is None and kernel in ("auto", "numba", "numpy") and score_mod is None
@@ -112,41 +120,51 @@ def ready(
         held.enter_context(arrays_device(like, None if memory is None else parse_bytes("memory", memory)))
         scores = Scores.of(problem, like, softcap, bias, score_mod)
         logits = None if sink_logits is None else checked_sink_logits(sink_logits, problem, like=like)
-        kept = None if job is None else Job.of(job, problem, scores, source)
-        kernel = kernel if kept is None else kept.kernel(kernel)
-        place = placed(
-            problem, source, backend=backend, devices=devices, kernel=kernel, engine=engine, memory=memory,
-            has_scores=scores is not None, has_sink_logits=logits is not None,
-        )  # fmt: skip
         target = open_output(out, problem, source)
         if target.kind == "given":  # what it is written to must not be what is read meanwhile
             for array in problem.mask.arrays:
                 refuse_overlap(out, mask=array)
             if bias is not None and not isinstance(bias, ALiBi):
                 refuse_overlap(out, bias=bias)
-        setting = replace(
-            place.setting,
-            output=target.kind,
-            output_dtype=target.dtype,
-            keeps_lse=return_lse,
-            keeps_results=kept is not None,
-            read_bytes=place.setting.read_bytes + target.write_bytes,
-        )
-        scheduler = Scheduler(workers, strategy, place.memory, setting)
-        if kept is None:
-            plan, runner = scheduler.plan(problem), place.engine
-        else:
+
+        def arranged(kept: Job | None) -> tuple[Place, Plan]:
+            on_gpu = backend == "cupy" or devices is not None
+            place = placed(
+                problem, source, backend=backend, devices=devices, engine=engine, memory=memory,
+                kernel=kernel if kept is None else kept.kernel(kernel, on_gpu),
+                has_scores=scores is not None, has_sink_logits=logits is not None,
+            )  # fmt: skip
+            setting = replace(
+                place.setting,
+                output=target.kind,
+                output_dtype=target.dtype,
+                keeps_lse=return_lse,
+                keeps_results=kept is not None,
+                read_bytes=place.setting.read_bytes + target.write_bytes,
+            )
+            scheduler = Scheduler(workers, strategy, place.memory, setting)
+            return place, scheduler.plan(problem) if kept is None else kept.plan(scheduler, problem)
+
+        kept = None if job is None else Job.of(job, problem, scores, source)
+        place, plan = arranged(kept)
+        chosen = chosen_tasks(tasks, len(plan))
+        if kept is not None:
             _check_keeping(kept, place.engine, out)
-            plan, runner = kept.plan(scheduler, problem), ResumingEngine(place.engine, kept)
-        yield Call(plan, source, target, place.kernel, runner, scores, logits, hand_out, kept)
+        if kept is not None and begins:
+            kept = kept.begin(plan)
+            place, plan = arranged(kept)  # which is another plan if another run has begun the job just now
+            chosen = chosen_tasks(tasks, len(plan))
+        runner = place.engine if kept is None else ResumingEngine(place.engine, kept)
+        yield Call(plan, source, target, place.kernel, runner, scores, logits, hand_out, kept, chosen)
 
 
 def _check_keeping(job: Job, engine: Engine, out: Any) -> None:
     if not takes(engine.run, 4):
         rule, remedy = "run some tasks of a plan, where results are kept", "let `run` take `tasks`, see `cqs.engines`"
         raise OptionError.of("engine", rule, f"{type(engine).__name__}, which only runs all", remedy)
-    if isinstance(out, str | os.PathLike) and Path(os.path.realpath(out)) == job.directory.path:
-        raise OptionError.of("job", "not be `out`", os.fspath(out), "give a directory of its own")
+    place = Path(os.path.realpath(out)) if isinstance(out, str | os.PathLike) else None
+    if place is not None and job.directory.path in (place, *place.parents):
+        raise OptionError.of("job", "not be `out`, or have it inside", os.fspath(out), "give a directory of its own")
 
 
 @contextmanager

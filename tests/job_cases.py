@@ -39,7 +39,9 @@ class Breaking:
 
 
 def kept(job: Path) -> list[int]:
-    return JobDirectory(job).done()
+    """The tasks whose results a job has."""
+    manifest = JobDirectory(job).manifest()
+    return [] if manifest is None else JobDirectory(job).done(manifest)
 
 
 def broken_off(job: Path, *qkv: Any, after: int, **options: Any) -> None:

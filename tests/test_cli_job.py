@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import Run
+from job_cases import kept
 
 import cqs
-from cqs.jobs import JobDirectory
 
 pytestmark = pytest.mark.usefixtures("qkv")
 RUN = "run q.npy k.npy v.npy"
@@ -42,10 +42,12 @@ def test_a_job_says_how_far_it_has_come(cli: Run) -> None:
     assert "3 of 7 results in run.job" in said
     assert "4 tasks missing: 0, 3-5" in said
     assert "SlidingWindow" in said
-    assert "7 tasks, cqs" in said
+    assert "7 tasks: cqs, 7 workers" in said
+    assert "q.npy" in said
     code, out, _ = cli("job run.job --json")
     found = json.loads(out)
-    assert (found["n_tasks"], found["n_done"], found["missing"], found["cut"]["workers"]) == (7, 3, "0, 3-5", 7)
+    assert (found["n_tasks"], found["n_done"], found["missing"]) == (7, 3, "0, 3-5")
+    assert found["manifest"]["cut"]["workers"] == 7
     cli(f"{RUN} --window 20 --job run.job -o out.npy -q")
     assert "7 of 7 results in run.job" in cli("job run.job")[1]
 
@@ -70,7 +72,7 @@ def test_json_says_what_was_computed(cli: Run) -> None:
         (f"{RUN} --job j --tasks ::0", "`--tasks` must be numbers"),
         (f"{RUN} --workers 7 --job j --tasks 7", "`--tasks` must be among 0..6, got 7"),
         (f"{RUN} --job q.npy -o out.npy", "`--job` must be new, or the directory of a job, got"),
-        (f"{RUN} --job out.npy -o out.npy", "`--job` must not be `-o`"),
+        (f"{RUN} --job out.npy -o out.npy", "`-o` must not be in --job"),
         ("job run.job", "`DIR` must be the directory of a job, got run.job; give what --job was given"),
         ("job .", "`DIR` must be the directory of a job, got ."),
         ("job q.npy", "`DIR` must be the directory of a job, got q.npy"),
@@ -86,7 +88,7 @@ def test_another_call_is_told_apart(cli: Run) -> None:
     cli(f"{RUN} --workers 7 --causal --job run.job --tasks 0 -q")
     code, _, err = cli(f"{RUN} --job run.job -o out.npy")
     assert code == 2
-    assert "`--job` must be of this call: it was begun with `--mask`" in err
+    assert "`--job` must be of this call: it was begun with `--mask` Causal(offset=0), got NoMask()" in err
     code, _, err = cli(f"{RUN} --causal --workers 13 --job run.job -o out.npy")
     assert "`--workers` must be 7, as when the job was begun, got 13; leave it out, or begin another job" in err
 
@@ -97,11 +99,11 @@ def test_an_interrupted_job_says_how_to_go_on(tmp_path: Path) -> None:
     line = "x.npy x.npy x.npy --workers 91 --threads 1 --job run.job -o out.npy"
     command = [sys.executable, "-m", "cqs", "run", *line.split()]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
-    job = JobDirectory(tmp_path / "run.job")
-    while not job.done():
+    job = tmp_path / "run.job"
+    while not kept(job):
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert b"results are kept in run.job, and the same command goes on from there" in err
-    assert 0 < len(job.done()) < 91
+    assert b"what run.job keeps of it is safe: run the same command again to resume" in err
+    assert 0 < len(kept(job)) < 91

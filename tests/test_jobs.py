@@ -1,9 +1,11 @@
 """Jobs: a run that was broken off goes on from what it has kept, and several runs share one."""
 
+import errno
 import json
 import signal
 import subprocess
 import sys
+import time
 import tracemalloc
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
@@ -23,7 +25,7 @@ from slow_device import SlowDevice
 import cqs
 from cqs.engines import ExecutorEngine, LocalEngine
 from cqs.events import Event, ResultLoaded, ResultSaved, TaskDone
-from cqs.jobs import JobDirectory
+from cqs.jobs import JobDirectory, Manifest
 from cqs.masks import Causal, Documents, SlidingWindow
 from cqs.scores import ALiBi
 from cqs.trace import Recorder
@@ -34,9 +36,9 @@ pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
 # The same output
 
 
-@given(problem=problems(), after=st.integers(0, 20), data=st.data())
+@given(problem=problems(), data=st.data())
 def test_a_call_that_was_broken_off_anywhere_gives_the_same_bits(
-    tmp_path_factory: pytest.TempPathFactory, problem: Problem, after: int, data: st.DataObject
+    tmp_path_factory: pytest.TempPathFactory, problem: Problem, data: st.DataObject
 ) -> None:
     qkv, job = (problem.q, problem.k, problem.v), tmp_path_factory.mktemp("jobs") / "run.job"
     options = problem.options | {"workers": problem.workers, "return_lse": True}
@@ -55,11 +57,11 @@ def test_a_call_that_was_broken_off_anywhere_gives_the_same_bits(
 def test_only_what_is_missing_is_computed(qkv: Arrays, job: Path, after: int, threads: int) -> None:
     broken_off(job, *qkv, after=after, workers=13)
     done = kept(job)
-    assert len(done) == after
+    assert after <= len(done) <= after + 4  # those that were computed and had to wait for their turn are kept, too
     recorder = Recorder()
     out = cqs.attention(*qkv, workers=13, job=job, engine=LocalEngine(threads), on_event=recorder)
     of = {kind: [e.task for e in recorder.events if isinstance(e, kind)] for kind in (TaskDone, ResultSaved)}
-    assert sorted(of[TaskDone]) == of[ResultSaved] == [i for i in range(13) if i not in done]
+    assert sorted(of[TaskDone]) == sorted(of[ResultSaved]) == [i for i in range(13) if i not in done]
     assert [e.task for e in recorder.events if isinstance(e, ResultLoaded)] == done
     assert out.tobytes() == cqs.attention(*qkv, workers=13).tobytes()
 
@@ -179,7 +181,7 @@ cqs.attention(*sys.argv[1:4], workers=13, out=sys.argv[4], job=sys.argv[5], on_e
 """
     command = [sys.executable, "-c", code, *paths, tmp_path / "out.npy", job]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    assert kept(job) == [0, 1, 2, 3, 4]
+    assert set(kept(job)) >= {0, 1, 2, 4}
     assert not (tmp_path / "out.npy").exists()
     out = cqs.attention(*paths, job=job, out=tmp_path / "out.npy")
     assert out.tobytes() == cqs.attention(*qkv, workers=13).tobytes()
@@ -209,38 +211,63 @@ def test_processes_that_begin_at_once_share_a_job(tmp_path: Path, qkv: Arrays, j
     assert cqs.attention(*paths, job=job).tobytes() == cqs.attention(*qkv, workers=31).tobytes()
 
 
-def test_the_first_of_two_runs_says_what_the_job_is_of(job: Path) -> None:
-    directory = JobDirectory(job)
-    assert directory.create({"who": "first"})["who"] == "first"
-    assert directory.create({"who": "second"})["who"] == "first"
+def manifest(workers: int) -> Manifest:
+    inputs = {name: {"sha256": "", "file": None} for name in "qkv"}
+    return Manifest({}, inputs, workers, "numpy", cqs.plan(*[(2, 700, 8)] * 3, workers=workers).cut)
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_the_first_of_two_runs_says_what_the_job_is_of(
+    job: Path, has_links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any) -> None:
+        raise OSError(errno.EPERM, "a file system without links")
+
+    if not has_links:
+        monkeypatch.setattr("os.link", refuse)
+    directory, first = JobDirectory(job), manifest(7)
+    assert directory.create(first) == first
+    assert directory.create(manifest(13)) == directory.manifest() == first
     assert [path.name for path in job.iterdir() if path.is_file()] == ["job.json"]
 
 
-def test_a_run_that_planned_otherwise_at_the_same_moment_says_so(
+def test_a_run_that_planned_otherwise_at_the_same_moment_takes_the_plan_of_the_first(
     qkv: Arrays, job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         real = JobDirectory.create
 
-        def late(self: JobDirectory, values: dict[str, Any]) -> dict[str, Any]:
+        def late(self: JobDirectory, values: Manifest) -> Manifest:
             patch.undo()
-            cqs.work(*qkv, workers=13, job=job, tasks=[])
+            cqs.work(*qkv, workers=13, job=job, tasks=[3])
             return real(self, values)
 
         patch.setattr(JobDirectory, "create", late)
-        with pytest.raises(cqs.errors.OptionError, match="another plan just now; make this call again"):
-            cqs.attention(*qkv, workers=7, job=job)
-    assert cqs.attention(*qkv, job=job).tobytes() == cqs.attention(*qkv, workers=13).tobytes()
+        recorder = Recorder()
+        out = cqs.attention(*qkv, job=job, on_event=recorder)
+    assert recorder.counters.n_tasks == 12
+    assert out.tobytes() == cqs.attention(*qkv, workers=13).tobytes()
 
 
-def test_other_machines_may_have_other_threads_and_memory(qkv: Arrays, job: Path) -> None:
-    cqs.work(*qkv, workers=13, job=job, memory="4 MiB", engine=LocalEngine(1), tasks=[0])
-    begun = cqs.plan(*qkv, job=job)
-    cqs.work(*qkv, job=job, memory="64 MiB", engine=LocalEngine(3), tasks=[1])
-    cqs.work(*qkv, job=job, engine=LocalEngine(2), tasks=[2])
-    plan = cqs.plan(*qkv, memory="100 MiB", job=job)
-    assert (plan.workers, plan.grain, plan.strategy) == (begun.workers, begun.grain, begun.strategy)
-    cqs.testing.assert_exact(cqs.attention(*qkv, job=job), *qkv)
+def test_other_machines_may_have_other_threads_and_memory(job: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((4, 3000, 32), dtype=np.float32)
+    cqs.work(x, x, x, workers=13, job=job, memory="5 MiB", engine=LocalEngine(1), tasks=[0])
+    begun = cqs.plan(x, x, x, job=job)
+    assert begun.cut != cqs.plan(x, x, x, workers=13).cut  # as the budget has made it
+    cqs.work(x, x, x, job=job, memory="5 MiB", engine=LocalEngine(16), tasks=[1])
+    cqs.work(x, x, x, job=job, memory="64 MiB", engine=LocalEngine(3), tasks=[2])
+    cqs.work(x, x, x, job=job, engine=LocalEngine(2), tasks=[3])
+    assert cqs.plan(x, x, x, memory="100 MiB", job=job).cut == begun.cut
+    wide = np.empty_like(x)
+    cqs.attention(x, x, x, job=job, memory="5 MiB", out=wide)
+    whole = job.with_name("whole.job")
+    assert wide.tobytes() == cqs.attention(x, x, x, workers=13, job=whole, memory="5 MiB", out=wide.copy()).tobytes()
+
+
+@pytest.mark.parametrize("how", [{}, {"memory": "64 MiB"}], ids=["no budget", "a budget"])
+def test_a_job_has_many_tasks_by_default(job: Path, how: dict[str, Any]) -> None:
+    assert len(cqs.plan(*[(2, 20_000, 16)] * 3, job=job, out=job.with_name("out.npy"), **how)) >= 31
+    assert len(cqs.plan(*[(2, 20_000, 16)] * 3, job=job, workers=3, **how)) == 3
 
 
 def test_planning_writes_nothing(qkv: Arrays, job: Path) -> None:
@@ -287,5 +314,33 @@ def test_the_manifest_says_what_the_job_is_of(qkv: Arrays, job: Path) -> None:
     values = json.loads((job / "job.json").read_text())
     assert values["format"] == "cqs.job/1"
     assert values["identity"]["mask"] == {"kind": "Causal", "offset": 0}
-    assert values["cut"]["workers"] == 7
+    assert (values["cut"]["workers"], values["n_tasks"]) == (7, 7)
     assert set(values["inputs"]) == {"q", "k", "v"}
+
+
+def test_results_that_wait_for_their_turn_are_kept(qkv: Arrays, job: Path) -> None:
+    def stop(event: Event) -> None:
+        if isinstance(event, TaskDone) and event.task == 0:
+            while len(kept(job)) < 3:  # of the second thread
+                time.sleep(0.01)
+            raise BrokenOffError
+
+    with pytest.raises(BrokenOffError):
+        cqs.attention(*qkv, workers=13, job=job, engine=LocalEngine(4), on_event=stop)
+    assert 0 not in kept(job)
+    assert len(kept(job)) >= 3
+
+
+def test_a_job_counts_a_result_more(job: Path) -> None:
+    shapes: Any = [(2, 3000, 16)] * 3
+    plan, with_job = cqs.plan(*shapes, workers=7), cqs.plan(*shapes, workers=7, job=job)
+    assert with_job.footprint.results - plan.footprint.results == max(plan.partial_bytes(t) for t in plan.tasks())
+
+
+def test_results_of_devices_come_back_unrounded(job: Path) -> None:
+    x, device = np.zeros((2, 600, 8), np.float16), SlowDevice()
+    plan = cqs.plan(x, x, x, workers=3, strategy="tiles", devices=[device])
+    with_job = cqs.plan(x, x, x, workers=3, strategy="tiles", devices=[device], job=job)
+    assert (plan.result_dtype, with_job.result_dtype) == ("float16", "float32")
+    assert cqs.plan(x, x, x, workers=3, devices=[device]).keeps_sums_on_device
+    assert not cqs.plan(x, x, x, workers=3, devices=[device], job=job).keeps_sums_on_device

@@ -34,7 +34,7 @@ LAYERS = (
     ("placing",),
     ("call",),
     ("api",),
-    ("autograd",),
+    ("autograd", "sharing"),
     ("__init__",),
     ("cli",),
     ("__main__",),

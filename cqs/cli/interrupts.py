@@ -37,7 +37,8 @@ def ending_at_once(outputs: Sequence[Path] = (), job: str | None = None) -> Iter
         names = [f"{path.name}.unfinished" for path in outputs]
         left = [name for path, name in zip(outputs, names, strict=True) if path.with_name(name).exists()]
         kept = f"; what there is of the output is kept as {' and '.join(left)}: {_END}" if left else ""
-        kept += "" if job is None else f"; results are kept in {job}, and the same command goes on from there"
+        if job is not None:
+            kept = f"; what {job} keeps of it is safe: run the same command again to resume"
         os.write(_STDERR, f"{_END_BAR if os.isatty(_STDERR) else ''}cqs: interrupted{kept}\n".encode())
         os._exit(128 + number)
 

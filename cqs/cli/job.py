@@ -1,5 +1,6 @@
 """`cqs job`: how far a job has come."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from cqs.cli.options import Arguments, Parsers, add_command, add_common, path
 from cqs.cli.terminal import print_json, print_table
 from cqs.errors import OptionError
-from cqs.jobs import JobDirectory
+from cqs.jobs import JobDirectory, Manifest, words_of
 from cqs.units import format_bytes, plural
 
 __all__ = ["JobProgress", "add_parser", "command", "progress_of", "ranges"]
@@ -66,13 +67,18 @@ def progress_of(job: str) -> JobProgress:
     OptionError
         If there is none.
     """
+    directory, begun = _opened(job)
+    done = set(directory.done(begun))
+    missing = [i for i in range(begun.n_tasks) if i not in done]
+    return JobProgress(job, begun.n_tasks, len(done), directory.n_bytes(), ranges(missing))
+
+
+def _opened(job: str) -> tuple[JobDirectory, Manifest]:
     directory = JobDirectory(Path(job))
     begun = directory.manifest()
     if begun is None:
         raise OptionError.of("DIR", "be the directory of a job", job, "give what --job was given")
-    done = set(directory.done())
-    missing = [i for i in range(begun["n_tasks"]) if i not in done]
-    return JobProgress(job, begun["n_tasks"], len(done), directory.n_bytes(), ranges(missing))
+    return directory, begun
 
 
 def ranges(numbers: Sequence[int]) -> str:
@@ -89,22 +95,13 @@ def ranges(numbers: Sequence[int]) -> str:
 
 def command(args: Arguments) -> int:
     """Run the command."""
-    found = progress_of(args.job)
-    begun = JobDirectory(Path(args.job)).manifest()
-    assert begun is not None
-    cut, identity = begun["cut"], begun["identity"]
+    found, (_, begun) = progress_of(args.job), _opened(args.job)
     if args.json:
-        print_json({**asdict(found), **begun})
+        print_json(asdict(found) | {"manifest": json.loads(begun.to_json())})
         return 0
-    inputs = ", ".join(f"{name} {identity[name]}" for name in ("q", "k", "v"))
-    options = {name: value for name, value in identity.items() if name not in ("q", "k", "v")}
-    print_table(
-        "cqs job",
-        [
-            ("inputs", inputs),
-            *((name, str(value)) for name, value in options.items()),
-            ("cut", f"{plural(begun['n_tasks'], 'task')}, {cut['strategy']}, kernel {begun['kernel']}"),
-            ("results", str(found)),
-        ],
-    )
+    cut, places = begun.cut, (begun.inputs[name]["file"] for name in ("q", "k", "v"))
+    rows = [(name, words_of(value)) for name, value in begun.identity.items()]
+    rows += [("read from", ", ".join(place["path"] for place in places if place) or "memory")]
+    rows += [("cut", f"{plural(begun.n_tasks, 'task')}: {cut.strategy}, {cut.workers} workers, kernel {begun.kernel}")]
+    print_table("cqs job", [*rows, ("results", str(found))])
     return 0

@@ -124,7 +124,7 @@ _COMMON: dict[str, dict[str, Any]] = {
     "backend": {"metavar": "NAME", "help": "numpy (default), or cupy, which computes on a GPU"},
     "devices": {"type": numbers, "metavar": "N,N...", "help": "which GPUs, such as 0,1; by default the first"},
     "threads": {"type": whole, "metavar": "N", "help": "threads to compute on; by default one a CPU"},
-    "job": {"type": path, "metavar": "DIR", "help": "keep the results of tasks there, and go on from those it has"},
+    "job": {"type": path, "metavar": "DIR", "help": "keep the results of tasks there, and resume from those it has"},
     "json": {"action": "store_true", "help": "print one JSON object in place of the table"},
 }
 

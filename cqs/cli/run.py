@@ -1,5 +1,6 @@
 """`cqs run`: attention from files to a file."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -37,7 +38,7 @@ have fewer heads than queries. Inputs are .npy files or Zarr arrays, of which
 only what a task needs is read, or one .npz, which is loaded. The output, .npy
 or .zarr, appears under its name only when it is complete: until then, and
 after Ctrl-C, it is OUT.unfinished, which is of no use and may be deleted.
-With --job the same command goes on where it was broken off; with --tasks as
+With --job the same command resumes where it was interrupted; with --tasks as
 well it computes only those, as one of several machines, and writes no output:
 that does the run without --tasks. `cqs job DIR` says how far a job has come.
 
@@ -143,6 +144,8 @@ def _targets(args: Arguments) -> dict[str, Path]:
             target = check_output(option, given, args.files, args.force, allowed)
             if target in targets.values():
                 raise OptionError.of(option, "be another file than -o", given, "write to another file")
+            if args.job is not None and Path(os.path.realpath(args.job)) in (target, *target.parents):
+                raise OptionError.of(option, "not be in --job", given, "give the job a directory of its own")
             targets[name] = target
     return targets
 

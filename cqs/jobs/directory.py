@@ -1,39 +1,44 @@
 """The directory of a job: what it is of, and a file for each result. Any number of runs may write to it at a time."""
 
-import json
+import errno
 import os
 import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cqs.errors import OptionError, SinkError
+from cqs.jobs.manifest import Manifest
 from cqs.jobs.records import is_whole, read_result, write_result
 from cqs.schedule import Task
 from cqs.units import format_bytes
 from cqs.worker import TaskResult
 
-__all__ = ["FORMAT", "JobDirectory"]
+__all__ = ["JobDirectory"]
 
-FORMAT = "cqs.job/1"
 _MANIFEST, _RESULTS = "job.json", "results"
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 @dataclass(frozen=True, slots=True)
 class JobDirectory:
-    """A directory that keeps the results of tasks, each from when it is complete.
+    """A directory that keeps the result of each task as soon as there is one.
 
     Parameters
     ----------
     path : Path
         Where it is; it need not be there yet.
+
+    Raises
+    ------
+    OptionError
+        If that is no path.
     """
 
     path: Path
 
     def __post_init__(self) -> None:
-        if not isinstance(self.path, str | os.PathLike):
+        if not isinstance(self.path, str | os.PathLike) or not os.fspath(self.path):
             raise OptionError.of("job", "be a path", repr(self.path), "as in `job='run.job'`, a directory")
         object.__setattr__(self, "path", Path(os.path.realpath(self.path)))
 
@@ -41,15 +46,14 @@ class JobDirectory:
         """Refuse a place where something else is, or that can be neither made nor written to, with an `OptionError`."""
         path, given = self.path, os.fspath(self.path)
         if path.exists():
-            is_begun = self._manifest.exists() or self._results.exists()
-            if not path.is_dir() or (any(path.iterdir()) and not is_begun):
+            if not path.is_dir() or not (self._manifest.exists() or all(map(_is_ours, path.iterdir()))):
                 raise OptionError.of("job", "be new, or the directory of a job", given, "choose another name")
         elif not path.parent.is_dir():
             raise OptionError.of("job", "be in a directory that exists", given, f"make {path.parent} first")
         if not os.access(path if path.exists() else path.parent, os.W_OK | os.X_OK):
             raise OptionError.of("job", "be where it may be written to", given, "choose another place")
 
-    def manifest(self) -> dict[str, Any] | None:
+    def manifest(self) -> Manifest | None:
         """Return what `create` has written, or None before.
 
         Raises
@@ -58,18 +62,17 @@ class JobDirectory:
             If that cannot be read.
         """
         try:
-            values = json.loads(self._manifest.read_text())
-            if values["format"] != FORMAT:
-                raise ValueError(f"the format {values['format']!r}")
-            found: dict[str, Any] = values
+            return Manifest.from_json(self._manifest.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, KeyError, TypeError) as error:
-            rule, got = f"hold a {_MANIFEST} in the format {FORMAT}", f"{self._manifest}, {error}"
-            raise OptionError.of("job", rule, got, "choose another name, or remove it if it is of no use") from None
-        return found
+        except (ValueError, OSError) as error:
+            reason = getattr(error, "strerror", None) or error
+            remedy = "begin another job, or remove this if it is of no use"
+            raise OptionError.of(
+                "job", f"have a {_MANIFEST} that can be read", f"{self.path}: {reason}", remedy
+            ) from None
 
-    def create(self, values: dict[str, Any]) -> dict[str, Any]:
+    def create(self, manifest: Manifest) -> Manifest:
         """Write what the job is of, unless another run has just done so; return what is there now.
 
         Raises
@@ -80,39 +83,50 @@ class JobDirectory:
         unfinished = self.path / f".{_MANIFEST}.{uuid.uuid4().hex}"
         try:
             self._results.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(json.dumps({"format": FORMAT, **values}, indent=1))
             try:
-                os.link(unfinished, self._manifest)  # which only the first can do
-            except FileExistsError:
-                pass
-            except OSError:  # a file system without links
-                unfinished.replace(self._manifest)
+                unfinished.write_text(manifest.to_json(), encoding="utf-8")
+                self._claim(unfinished)
+            finally:
+                unfinished.unlink(missing_ok=True)
         except OSError as error:
             raise SinkError(f"{self.path} cannot be written: {error.strerror or error}; choose another `job`") from None
-        finally:
-            unfinished.unlink(missing_ok=True)
         found = self.manifest()
         assert found is not None
         return found
 
-    def done(self) -> list[int]:
-        """Return the tasks whose results are there, in order. O(number of results)."""
-        if not self._results.is_dir():
-            return []
-        names = (path for path in self._results.iterdir() if path.suffix == ".npz" and path.stem.isdecimal())
-        return sorted(int(path.stem) for path in names if is_whole(path))
+    def done(self, manifest: Manifest) -> list[int]:
+        """Return the tasks of a job whose results are there, in order. O(number of results)."""
+        return [i for i in self._numbers() if i < manifest.n_tasks and is_whole(self._of(i), _owner(manifest, i))]
 
     def n_bytes(self) -> int:
         """Return the bytes of all results."""
         return sum(path.stat().st_size for path in self._results.glob("*.npz"))
 
-    def save(self, result: TaskResult) -> int:
-        """Keep a result, also if there is one already, and return its bytes; see `cqs.jobs.records`."""
-        return write_result(self._of(result.task), result)
+    def save(self, manifest: Manifest, result: TaskResult) -> int:
+        """Keep a result, and return its bytes; see `cqs.jobs.records`.
 
-    def load(self, task: Task, has_scores: bool) -> tuple[TaskResult, int]:
+        Raises
+        ------
+        SinkError
+            If it cannot be written, or the directory has become that of another job.
+        """
+        now = self.manifest()
+        if now is None or now.key != manifest.key:
+            rule = "it has been removed, or is that of another job now"
+            raise SinkError(f"{self.path} cannot be written to: {rule}; run again, which begins anew")
+        i = result.task.index
+        return write_result(self._of(i), _owner(manifest, i), result)
+
+    def load(self, manifest: Manifest, task: Task, has_scores: bool) -> tuple[TaskResult, int]:
         """Return the result of a task, and its bytes."""
-        return read_result(self._of(task), task, has_scores)
+        return read_result(self._of(task.index), _owner(manifest, task.index), task, has_scores)
+
+    def drop_damaged(self, manifest: Manifest) -> list[int]:
+        """Read all results, remove those whose checksums are wrong, and return their tasks."""
+        damaged = [i for i in self._numbers() if not is_whole(self._of(i), _owner(manifest, i), is_read=True)]
+        for i in damaged:
+            self._of(i).unlink(missing_ok=True)
+        return damaged
 
     def check_room(self, n_bytes: int) -> None:
         """Refuse to begin what the disk has no room for, with a `SinkError`."""
@@ -122,8 +136,29 @@ class JobDirectory:
             remedy = "free some, choose another place for `job`, or take fewer workers"
             raise SinkError(f"{self.path} needs {format_bytes(n_bytes)} for results, {got}; {remedy}")
 
-    def _of(self, task: Task) -> Path:
-        return self._results / f"{task.index:06}.npz"
+    def _claim(self, unfinished: Path) -> None:
+        """Give a file the manifest's name, unless there is one: only the first of many can."""
+        try:
+            os.link(unfinished, self._manifest)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            try:
+                os.close(os.open(self._manifest, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            except FileExistsError:
+                return
+            unfinished.replace(self._manifest)
+
+    def _numbers(self) -> list[int]:
+        if not self._results.is_dir():
+            return []
+        names = (path for path in self._results.iterdir() if path.suffix == ".npz" and path.stem.isdecimal())
+        return sorted(int(path.stem) for path in names)
+
+    def _of(self, i: int) -> Path:
+        return self._results / f"{i:06}.npz"
 
     @property
     def _manifest(self) -> Path:
@@ -132,3 +167,14 @@ class JobDirectory:
     @property
     def _results(self) -> Path:
         return self.path / _RESULTS
+
+
+def _owner(manifest: Manifest, i: int) -> str:
+    """Say whose a result is."""
+    return f"task {i} of cqs job {manifest.key}"
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether something in a directory is what a run leaves that was killed before the job had begun."""
+    is_empty_results = path.name == _RESULTS and path.is_dir() and not any(path.iterdir())
+    return is_empty_results or path.name.startswith(f".{_MANIFEST}.")

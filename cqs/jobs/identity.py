@@ -3,20 +3,21 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cqs import masks
 from cqs.errors import OptionError
 from cqs.masks import Mask
 from cqs.problem import AttentionProblem
 from cqs.scores import ALiBi, Scores
-from cqs.sources import Input, NpyInput, steps
+from cqs.sources import Input, NpyInput, ZarrInput, byte_parts, steps
 
-__all__ = ["contents_of", "differences", "file_of", "identity_of"]
+__all__ = ["contents_of", "differences", "file_of", "identity_of", "words_of"]
 
 _MOST_NUMBERS = 64  # that are written out one by one
 
@@ -40,23 +41,54 @@ def identity_of(problem: AttentionProblem, scores: Scores | None) -> dict[str, A
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return the name of each entry that differs, and both values, in words."""
     names = (name for name in dict.fromkeys((*theirs, *ours)) if ours.get(name) != theirs.get(name))
-    return [(name, json.dumps(ours.get(name)), json.dumps(theirs.get(name))) for name in names]
+    return [(name, words_of(ours.get(name)), words_of(theirs.get(name))) for name in names]
+
+
+def words_of(value: Any) -> str:
+    """Write a value of an identity as one would in Python.
+
+    >>> words_of({"kind": "Causal", "offset": 0}), words_of(None)
+    ('Causal(offset=0)', 'none')
+    """
+    if isinstance(value, dict):
+        own = ", ".join(f"{name}={words_of(part)}" for name, part in value.items() if name != "kind")
+        return f"{value.get('kind', 'array')}({own})"
+    return "none" if value is None else str(value)
 
 
 def contents_of(x: Input) -> str:
-    """Return the SHA-256 of an input's numbers, which are read once, block by block. O(N D), about 1 GB/s."""
-    *heads, n_tokens, width = x.shape
-    found = hashlib.sha256()
-    for start, stop in steps(0, n_tokens, int(np.prod(heads, dtype=int)) * width):
-        _add(found, x.read(None, start, stop))
-    return found.hexdigest()
+    """Return a SHA-256 of an input's numbers, each of which is read once, a little at a time. O(N D), about 1 GB/s.
+
+    It is that of the hashes of all heads, so that these may be read in any order, as the file has them.
+    """
+    heads = x.shape[:-2]
+    found = {place: hashlib.sha256() for place in np.ndindex(*heads)}
+    for lead, start, stop in _walk(x):
+        block = x.read(lead, start, stop)
+        first = tuple(i.start for i in lead)
+        for place in np.ndindex(*block.shape[:-2]):
+            _add(found[tuple(a + b for a, b in zip(first, place, strict=True))], block[place])
+    return hashlib.sha256(b"".join(own.digest() for own in found.values())).hexdigest()
 
 
 def file_of(x: Input) -> dict[str, Any] | None:
-    """Return by what a file is known without reading it: where it is, how large, and when it was last written to."""
-    if not isinstance(x, NpyInput):
-        return None
-    return {"path": os.path.realpath(x.path), "size": x.stamp.size, "mtime_ns": x.stamp.mtime_ns}
+    """Return by what a file, or the files of a Zarr array, are known without reading them; None if it is neither."""
+    if isinstance(x, NpyInput):
+        return {"path": os.path.realpath(x.path), "size": x.stamp.size, "mtime_ns": x.stamp.mtime_ns}
+    return x.files() if isinstance(x, ZarrInput) else None
+
+
+def _walk(x: Input) -> Iterator[tuple[tuple[slice, ...], int, int]]:
+    """Yield blocks of an input, tokens in order for each head: whole chunks of a Zarr array, else heads one by one."""
+    *heads, n_tokens, width = x.shape
+    box = x.layout.files[:-1] if isinstance(x, ZarrInput) else (*(1 for _ in heads), 0)
+    counts = [-(-n // size) for n, size in zip(heads, box[:-1], strict=True)]
+    for place in np.ndindex(*counts):
+        lead = tuple(slice(i * n, min((i + 1) * n, most)) for i, n, most in zip(place, box[:-1], heads, strict=True))
+        if box[-1]:
+            yield from ((lead, i, min(i + box[-1], n_tokens)) for i in range(0, n_tokens, box[-1]))
+        else:
+            yield from ((lead, start, stop) for start, stop in steps(0, n_tokens, width))
 
 
 def _value(name: str, value: Any) -> Any:
@@ -65,17 +97,17 @@ def _value(name: str, value: Any) -> Any:
         return value
     if isinstance(value, np.ndarray):
         return {"shape": list(value.shape), "dtype": str(value.dtype), "sha256": _array_hash(value)}
-    if isinstance(value, Mask | ALiBi) and is_dataclass(value):
+    kind = type(value)
+    if kind is ALiBi or (isinstance(value, Mask) and getattr(masks, kind.__name__, None) is kind):
         own = {field.name: _value(name, getattr(value, field.name)) for field in fields(value)}
-        return {"kind": type(value).__qualname__} | own
+        return {"kind": kind.__name__} | own
     if isinstance(value, Iterable):
         listed = [_value(name, part) for part in value]
         if len(listed) <= _MOST_NUMBERS:
             return listed
         return {"length": len(listed), "sha256": hashlib.sha256(json.dumps(listed).encode()).hexdigest()}
     rule = "be made of numbers where results are kept: of a function nobody can tell that it is the same the next time"
-    remedy = "take other masks, or a bias, or leave `job` out"
-    raise OptionError.of("mask" if name == "mask" else name, rule, repr(value), remedy)
+    raise OptionError.of(name, rule, repr(value), "take masks of `cqs.masks`, or a bias, or leave `job` out")
 
 
 def _array_hash(array: npt.NDArray[Any]) -> str:
@@ -83,12 +115,10 @@ def _array_hash(array: npt.NDArray[Any]) -> str:
     once = array[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in array.strides)]
     found = hashlib.sha256()
     for place in np.ndindex(*once.shape[:-2]):
-        matrix = np.atleast_2d(once[place])
-        for start, stop in steps(0, len(matrix), matrix.shape[-1]):
-            _add(found, matrix[start:stop])
+        _add(found, np.atleast_2d(once[place]))
     return found.hexdigest()
 
 
-def _add(found: Any, block: npt.NDArray[Any]) -> None:
-    if block.size:  # an empty one has no bytes that could be viewed
-        found.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
+def _add(found: Any, rows: npt.NDArray[Any]) -> None:
+    for part in byte_parts(rows):
+        found.update(part)

@@ -1,9 +1,10 @@
-"""The result of a task as a file: an `.npz` archive, which carries a checksum of everything in it."""
+"""The result of a task as a file: an `.npz` archive, which says whose it is and carries checksums."""
 
-import uuid
+import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from cqs.backend import on_host
 from cqs.errors import SinkError, SourceError
 from cqs.partial import Partial
 from cqs.schedule import Task
-from cqs.sources import steps
+from cqs.sources import byte_parts
+from cqs.sources.files import try_hold, unfinished_of
 from cqs.worker import TaskResult
 
 __all__ = ["is_whole", "read_result", "write_result"]
@@ -22,72 +24,90 @@ __all__ = ["is_whole", "read_result", "write_result"]
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError)
 
 
-def write_result(path: Path, result: TaskResult) -> int:
-    """Write a result, which is there as a whole or not at all; return its bytes.
+def write_result(path: Path, owner: str, result: TaskResult) -> int:
+    """Write a result, which is there as a whole or not at all; return its bytes, 0 if another run is just writing it.
 
-    Strip i has the arrays `out{i}` and `lse{i}`, as `numpy.load` shows them. They are written a little at a time.
+    The rows of all strips stand below each other in the arrays `out`, `(*B, H, t, E)`, and `lse`, `(*B, H, t)`, which
+    `numpy.load` shows. They are written a little at a time. The archive's comment is the `owner`.
 
     Raises
     ------
     SinkError
         If the disk is full, or fails; nothing is left then.
     """
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # nobody else's
     try:
-        with zipfile.ZipFile(unfinished, "x") as archive:
-            for i, partial in enumerate(result.partials):
-                _write(archive, f"out{i}", on_host(partial.out))
-                _write(archive, f"lse{i}", on_host(partial.lse)[..., None])
-        n_bytes = unfinished.stat().st_size
-        unfinished.replace(path)
-    except BaseException as error:
-        unfinished.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
+        descriptor = try_hold(path)
+        if descriptor is None:
+            return 0
+        with os.fdopen(descriptor, "r+b") as file:
+            try:
+                file.truncate(0)  # what a run has left that was killed
+                with zipfile.ZipFile(file, "w") as archive:
+                    archive.comment = owner.encode()
+                    _write(archive, "out", [on_host(p.out) for p in result.partials])
+                    _write(archive, "lse", [on_host(p.lse)[..., None] for p in result.partials], is_vector=True)
+                n_bytes = file.tell()
+                unfinished_of(path).replace(path)
+            except BaseException:
+                unfinished_of(path).unlink(missing_ok=True)
+                raise
+    except OSError as error:
         remedy = "what was kept before is safe: see to the disk, and run again"
         raise SinkError(f"{path} cannot be written: {error.strerror or error}; {remedy}") from None
     return n_bytes
 
 
-def read_result(path: Path, task: Task, has_scores: bool) -> tuple[TaskResult, int]:
+def read_result(path: Path, owner: str, task: Task, has_scores: bool) -> tuple[TaskResult, int]:
     """Read the result of a task; return its bytes, too.
 
     Raises
     ------
     SourceError
-        If the file is not what was written.
+        If the file is not what was written, or another's.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            partials = tuple(
-                Partial(_read(archive, f"out{i}"), _read(archive, f"lse{i}")[..., 0]) for i in range(len(task.strips))
-            )
+            if archive.comment != owner.encode():
+                raise ValueError("it is the result of another task, or of another job")
+            out, lse = (_read(archive, name) for name in ("out", "lse"))
+        ends = list(accumulate((len(strip.query) for strip in task.strips), initial=0))
+        if out.shape[:-1] != lse.shape or lse.shape[-1] != ends[-1]:
+            raise ValueError(f"shapes {out.shape} and {lse.shape}")
+        partials = tuple(Partial(out[..., a:b, :], lse[..., a:b]) for a, b in pairwise(ends))
         return TaskResult(task, partials, has_scores=has_scores), path.stat().st_size
     except (*_DAMAGED, OSError) as error:
-        remedy = "remove it and run again, which computes that task once more"
-        raise SourceError(f"{path} is damaged ({error}); {remedy}") from None
+        raise SourceError(f"{path} is damaged: {error}") from None
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a file ends as one does that was written to its end. Checksums are looked at when it is read."""
-    return zipfile.is_zipfile(path)
+def is_whole(path: Path, owner: str, is_read: bool = False) -> bool:
+    """Whether a file ends as one does that was written to its end, by this owner; or if it is read, every checksum."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.comment == owner.encode() and not (is_read and archive.testzip())
+    except (*_DAMAGED, OSError):
+        return False
 
 
-def _write(archive: zipfile.ZipFile, name: str, array: npt.NDArray[Any]) -> None:
-    header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
+def _write(archive: zipfile.ZipFile, name: str, parts: Sequence[npt.NDArray[Any]], is_vector: bool = False) -> None:
+    """Write arrays below each other, without putting them together."""
+    lead = parts[0].shape[:-2] if parts else ()
+    shape = (*lead, sum(x.shape[-2] for x in parts), parts[0].shape[-1] if parts else 0)
+    dtype = parts[0].dtype if parts else np.dtype(np.float32)
+    header = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": shape[:-1] if is_vector else shape,
+    }
     with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
         np.lib.format.write_array_header_2_0(member, header)
-        for part in _parts(array):
+        for part in _rows(lead, parts):
             member.write(part)
 
 
-def _parts(array: npt.NDArray[Any]) -> Iterator[bytes | memoryview]:
-    """Yield the bytes of an array in C order, few at a time."""
-    for place in np.ndindex(*array.shape[:-2]):
-        matrix = array[place]
-        for start, stop in steps(0, len(matrix), matrix.shape[-1]):
-            part = np.ascontiguousarray(matrix[start:stop])
-            yield part.reshape(-1).view(np.uint8).data if part.size else b""
+def _rows(lead: tuple[int, ...], parts: Sequence[npt.NDArray[Any]]) -> Iterator[memoryview]:
+    for place in np.ndindex(*lead):
+        for part in parts:
+            yield from byte_parts(part[place])
 
 
 def _read(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:

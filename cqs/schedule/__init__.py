@@ -3,6 +3,7 @@
 from cqs.schedule.bundling import SMALL_ROWS, worth_one_piece
 from cqs.schedule.call_shape import CallShape
 from cqs.schedule.cost import Rates
+from cqs.schedule.cut import Cut
 from cqs.schedule.divide import divide
 from cqs.schedule.grain import BLOCK_BYTES, Grain, Setting
 from cqs.schedule.layout import BalancedLayout, GridLayout, Layout, QuorumLayout, RingLayout, TreeLayout
@@ -38,6 +39,7 @@ __all__ = [
     "BalancedLayout",
     "Bundle",
     "CallShape",
+    "Cut",
     "Footprint",
     "Grain",
     "GridLayout",

@@ -23,7 +23,7 @@ from cqs.schedule.sizes import bounded_sizes, heaviest_rows, n_tiles_of_task, re
 from cqs.schedule.traffic import TaskReads, Traffic, estimated_reads, traffic
 from cqs.units import format_bytes, plural
 
-__all__ = ["Candidate", "best_within"]
+__all__ = ["Candidate", "best_within", "format_bytes_up", "settings_within"]
 
 # Bytes of a block of scores, queries of a kernel call and keys that are streamed for it; and the speed of a kernel with
 # such blocks, as a share of that with the first.
@@ -183,16 +183,25 @@ def _families(
     problem: AttentionProblem, strategies: Sequence[str], setting: Setting, *, smallest: bool = False
 ) -> Iterator[_Family]:
     """Yield all that may be taken, or of blocks and threads only those that hold least."""
-    in_place = setting.is_in_place(problem)
     levels: Sequence[tuple[int, int, int, float]] = _DEVICE_LEVELS if setting.devices or setting.is_for_gpu else _LEVELS
     levels = levels[-1:] if smallest else levels
     for strategy in strategies:
         choices = _worker_choices(problem, strategy)
-        spilling = (False,) if in_place or strategy == "tiles" else (False, True)
+        spilling = _spilling(problem, strategy, setting)
         for fewer in _fewer(setting):
             for level, kv_heads, is_spilled in product(levels, _head_choices(problem), spilling):
                 own = replace(fewer, is_spilled=is_spilled)
                 yield _Family(choices, _maker(strategy, kv_heads, level, own))
+
+
+def settings_within(problem: AttentionProblem, strategy: str, setting: Setting) -> Iterator[Setting]:
+    """Yield the setting, and then others that hold less: with fewer threads, and with sums in a scratch file."""
+    for fewer in _fewer(setting):
+        yield from (replace(fewer, is_spilled=is_spilled) for is_spilled in _spilling(problem, strategy, setting))
+
+
+def _spilling(problem: AttentionProblem, strategy: str, setting: Setting) -> tuple[bool, ...]:
+    return (False,) if setting.is_in_place(problem) or strategy == "tiles" else (False, True)
 
 
 def _fewer(setting: Setting) -> Iterator[Setting]:
@@ -255,7 +264,7 @@ def _too_small(
         for W in (_spread(family.choices) if workers is None else (workers,))
     )
     held, least = min(((x.held_bytes(problem), x) for x in candidates), key=itemgetter(0))
-    rule = f"be at least {_format_bytes_up(held)} ({least})"
+    rule = f"be at least {format_bytes_up(held)} ({least})"
     remedies = ["raise it"]
     if workers is not None:
         remedies.append("leave `workers` out to let cqs choose")
@@ -272,7 +281,7 @@ def _spread(choices: Sequence[int]) -> Sequence[int]:
     return [choices[i] for i in sorted(wanted) if i >= 0]
 
 
-def _format_bytes_up(n_bytes: int) -> str:
+def format_bytes_up(n_bytes: int) -> str:
     """Write a byte count that, read again, is not less."""
     for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if n_bytes >= scale:

@@ -13,6 +13,7 @@ from cqs.problem import AttentionProblem
 from cqs.quorum import CyclicQuorumSet
 from cqs.schedule.bundling import bundled_rows
 from cqs.schedule.cost import Rates, Run
+from cqs.schedule.cut import Cut
 from cqs.schedule.grain import Grain, Setting, head_block, n_head_blocks
 from cqs.schedule.layout import Layout
 from cqs.schedule.making import bundles_of, layout_of
@@ -106,6 +107,11 @@ class Plan:
         for read in reads(task, self.grain.keys):
             yield task.index, read, a_token[read.what] * p.itemsize * len(read.group)
 
+    @property
+    def cut(self) -> Cut:
+        """How it cuts the problem, whatever it runs on."""
+        return Cut(self.strategy, self.workers, self.base, self.grain)
+
     def completes(self, i: int) -> range:
         """Return the queries, of its heads, that are complete once task i has come after all before it."""
         return _layout(self).completes(i % self.workers)
@@ -186,9 +192,8 @@ class Plan:
 
     def to_json(self) -> str:
         """Write the plan as JSON; it holds what the tasks follow from, not the tasks."""
-        values = {"format": _FORMAT, "strategy": self.strategy, "workers": self.workers, "base": self.base}
-        values |= {"grain": asdict(self.grain), "setting": asdict(self.setting)}
-        return json.dumps(values | {"problem": self.problem.to_dict()})
+        values = {"format": _FORMAT} | self.cut.to_dict()
+        return json.dumps(values | {"setting": asdict(self.setting), "problem": self.problem.to_dict()})
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -197,10 +202,9 @@ class Plan:
             values: dict[str, Any] = json.loads(text)
             if values["format"] != _FORMAT:
                 raise ValueError(f"the format {values['format']!r}")
-            base = None if values["base"] is None else tuple(values["base"])
-            problem, grain, setting = values["problem"], Grain(**values["grain"]), Setting(**values["setting"])
-            problem = AttentionProblem.from_dict(problem)
-            return cls(problem, values["strategy"], values["workers"], base, grain, setting)
+            cut, setting = Cut.from_dict(values), Setting(**values["setting"])
+            problem = AttentionProblem.from_dict(values["problem"])
+            return cls(problem, cut.strategy, cut.workers, cut.base, cut.grain, setting)
         except CQSError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:

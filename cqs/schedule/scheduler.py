@@ -8,14 +8,16 @@ from cqs.machine import available_cpus
 from cqs.problem import AttentionProblem
 from cqs.quorum import CyclicQuorumSet, choose_workers, singer_moduli
 from cqs.quorum.choice import MOST_MODULUS
-from cqs.schedule.budget import best_within
+from cqs.schedule.budget import Candidate, best_within, format_bytes_up, settings_within
+from cqs.schedule.cut import Cut
 from cqs.schedule.grain import DEVICE_BLOCK_BYTES, Grain, Setting
 from cqs.schedule.plan import Plan
-from cqs.units import parse_bytes
+from cqs.units import format_bytes, parse_bytes
 
 __all__ = ["STRATEGIES", "Scheduler", "default_workers"]
 
 STRATEGIES = ("auto", "cqs", "tiles", "ring", "tree")
+_TASKS_OF_A_JOB = 31
 _LEAST_GROUP = 256  # tokens; in smaller groups a kernel call costs more than it computes
 
 
@@ -44,7 +46,8 @@ class Scheduler:
     ----------
     workers : int, optional
         W, the number of tasks; by default `default_workers(T)`, 1 if a single thread computes them one by one, or with
-        a budget what suits it. More workers than tokens are allowed: the groups that are then empty cost nothing.
+        a budget what suits it; where results are kept at least 31, of groups of at least 256 tokens. More workers than
+        tokens are allowed: the groups that are then empty cost nothing.
     strategy : {"auto", "cqs", "tiles", "ring", "tree"}
         "cqs" cuts by a cyclic quorum set, and wants as many queries as keys. "tiles" cuts by a ragged grid; under a
         budget into groups of queries that stay, while keys are streamed. "ring" and "tree" cut as ring and tree
@@ -98,14 +101,35 @@ class Scheduler:
             rule = f"be at most {MOST_MODULUS} for the strategy 'cqs', which has no cover for more"
             raise QuorumError.of("workers", rule, workers, f"take at most {MOST_MODULUS}")
         if self.memory is not None:
-            memory = parse_bytes("memory", self.memory)
-            found = best_within(problem, strategies, workers, self.setting, memory)
+            found = self._within(problem, strategies, parse_bytes("memory", self.memory))
             return _plan(problem, found.strategy, found.workers, found.grain, found.setting)
         strategy, grain = strategies[0], Grain(block_bytes=DEVICE_BLOCK_BYTES) if self.setting.is_for_gpu else Grain()
-        n_cpus = 1 if self.setting.threads == self.setting.in_flight == 1 else None  # as where a GPU has the arrays
-        workers = workers or default_workers(problem.n_queries, n_cpus)
+        workers = workers or self._default_workers(problem)
         setting = replace(self.setting, in_flight=1) if workers == 1 else self.setting  # one task waits for no other
         return _plan(problem, strategy, workers, grain, setting)
+
+    def plan_cut(self, problem: AttentionProblem, cut: Cut) -> Plan:
+        """Return the plan for a problem that is cut already, with as many threads as the budget allows.
+
+        Raises
+        ------
+        BudgetError
+            If no number of threads holds as little as `memory`; it names the least.
+        """
+        setting = replace(self.setting, in_flight=1) if cut.workers == 1 else self.setting
+        if self.memory is None:
+            return Plan(problem, cut.strategy, cut.workers, cut.base, cut.grain, setting)
+        memory = parse_bytes("memory", self.memory)
+        plans = [
+            Plan(problem, cut.strategy, cut.workers, cut.base, cut.grain, own)
+            for own in settings_within(problem, cut.strategy, replace(setting, memory=memory))
+        ]
+        for plan in plans:
+            if plan.projected_bytes <= memory:
+                return plan
+        least = format_bytes_up(min(plan.projected_bytes for plan in plans))
+        rule = f"be at least {least} for tasks of this size"
+        raise BudgetError.of("memory", rule, format_bytes(memory), "raise it")
 
     def alternatives(self, problem: AttentionProblem) -> dict[str, Plan | BudgetError]:
         """Return the plan of each strategy that could be taken, or the error that says why it could not."""
@@ -116,6 +140,20 @@ class Scheduler:
             except BudgetError as error:
                 found[strategy] = error
         return found
+
+    def _within(self, problem: AttentionProblem, strategies: tuple[str, ...], memory: int) -> Candidate:
+        if self.workers is None and self.setting.keeps_results:
+            try:
+                return best_within(problem, strategies, self._default_workers(problem), self.setting, memory)
+            except BudgetError:  # so there have to be more
+                pass
+        return best_within(problem, strategies, self.workers, self.setting, memory)
+
+    def _default_workers(self, problem: AttentionProblem) -> int:
+        if self.setting.keeps_results:  # a break loses the tasks that are computed, so these are to be a small part
+            return default_workers(problem.n_queries, max(available_cpus(), _TASKS_OF_A_JOB))
+        is_alone = self.setting.threads == self.setting.in_flight == 1  # as where a GPU has the arrays
+        return default_workers(problem.n_queries, 1 if is_alone else None)
 
     def _strategies(self, problem: AttentionProblem) -> tuple[str, ...]:
         """Return the strategies that may be taken, the preferred one first."""

@@ -4,7 +4,7 @@ from cqs.sources.arrays import ArrayInput, ArraySink, allocate_out, check_out, r
 from cqs.sources.npy import NpyInput
 from cqs.sources.npy_sink import NpySink
 from cqs.sources.opening import NOWHERE, Target, like_of, open_input, open_inputs, open_output
-from cqs.sources.sink import Sink, steps
+from cqs.sources.sink import Sink, byte_parts, steps
 from cqs.sources.slices import SliceInput, SliceSink
 from cqs.sources.source import ArraySource, Input, InputSource, ShapeInput, Source
 from cqs.sources.zarr_sink import ZarrFileSink, ZarrSink
@@ -29,6 +29,7 @@ __all__ = [
     "ZarrInput",
     "ZarrSink",
     "allocate_out",
+    "byte_parts",
     "check_out",
     "like_of",
     "open_input",

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from cqs.errors import SinkError
 
-__all__ = ["Stamp", "hold", "is_full", "reason_of", "unfinished_of"]
+__all__ = ["Stamp", "hold", "is_full", "reason_of", "try_hold", "unfinished_of"]
 
 _NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -60,21 +60,29 @@ def hold(target: Path, is_directory: bool = False) -> int:
     SinkError
         If it cannot be made, or another run is writing the same output.
     """
+    try:
+        descriptor = try_hold(target, is_directory)
+    except OSError as error:
+        raise SinkError(f"{target} cannot be written: {reason_of(error)}") from None
+    if descriptor is None:
+        remedy = "wait for it, or choose another `out`"
+        raise SinkError(f"{target} cannot be written: another run is writing it; {remedy}")
+    return descriptor
+
+
+def try_hold(target: Path, is_directory: bool = False) -> int | None:
+    """Return what `hold` does; None if another run holds it."""
     path = unfinished_of(target)
     flags = os.O_RDONLY | os.O_DIRECTORY if is_directory else os.O_RDWR | os.O_CREAT
     while True:
-        try:
-            if is_directory:
-                path.mkdir(exist_ok=True)
-            descriptor = os.open(path, flags | os.O_NOFOLLOW, 0o666)
-        except OSError as error:
-            raise SinkError(f"{target} cannot be written: {reason_of(error)}") from None
+        if is_directory:
+            path.mkdir(exist_ok=True)
+        descriptor = os.open(path, flags | os.O_NOFOLLOW, 0o666)
         try:
             _lock(descriptor)
         except BlockingIOError:
             os.close(descriptor)
-            remedy = "wait for it, or choose another `out`"
-            raise SinkError(f"{target} cannot be written: another run is writing it; {remedy}") from None
+            return None
         if _is_at(path, descriptor):
             return descriptor
         os.close(descriptor)  # another run has finished meanwhile, and what was opened has its final name

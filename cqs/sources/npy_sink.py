@@ -12,7 +12,7 @@ import numpy.typing as npt
 from cqs.errors import SinkError
 from cqs.sources.files import hold, is_full, reason_of, unfinished_of
 from cqs.sources.npy import matrices
-from cqs.sources.sink import steps
+from cqs.sources.sink import byte_parts
 
 __all__ = ["NpySink"]
 
@@ -78,11 +78,10 @@ class NpySink:
         leading, (n_rows, width) = self.shape[:-2], self.shape[-2:]
         shape, numbers = matrices(leading, lead)
         for matrix, place in zip(numbers, np.ndindex(*shape), strict=True):
-            own = rows[place]
-            for first, last in steps(0, stop - start, width):
-                part = np.ascontiguousarray(own[first:last], dtype=self.dtype)
-                offset = self._offset + (matrix * n_rows + start + first) * width * self.dtype.itemsize
-                self._write_from(part.reshape(-1).view(np.uint8).data if part.size else memoryview(b""), offset)
+            offset = self._offset + (matrix * n_rows + start) * width * self.dtype.itemsize
+            for part in byte_parts(rows[place], self.dtype):
+                self._write_from(part, offset)
+                offset += len(part)
 
     def finish(self) -> npt.NDArray[Any]:
         """Give the file its name, and return it as a read-only memory map.

@@ -1,12 +1,15 @@
 """What the result is written to, row by row, each row once."""
 
 from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
 
 from cqs.schedule import WRITE_BYTES
 from cqs.types import Array, DType
 
-__all__ = ["Sink", "steps"]
+__all__ = ["Sink", "byte_parts", "steps"]
 
 
 @runtime_checkable
@@ -60,3 +63,14 @@ def steps(start: int, stop: int, row_size: int) -> Iterator[tuple[int, int]]:
     step = max(WRITE_BYTES // max(8 * row_size, 1), 1)
     for first in range(start, stop, step):
         yield first, min(first + step, stop)
+
+
+def byte_parts(rows: npt.NDArray[Any], dtype: Any = None) -> Iterator[memoryview]:
+    r"""Yield the bytes of rows `(n, width)` in C order, converted to a type and copied, if need be, little by little.
+
+    >>> [bytes(part) for part in byte_parts(np.array([[1, 2], [3, 4]], np.uint8).T)]
+    [b'\x01\x03\x02\x04']
+    """
+    for first, last in steps(0, len(rows), rows.shape[-1]):
+        part = np.ascontiguousarray(rows[first:last], dtype=dtype)
+        yield part.reshape(-1).view(np.uint8).data if part.size else memoryview(b"")
