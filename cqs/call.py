@@ -145,7 +145,7 @@ def ready(
             scheduler = Scheduler(workers, strategy, place.memory, setting)
             return place, scheduler.plan(problem) if kept is None else kept.plan(scheduler, problem)
 
-        kept = None if job is None else Job.of(job, problem, scores, source)
+        kept = None if job is None else Job.of(job, problem, scores, source, is_run=begins)
         place, plan = arranged(kept)
         chosen = chosen_tasks(tasks, len(plan))
         if kept is not None:

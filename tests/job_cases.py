@@ -41,7 +41,8 @@ class Breaking:
 def kept(job: Path) -> list[int]:
     """The tasks whose results a job has."""
     manifest = JobDirectory(job).manifest()
-    return [] if manifest is None else JobDirectory(job).done(manifest)
+    done = b"" if manifest is None else JobDirectory(job).done(manifest)
+    return [i for i, is_there in enumerate(done) if is_there]
 
 
 def broken_off(job: Path, *qkv: Any, after: int, **options: Any) -> None:

@@ -68,9 +68,9 @@ def progress_of(job: str) -> JobProgress:
         If there is none.
     """
     directory, begun = _opened(job)
-    done = set(directory.done(begun))
-    missing = [i for i in range(begun.n_tasks) if i not in done]
-    return JobProgress(job, begun.n_tasks, len(done), directory.n_bytes(), ranges(missing))
+    done = directory.done(begun)
+    missing = [i for i in range(begun.n_tasks) if not done[i]]
+    return JobProgress(job, begun.n_tasks, sum(done), directory.n_bytes(), ranges(missing))
 
 
 def _opened(job: str) -> tuple[JobDirectory, Manifest]:

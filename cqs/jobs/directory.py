@@ -2,8 +2,10 @@
 
 import errno
 import os
+import re
 import shutil
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from cqs.worker import TaskResult
 
 __all__ = ["JobDirectory"]
 
-_MANIFEST, _RESULTS = "job.json", "results"
+_MANIFEST, _RESULTS, _NAME = "job.json", "results", re.compile(r"[0-9]{6,}\.npz")
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -38,9 +40,15 @@ class JobDirectory:
     path: Path
 
     def __post_init__(self) -> None:
+        remedy = "as in `job='run.job'`, a directory"
         if not isinstance(self.path, str | os.PathLike) or not os.fspath(self.path):
-            raise OptionError.of("job", "be a path", repr(self.path), "as in `job='run.job'`, a directory")
-        object.__setattr__(self, "path", Path(os.path.realpath(self.path)))
+            raise OptionError.of("job", "be a path", repr(self.path), remedy)
+        try:
+            path = Path(os.path.realpath(self.path))
+            path.is_dir()
+        except (ValueError, OSError) as error:  # as of a name that no file system has
+            raise OptionError.of("job", "be a path", f"{self.path!r} ({error})", remedy) from None
+        object.__setattr__(self, "path", path)
 
     def check_place(self) -> None:
         """Refuse a place where something else is, or that can be neither made nor written to, with an `OptionError`."""
@@ -94,9 +102,13 @@ class JobDirectory:
         assert found is not None
         return found
 
-    def done(self, manifest: Manifest) -> list[int]:
-        """Return the tasks of a job whose results are there, in order. O(number of results)."""
-        return [i for i in self._numbers() if i < manifest.n_tasks and is_whole(self._of(i), _owner(manifest, i))]
+    def done(self, manifest: Manifest) -> bytearray:
+        """Return a 1 for each task whose result is there, and a 0 for others. O(number of results)."""
+        flags = bytearray(manifest.n_tasks)
+        for i in self._numbers():
+            if i < manifest.n_tasks:
+                flags[i] = is_whole(self._of(i), _owner(manifest, i))
+        return flags
 
     def n_bytes(self) -> int:
         """Return the bytes of all results."""
@@ -123,13 +135,14 @@ class JobDirectory:
 
     def drop_damaged(self, manifest: Manifest) -> list[int]:
         """Read all results, remove those whose checksums are wrong, and return their tasks."""
-        damaged = [i for i in self._numbers() if not is_whole(self._of(i), _owner(manifest, i), is_read=True)]
+        damaged = [i for i in list(self._numbers()) if not is_whole(self._of(i), _owner(manifest, i), is_read=True)]
         for i in damaged:
             self._of(i).unlink(missing_ok=True)
         return damaged
 
     def check_room(self, n_bytes: int) -> None:
         """Refuse to begin what the disk has no room for, with a `SinkError`."""
+        self._results.mkdir(exist_ok=True)  # if somebody has removed all results
         free = shutil.disk_usage(self.path).free
         if free < n_bytes:
             got = f"{format_bytes(free)} are free"
@@ -151,11 +164,11 @@ class JobDirectory:
                 return
             unfinished.replace(self._manifest)
 
-    def _numbers(self) -> list[int]:
-        if not self._results.is_dir():
-            return []
-        names = (path for path in self._results.iterdir() if path.suffix == ".npz" and path.stem.isdecimal())
-        return sorted(int(path.stem) for path in names)
+    def _numbers(self) -> Iterator[int]:
+        """Yield the tasks that have a file; one by one, since they may be very many."""
+        if self._results.is_dir():
+            with os.scandir(self._results) as entries:
+                yield from (int(entry.name[:-4]) for entry in entries if _NAME.fullmatch(entry.name))
 
     def _of(self, i: int) -> Path:
         return self._results / f"{i:06}.npz"

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -20,12 +20,14 @@ from cqs.sources import Input, NpyInput, ZarrInput, byte_parts, steps
 __all__ = ["contents_of", "differences", "file_of", "identity_of", "words_of"]
 
 _MOST_NUMBERS = 64  # that are written out one by one
+_HASH = "sha256"
 
 
-def identity_of(problem: AttentionProblem, scores: Scores | None) -> dict[str, Any]:
+def identity_of(problem: AttentionProblem, scores: Scores | None, reads: bool = True) -> dict[str, Any]:
     """Return what decides the results of tasks beside the numbers in q, k and v, as values that JSON has.
 
-    Sink logits and the type of the output are not among it: they come in when results are complete.
+    Sink logits and the type of the output are not among it: they come in when results are complete. Arrays of masks and
+    biases are not read if it is not to be; what has no hash is not told apart from others of its shape.
 
     Raises
     ------
@@ -33,15 +35,25 @@ def identity_of(problem: AttentionProblem, scores: Scores | None) -> dict[str, A
         If a function takes part, of which nobody can tell whether it is the same the next time.
     """
     shapes = {name: f"{shape} of {problem.dtype}" for name, shape in problem.input_shapes.items()}
-    changes = {} if scores is None else {name: getattr(scores, name) for name in ("softcap", "bias", "score_mod")}
-    options = {"scale": problem.scale, "mask": problem.mask, "softcap": None, "bias": None} | changes
-    return shapes | {name: _value(name, value) for name, value in options.items() if value is not None}
+    options: dict[str, Any] = {"scale": problem.scale, "mask": problem.mask}
+    if scores is not None:
+        softcap = None if scores.softcap is None else float(scores.softcap)
+        options |= {"softcap": softcap, "bias": scores.bias, "score_mod": scores.score_mod}
+    return shapes | {name: _value(name, x, reads) for name, x in options.items() if x is not None}
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return the name of each entry that differs, and both values, in words."""
-    names = (name for name in dict.fromkeys((*theirs, *ours)) if ours.get(name) != theirs.get(name))
+    names = (name for name in dict.fromkeys((*theirs, *ours)) if not _agree(ours.get(name), theirs.get(name)))
     return [(name, words_of(ours.get(name)), words_of(theirs.get(name))) for name in names]
+
+
+def _agree(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        if ours.keys() != theirs.keys():
+            return False
+        return all(_agree(x, theirs[name]) or (name == _HASH and None in (x, theirs[name])) for name, x in ours.items())
+    return bool(ours == theirs)
 
 
 def words_of(value: Any) -> str:
@@ -73,49 +85,55 @@ def contents_of(x: Input) -> str:
 
 def file_of(x: Input) -> dict[str, Any] | None:
     """Return by what a file, or the files of a Zarr array, are known without reading them; None if it is neither."""
-    if isinstance(x, NpyInput):
-        return {"path": os.path.realpath(x.path), "size": x.stamp.size, "mtime_ns": x.stamp.mtime_ns}
-    return x.files() if isinstance(x, ZarrInput) else None
+    if type(x) is NpyInput:  # and no other that reads it in a way of its own
+        return {"path": os.path.realpath(x.path)} | x.stamp._asdict()
+    return x.files() if type(x) is ZarrInput else None
 
 
 def _walk(x: Input) -> Iterator[tuple[tuple[slice, ...], int, int]]:
-    """Yield blocks of an input, tokens in order for each head: whole chunks of a Zarr array, else heads one by one."""
+    """Yield blocks of an input, tokens in order for each head: whole chunks, where it has some, or heads one by one."""
     *heads, n_tokens, width = x.shape
-    box = x.layout.files[:-1] if isinstance(x, ZarrInput) else (*(1 for _ in heads), 0)
-    counts = [-(-n // size) for n, size in zip(heads, box[:-1], strict=True)]
+    chunks = x.layout.files if isinstance(x, ZarrInput) else getattr(getattr(x, "array", None), "chunks", None)
+    if not isinstance(chunks, tuple) or len(chunks) != len(x.shape):
+        chunks = None
+    sizes = [1] * len(heads) if chunks is None else chunks[: len(heads)]
+    counts = [-(-n // size) for n, size in zip(heads, sizes, strict=True)]
     for place in np.ndindex(*counts):
-        lead = tuple(slice(i * n, min((i + 1) * n, most)) for i, n, most in zip(place, box[:-1], heads, strict=True))
-        if box[-1]:
-            yield from ((lead, i, min(i + box[-1], n_tokens)) for i in range(0, n_tokens, box[-1]))
-        else:
+        lead = tuple(slice(i * n, min((i + 1) * n, most)) for i, n, most in zip(place, sizes, heads, strict=True))
+        if chunks is None:
             yield from ((lead, start, stop) for start, stop in steps(0, n_tokens, width))
+        else:
+            own = chunks[-2]
+            yield from ((lead, i, min(i + own, n_tokens)) for i in range(0, n_tokens, own))
 
 
-def _value(name: str, value: Any) -> Any:
+def _value(name: str, value: Any, reads: bool) -> Any:
     """Return a value as JSON has it; of what is long, a hash."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.ndarray):
-        return {"shape": list(value.shape), "dtype": str(value.dtype), "sha256": _array_hash(value)}
+        # an axis that only seems to be there has one number for all, and which axes these are makes the array, too
+        once = value[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in value.strides)]
+        shapes = {"shape": list(value.shape), "numbers": list(once.shape), "dtype": str(value.dtype)}
+        return shapes | {_HASH: _array_hash(once) if reads else None}
     kind = type(value)
     if kind is ALiBi or (isinstance(value, Mask) and getattr(masks, kind.__name__, None) is kind):
-        own = {field.name: _value(name, getattr(value, field.name)) for field in fields(value)}
+        own = {field.name: _value(name, getattr(value, field.name), reads) for field in fields(value)}
         return {"kind": kind.__name__} | own
-    if isinstance(value, Iterable):
-        listed = [_value(name, part) for part in value]
+    if isinstance(value, tuple | list):
+        listed = [_value(name, part, reads) for part in value]
         if len(listed) <= _MOST_NUMBERS:
             return listed
-        return {"length": len(listed), "sha256": hashlib.sha256(json.dumps(listed).encode()).hexdigest()}
+        return {"length": len(listed), _HASH: hashlib.sha256(json.dumps(listed).encode()).hexdigest()}
     rule = "be made of numbers where results are kept: of a function nobody can tell that it is the same the next time"
     raise OptionError.of(name, rule, repr(value), "take masks of `cqs.masks`, or a bias, or leave `job` out")
 
 
 def _array_hash(array: npt.NDArray[Any]) -> str:
-    """Hash an array's numbers, each once, also where axes only seem to be there."""
-    once = array[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in array.strides)]
+    """Hash an array's numbers, in C order."""
     found = hashlib.sha256()
-    for place in np.ndindex(*once.shape[:-2]):
-        _add(found, np.atleast_2d(once[place]))
+    for place in np.ndindex(*array.shape[:-2]):
+        _add(found, np.atleast_2d(array[place]))
     return found.hexdigest()
 
 

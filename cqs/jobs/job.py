@@ -1,5 +1,6 @@
 """A job: a call whose results of tasks are kept, so that whoever makes the same call again goes on from there."""
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -43,8 +44,12 @@ class Job:
     manifest: Manifest | None
 
     @classmethod
-    def of(cls, path: Any, problem: AttentionProblem, scores: Scores | None, source: InputSource) -> Self:
+    def of(
+        cls, path: Any, problem: AttentionProblem, scores: Scores | None, source: InputSource, is_run: bool = True
+    ) -> Self:
         """Look at a directory, which need not be there yet; nothing is written, and no input read.
+
+        If nothing is to run, arrays of masks and biases are not read either, and taken to be those that they were.
 
         Raises
         ------
@@ -60,7 +65,7 @@ class Job:
             raise BackendError.of("job", "be left out unless inputs are NumPy arrays or files", got, remedy)
         directory = JobDirectory(path)
         directory.check_place()
-        job = cls(directory, identity_of(problem, scores), source, directory.manifest())
+        job = cls(directory, identity_of(problem, scores, reads=is_run), source, directory.manifest())
         job._check_identity()
         return job
 
@@ -129,13 +134,15 @@ class Job:
                 rule = f"be of this call: it was begun with another `{name}`"
                 raise OptionError.of("job", rule, str(self.directory.path), "give the same, or begin another job")
         n_missing = len(job.missing(range(begun.n_tasks)))
-        self.directory.check_room(plan.traffic.results * n_missing // max(len(plan), 1))
+        self.directory.check_room(plan.traffic.results * n_missing // max(len(plan), 1) if plan.is_counted else 0)
         return job
 
-    def missing(self, tasks: Sequence[int]) -> list[int]:
-        """Return those of some tasks whose results are not kept yet."""
-        done = set() if self.manifest is None else set(self.directory.done(self.manifest))
-        return [i for i in tasks if i not in done]
+    def missing(self, tasks: Sequence[int]) -> Sequence[int]:
+        """Return those of some tasks whose results are not kept yet; 8 bytes each."""
+        if self.manifest is None:
+            return tasks
+        done = self.directory.done(self.manifest)
+        return array("q", (i for i in tasks if not done[i]))
 
     def _contents(self, name: str, known: dict[str, Any]) -> dict[str, Any]:
         """Return by what an input is known; read it unless it is the file that it was."""

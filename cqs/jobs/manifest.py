@@ -10,7 +10,8 @@ from cqs.schedule import Cut
 
 __all__ = ["Manifest"]
 
-_FORMAT = "cqs.job/1"
+_FORMAT = "cqs.job/1"  # another, whenever a plan cuts otherwise or a result is written otherwise
+_KINDS = {"identity": dict, "n_tasks": int, "kernel": str, "key": str}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,8 @@ class Manifest:
                 raise ValueError(f"it is not in the format {_FORMAT}")
             if not all(isinstance(values["inputs"][name]["sha256"], str) for name in ("q", "k", "v")):
                 raise TypeError("inputs have no hashes")
+            if not all(isinstance(values[name], kind) for name, kind in _KINDS.items()):
+                raise TypeError("a value has another type")
             return cls(**values | {"cut": Cut.from_dict(values["cut"])})
         except (CQSError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"it was written by another cqs, or changed ({type(error).__name__}: {error})") from None

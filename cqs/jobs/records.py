@@ -1,6 +1,7 @@
 """The result of a task as a file: an `.npz` archive, which says whose it is and carries checksums."""
 
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,8 @@ from cqs.worker import TaskResult
 
 __all__ = ["is_whole", "read_result", "write_result"]
 
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError)
+# what Zip and NumPy say of bytes that they did not write
+_DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, KeyError, OverflowError, RuntimeError, ValueError)
 
 
 def write_result(path: Path, owner: str, result: TaskResult) -> int:

@@ -1,7 +1,6 @@
 """An engine that runs only tasks whose results are not kept yet, and keeps those that it computes."""
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from time import perf_counter
 
@@ -40,12 +39,12 @@ class ResumingEngine:
         place = _Place(self.job.directory, self.job.manifest)
         tasks = range(len(plan)) if tasks is None else tasks
         missing = self.job.missing(tasks)
-        kept = deque(sorted(set(tasks).difference(missing)))
+        kept = _Without(tasks, missing)
         comes_from_device = bool(plan.setting.devices)  # and is to be kept when it is back
 
         def pass_on(before: int) -> None:
-            while kept and kept[0] < before:
-                accept(place.loaded(plan, kept.popleft(), worker.emit))
+            for i in kept.before(before):
+                accept(place.loaded(plan, i, worker.emit))
 
         def take(result: TaskResult) -> None:
             if comes_from_device:
@@ -58,6 +57,24 @@ class ResumingEngine:
             own = worker if comes_from_device else _KeepingWorker.of(worker, place)
             self.engine.run(plan, own, take, missing)
         pass_on(len(plan))
+
+
+class _Without:
+    """The tasks of one sequence that are not in another, both in increasing order; each is given once."""
+
+    def __init__(self, tasks: Sequence[int], others: Sequence[int]) -> None:
+        self._tasks, self._others = tasks, others
+        self._n_tasks = self._n_others = 0  # that are behind us
+
+    def before(self, end: int) -> Iterator[int]:
+        """Yield those before a task that have not been given yet."""
+        while self._n_tasks < len(self._tasks) and self._tasks[self._n_tasks] < end:
+            i = self._tasks[self._n_tasks]
+            self._n_tasks += 1
+            if self._n_others < len(self._others) and self._others[self._n_others] == i:
+                self._n_others += 1
+            else:
+                yield i
 
 
 @dataclass(frozen=True, slots=True)

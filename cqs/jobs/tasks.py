@@ -28,7 +28,7 @@ def chosen_tasks(tasks: slice | Iterable[int] | None, n_tasks: int) -> Sequence[
             return sorted(everything[tasks])
         except (TypeError, ValueError) as error:
             raise OptionError.of("tasks", "be a slice of whole numbers", f"{tasks}, {error}", remedy) from None
-    if not isinstance(tasks, Iterable) or isinstance(tasks, str | bytes):
+    if not isinstance(tasks, Iterable) or isinstance(tasks, str | bytes) or getattr(tasks, "ndim", 1) == 0:
         raise OptionError.of("tasks", "be a slice, or task numbers", repr(tasks), remedy)
     chosen = sorted({whole_number("tasks", i, 0, remedy) for i in tasks})
     if chosen and chosen[-1] >= n_tasks:

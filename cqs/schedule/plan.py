@@ -175,6 +175,11 @@ class Plan:
         """The bytes that a run moves."""
         return traffic(self.problem, _reads(self), self.setting, self.result_dtype)
 
+    @property
+    def is_counted(self) -> bool:
+        """Whether `traffic` is exact: not where it is an estimate from above, of very many tasks under a mask."""
+        return self.workers <= _MOST_COUNTED or self.problem.mask.hides_nothing
+
     def seconds(self, rates: Rates | None = None) -> float:
         """Predict the time of a run on a machine of such rates, by default a typical one."""
         rates = rates or Rates.typical(self.setting)

@@ -71,6 +71,8 @@ def byte_parts(rows: npt.NDArray[Any], dtype: Any = None) -> Iterator[memoryview
     >>> [bytes(part) for part in byte_parts(np.array([[1, 2], [3, 4]], np.uint8).T)]
     [b'\x01\x03\x02\x04']
     """
-    for first, last in steps(0, len(rows), rows.shape[-1]):
-        part = np.ascontiguousarray(rows[first:last], dtype=dtype)
-        yield part.reshape(-1).view(np.uint8).data if part.size else memoryview(b"")
+    width = rows.shape[-1]
+    for first, last in steps(0, len(rows), width):
+        for start, stop in steps(0, width, 1) if last - first == 1 else ((0, width),):  # one row may itself be long
+            part = np.ascontiguousarray(rows[first:last, start:stop], dtype=dtype)
+            yield part.reshape(-1).view(np.uint8).data if part.size else memoryview(b"")
