@@ -82,19 +82,9 @@ __all__ = [
 # Everything is imported when it is first asked for, so that `import cqs` alone costs next to nothing: the modules of
 # the same names as public ones, and these names from others.
 _MODULES = (
-    "engines",
-    "errors",
-    "events",
-    "jobs",
-    "kernels",
-    "masks",
-    "plot",
-    "quorum",
-    "scores",
-    "testing",
-    "trace",
-    "verify",
-)
+    "autograd", "engines", "errors", "events", "jobs", "kernels", "masks", "plot", "quorum", "scores", "testing",
+    "trace", "verify",
+)  # fmt: skip
 _FROM = {
     "api": ("attention", "plan"),
     "backward": ("attention_backward",),
