@@ -37,7 +37,7 @@ def holds_what_it_says(call: Call) -> None:
 
 
 @given(call=calls())
-@settings(max_examples=25, phases=[Phase.generate])
+@settings(max_examples=15, phases=[Phase.generate])
 def test_the_peak_is_at_most_the_projection_and_that_at_most_the_budget(call: Call) -> None:
     holds_what_it_says(call)
 

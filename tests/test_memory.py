@@ -28,10 +28,10 @@ def test_small_calls_in_many_threads_are_projected(n_threads: int, workers: int,
 @pytest.mark.parametrize(
     ("shape", "mask"),
     [
-        ((8000, 1, 1, 8), None),
-        ((5000, 1, 8, 8), None),
-        ((2, 200_000, 2), cqs.masks.SlidingWindow(3, 3)),
-        ((1, 100_000, 4), cqs.masks.Documents([2] * 50_000)),
+        ((3000, 1, 1, 8), None),
+        ((2000, 1, 8, 8), None),
+        ((2, 70_000, 2), cqs.masks.SlidingWindow(3, 3)),
+        ((1, 40_000, 4), cqs.masks.Documents([2] * 20_000)),
     ],
     ids=["entries", "heads", "window", "documents"],
 )

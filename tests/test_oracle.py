@@ -90,10 +90,11 @@ def test_an_error_is_accepted_up_to_a_few_ulp_and_no_further(name: str, dtype: s
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_of_small_numbers_are_held_to_their_own_size(dtype: str) -> None:
     rng = np.random.default_rng(4)
-    q, k, v = (rng.standard_normal((2, 2000, 16)).astype(DTYPES[dtype]) for _ in range(3))
+    N = 700 if dtype == "float64" else 2000  # long doubles are slow
+    q, k, v = (rng.standard_normal((2, N, 16)).astype(DTYPES[dtype]) for _ in range(3))
     out = cqs.attention(q, k, v, is_causal=True)  # the last rows are means of many values
     assert_exact(out, q, k, v, is_causal=True)
-    out[:, 1000:] = 0
+    out[:, N // 2 :] = 0
     with pytest.raises(AssertionError, match=r"out is off by .* where at most .* is allowed"):
         assert_exact(out, q, k, v, is_causal=True)
     assert not verify_rows(out, q, k, v, is_causal=True).passed

@@ -19,7 +19,9 @@ add, and parts add up, in any order.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cqs.backend import namespace_of
+import numpy as np
+
+from cqs.backend import Workspace, is_numpy, namespace_of
 from cqs.kernels import KeyChunk, Region
 from cqs.kernels.blocks import column_blocks, in_chunks, split_scale
 from cqs.kernels.reference import weighted_sum
@@ -56,6 +58,7 @@ def differentiate(
     region: Region,
     dtype: DType,
     block_bytes: int = BLOCK_BYTES,
+    space: Workspace | None = None,
 ) -> Array:
     """Compute what pairs of some queries and the keys of one head add to the gradients.
 
@@ -73,6 +76,8 @@ def differentiate(
         What is computed in, float32 or float64.
     block_bytes : int
         About how large a block of scores is, for each of the R heads. It decides in which order numbers are added.
+    space : Workspace, optional
+        Where blocks of NumPy arrays are, from call to call: threads that all allocate them wait for each other.
 
     Returns
     -------
@@ -85,6 +90,7 @@ def differentiate(
     dq = xp.zeros((R, n_rows, D), dtype=dtype, device=rows.q.device)
     never = xp.where(rows.lse == -xp.inf, xp.full_like(rows.lse, xp.inf), rows.lse)  # of a row that sees nothing
     most_rows, most_columns = blockwise_block(block_bytes)
+    blocks = _Blocks(xp, space or Workspace())
     for own in even_cuts(n_rows, most_rows):
         here = slice(own.start, own.stop)
         q, dout = (xp.astype(x[:, here, :], dtype) for x in (rows.q, rows.dout))
@@ -93,15 +99,15 @@ def differentiate(
         for pieces in column_blocks(region, own, most_columns):
             places = in_chunks(pieces, [chunk.k.shape[-2] for chunk in chunks])
             k, v = (_gathered(xp, [c[side] for c in chunks], places, dtype) for side in (0, 1))
-            scores = scaled @ xp.matrix_transpose(k)  # (R, rows, columns)
+            scores = blocks.product("scores", scaled, xp.matrix_transpose(k))  # (R, rows, columns)
             if for_scores != 1:
                 scores *= for_scores
             slopes = _slopes_of_cap(xp, region, scores)
             region.change(xp, scores, own, pieces)
             region.hide(xp, scores, own, pieces)
             scores -= lse
-            weights = xp.exp(scores)
-            dscores = dout @ xp.matrix_transpose(v)
+            weights = blocks.exp(scores)
+            dscores = blocks.product("dscores", dout, xp.matrix_transpose(v))
             dscores -= delta
             dscores *= weights
             if slopes is not None:
@@ -112,6 +118,23 @@ def differentiate(
             _add(scale * _sum_over_queries(xp, dscores, q, sees), places, [g.k for g in gradients])
             _add(_sum_over_queries(xp, weights, dout, sees), places, [g.v for g in gradients])
     return dq
+
+
+class _Blocks:
+    """Blocks of scores, which NumPy can write where others have been."""
+
+    def __init__(self, xp: Namespace, space: Workspace) -> None:
+        self._xp, self._space, self._is_numpy = xp, space, is_numpy(xp)
+
+    def product(self, name: str, a: Array, b: Array) -> Array:
+        """Return `a @ b`, of matrices `(R, n, width)` and `(width, m)`; with NumPy in the buffer of that name."""
+        if not self._is_numpy:
+            return a @ b
+        return np.matmul(a, b, out=self._space.buffer(name, (*a.shape[:-1], b.shape[-1]), a.dtype))
+
+    def exp(self, x: Array) -> Array:
+        """Return the exponentials; with NumPy in place."""
+        return np.exp(x, out=x) if self._is_numpy else self._xp.exp(x)
 
 
 class _Sees:

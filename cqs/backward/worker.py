@@ -8,7 +8,7 @@ from time import perf_counter
 
 import numpy as np
 
-from cqs.backend import compute_threads, dtype_of, namespace_of, quiet_floats
+from cqs.backend import Workspace, compute_threads, dtype_of, namespace_of, quiet_floats
 from cqs.backward.kernel import QueryRows, differentiate
 from cqs.backward.source import GradientSource
 from cqs.events import Emit, Event, TaskDone, TaskStarted
@@ -129,7 +129,7 @@ class GradientWorker:
         entry, first = ((), 0) if task.heads is None else (task.heads.batch, task.heads.queries.start)
         n_own = 1 if prod(region.lead[-1:]) == 1 else H // G  # calls for a key head, where query heads differ
 
-        def work(item: tuple[tuple[int, ...], int], _: object) -> None:
+        def work(item: tuple[tuple[int, ...], int], space: Workspace) -> None:
             b, g = item
             of_keys = [KeyChunk(c.k[(*b, g, ...)], c.v[(*b, g, ...)]) for c in chunks]
             of_sums = [KeyChunk(c.k[(*b, g, ...)], c.v[(*b, g, ...)]) for c in sums]
@@ -138,7 +138,7 @@ class GradientWorker:
                 own = QueryRows(*(x[(*b, slice(h, h + step), ...)] for x in rows))
                 dq[(*b, slice(h, h + step), ...)] = differentiate(
                     own, of_keys, of_sums, scale=self.problem.scale, region=region.at((*entry, *b, first + h)),
-                    dtype=dtype, block_bytes=self.grain.block_bytes,
+                    dtype=dtype, block_bytes=self.grain.block_bytes, space=space,
                 )  # fmt: skip
 
         items = [(b, g) for b in np.ndindex(*batch) for g in range(G)]
