@@ -16,9 +16,9 @@ import cqs
 from cqs import ArraySource
 from cqs.engines import Accept, LocalEngine
 from cqs.events import Event, TaskDone
-from cqs.jobs import records
+from cqs.jobs import JobDirectory, Manifest, records
 from cqs.kernels import KERNELS
-from cqs.masks import Dense, Documents, SlidingWindow
+from cqs.masks import Causal, Dense, Documents, SlidingWindow
 from cqs.schedule import Plan
 from cqs.scores import ALiBi
 from cqs.sources.files import hold
@@ -73,6 +73,31 @@ def test_the_numbers_of_masks_and_biases_count(qkv: Arrays, job: Path) -> None:
         cqs.work(*qkv, mask=mask, bias=np.zeros_like(bias), job=job)
     with pytest.raises(cqs.errors.OptionError, match="with `bias`"):
         cqs.work(*qkv, mask=np.ones_like(mask), bias=bias, job=job)
+
+
+def test_axes_that_stand_for_all_are_told_apart(qkv: Arrays, job: Path) -> None:
+    seen, shift = np.arange(300) < 200, np.arange(300, dtype=np.float32)
+    cqs.work(*qkv, workers=7, mask=seen[None, :], bias=shift[None, :], job=job, tasks=[0])
+    with pytest.raises(cqs.errors.OptionError, match="with `mask`"):
+        cqs.work(*qkv, mask=seen[:, None], bias=shift[None, :], job=job)
+    with pytest.raises(cqs.errors.OptionError, match="with `bias`"):
+        cqs.work(*qkv, mask=seen[None, :], bias=shift[:, None], job=job)
+
+
+def test_another_call_that_begins_the_job_at_the_same_moment_is_told_apart(
+    qkv: Arrays, job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = JobDirectory.create
+
+    def late(self: JobDirectory, values: Manifest) -> Manifest:
+        monkeypatch.undo()
+        cqs.work(*qkv, workers=7, mask=Causal(-2), job=job, tasks=[0])
+        return real(self, values)
+
+    monkeypatch.setattr(JobDirectory, "create", late)
+    with pytest.raises(cqs.errors.OptionError, match=r"it was begun with `mask` Causal\(offset=-2\)"):
+        cqs.work(*qkv, workers=7, job=job)
+    assert kept(job) == [0]
 
 
 def test_many_numbers_of_a_mask_are_short_in_the_manifest(job: Path) -> None:

@@ -159,3 +159,20 @@ def test_the_bar_of_a_job_counts_what_is_kept(
     said = capsys.readouterr().err
     assert "100%" in said
     assert ("13/13 tasks" if call == "attention" else "8/8 tasks") in said
+
+
+@pytest.mark.parametrize("call", ["attention", "work"])
+def test_a_bar_moves_by_what_is_loaded_and_counts_it_in_no_rate(
+    row: Row, qkv: Sequence[np.ndarray], job: Path, call: str
+) -> None:
+    cqs.attention(*qkv, workers=7, progress=RunBar(row, 0))
+    whole = row.total
+    row.shown.clear()
+    cqs.work(*qkv, workers=7, job=job, tasks=range(4))
+    getattr(cqs, call)(*qkv, job=job, progress=RunBar(row, 0))
+    if call == "work":
+        assert row.total == whole * 3 // 7  # of seven equal tasks three are missing
+        return
+    assert row.total == whole
+    loaded = [shown["completed"] for shown in row.shown if shown["rate"] == "0FLOP/s"]
+    assert max(loaded) == pytest.approx(4 / 7 * whole, rel=0.02)
