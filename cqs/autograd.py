@@ -1,14 +1,15 @@
 """Attention for PyTorch's automatic differentiation, on tensors in main memory or on a GPU."""
 
 from functools import cache
-from typing import Any
+from typing import Any, Never
 
 import cqs.api
 from cqs.backend import is_tensor
 from cqs.backward import attention_backward
 from cqs.engines import Engine
-from cqs.errors import BackendError
+from cqs.errors import BackendError, refuse_unknown
 from cqs.masks import Mask
+from cqs.problem import AttentionProblem
 from cqs.scores import ALiBi
 from cqs.types import Array
 
@@ -29,6 +30,7 @@ def attention(
     sink_logits: Array | None = None,
     engine: Engine | None = None,
     strategy: str = "auto",
+    **unknown: Never,
 ) -> Array:
     """Return attention as `cqs.attention` does, through which PyTorch can differentiate.
 
@@ -52,8 +54,10 @@ def attention(
 
     Notes
     -----
-    Its gradients are those of `cqs.attention_backward`, which see for the cost. They cannot be differentiated again.
+    Its gradients are those of `cqs.attention_backward`, which see for the cost. They cannot be
+    differentiated again, nor by `torch.func`.
     """
+    refuse_unknown(attention, unknown)
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not is_tensor(x):
             remedy = "for other libraries there is `cqs.attention_backward`"
@@ -62,6 +66,7 @@ def attention(
         if getattr(x, "requires_grad", False):
             rule, remedy = "not require gradients, of which none is computed", f"give `{name}.detach()`"
             raise BackendError.of(name, rule, "requires_grad=True", remedy)
+    AttentionProblem.of(q, k, v)  # refuses what does not fit, before anything is allocated
     common = {
         "workers": workers, "mask": mask, "is_causal": is_causal, "scale": scale, "softcap": softcap, "bias": bias,
         "engine": engine, "strategy": strategy,

@@ -92,10 +92,9 @@ class BackwardFormula:
         q, dtype = side.q, side.q.dtype.type
         k, v, dout = (x.astype(q.dtype) for x in (self.k, self.v, self.dout))
         scores, bent = self._scores(side)
-        lse = _log_sum_exp(bent) if lse is None else lse
         with np.errstate(all="ignore"):
-            slopes = 1 if self.softcap is None else 1 - np.tanh(scores / dtype(self.softcap)) ** 2
-            weights = np.exp(bent - np.where(lse == -np.inf, np.inf, lse))
+            slopes = 1 if self.softcap is None else 1 / np.cosh(scores / dtype(self.softcap)) ** 2
+            weights = _softmax(bent) if lse is None else np.exp(bent - np.where(lse == -np.inf, np.inf, lse))
             if of_magnitudes:
                 q, k, v, dout = map(abs, (q, k, v, dout))
             dweights = dout @ v.swapaxes(-1, -2)
@@ -104,6 +103,15 @@ class BackwardFormula:
             scale = dtype(abs(self.scale) if of_magnitudes else self.scale)
             by_key = dscores.swapaxes(-1, -2) @ q, weights.swapaxes(-1, -2) @ dout
             return [scale * (dscores @ k), scale * by_key[0].sum(-3), by_key[1].sum(-3)]
+
+
+def _softmax(scores: Floats) -> Floats:
+    """Return the softmax of each row; 0 where nothing is seen."""
+    top = scores.max(-1, keepdims=True, initial=-np.inf)
+    weights = np.exp(scores - np.where(top == -np.inf, 0, top))
+    total = weights.sum(-1, keepdims=True)
+    found: Floats = weights / np.where(total == 0, 1, total)
+    return found
 
 
 def _log_sum_exp(scores: Floats) -> Floats:

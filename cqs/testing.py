@@ -6,14 +6,17 @@ from functools import partial
 
 import numpy as np
 
+from cqs.errors import DTypeError, OptionError, ShapeError
 from cqs.masks import Mask
 from cqs.oracle import ULPS, Floats, Judgement, Rows, as_numpy, judge_lse, judge_out
 from cqs.oracle_backward import BackwardFormula, judge_gradients
-from cqs.problem import AttentionProblem
-from cqs.scores import ALiBi
+from cqs.problem import DTYPES, AttentionProblem, dtype_name
+from cqs.scores import ALiBi, Scores
 from cqs.types import Array
 
 __all__ = ["ULPS", "assert_exact", "assert_exact_gradients", "reference_attention"]
+
+_GRADIENTS = ("dq", "dk", "dv")
 
 
 def reference_attention(
@@ -138,11 +141,14 @@ def assert_exact_gradients(
 
     Notes
     -----
-    The formula holds all T x S scores of all heads.
+    The formula holds all T x S scores of all heads. Errors are compared with the formula's largest, as those of outputs
+    are: where one row has scores in the thousands, whose weights no float32 gets right, others may be wrong unnoticed.
     """
     q, k, v, dout = (as_numpy(name, x) for name, x in (("q", q), ("k", k), ("v", v), ("dout", dout)))
     bias = bias if bias is None or isinstance(bias, ALiBi) else as_numpy("bias", bias)
     problem = AttentionProblem.of(q, k, v, mask=mask, is_causal=is_causal, scale=scale)
+    Scores.of(problem, q, softcap, bias)  # which refuses what is wrong with them
+    arrays = _checked_gradients(problem, gradients, dout, (q, k, v))
     rows = _rows(q, k, v, problem)
     everything = slice(0, problem.n_keys)
     formula = BackwardFormula(
@@ -150,11 +156,27 @@ def assert_exact_gradients(
         visible=rows.visible(np.arange(problem.n_keys)), softcap=softcap,
         change=lambda scores: _changed(problem, softcap, bias, None, scores, everything),
     )  # fmt: skip
-    arrays = [as_numpy(name, x) for name, x in zip(("dq", "dk", "dv"), gradients, strict=True)]
-    for name, x, shape in zip(("dq", "dk", "dv"), arrays, problem.input_shapes.values(), strict=True):
-        _check_shape(name, x, shape)
-    for name, found in zip(("dq", "dk", "dv"), judge_gradients(arrays, formula), strict=True):
+    for name, found in zip(_GRADIENTS, judge_gradients(arrays, formula), strict=True):
         _assert_passed(name, found, np.zeros(0))
+
+
+def _checked_gradients(
+    problem: AttentionProblem, gradients: Sequence[Floats], dout: Floats, inputs: Sequence[Floats]
+) -> list[Floats]:
+    """Return the gradients as NumPy's arrays; refuse what cannot be compared."""
+    if dout.shape != problem.out_shape:
+        raise ShapeError.of("dout", f"have the output's shape {problem.out_shape}", dout.shape, "check its axes")
+    if not isinstance(gradients, tuple | list) or len(gradients) != 3:
+        raise OptionError.of("gradients", "be dq, dk and dv", type(gradients).__name__, "give all three")
+    for name, x in zip(("q", "k", "v", "dout"), (*inputs, dout), strict=True):
+        if not np.isfinite(x).all():
+            raise OptionError.of(name, "be finite where gradients are checked", "NaN or infinity", "leave those out")
+    arrays = [as_numpy(name, x) for name, x in zip(_GRADIENTS, gradients, strict=True)]
+    for name, x, shape in zip(_GRADIENTS, arrays, problem.input_shapes.values(), strict=True):
+        if dtype_name(x) not in DTYPES:
+            raise DTypeError.of(name, f"have one of the types {', '.join(DTYPES)}", dtype_name(x), "convert it first")
+        _check_shape(name, x, shape)
+    return arrays
 
 
 def _rows(q: Floats, k: Floats, v: Floats, problem: AttentionProblem) -> Rows:

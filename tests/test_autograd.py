@@ -7,7 +7,7 @@ import pytest
 
 import cqs
 from cqs.autograd import attention
-from cqs.errors import BackendError, ShapeError
+from cqs.errors import BackendError, OptionError, ShapeError
 from cqs.masks import SlidingWindow
 from cqs.scores import ALiBi
 
@@ -70,5 +70,9 @@ def test_what_has_no_gradient_is_refused() -> None:
         attention(x.numpy(), x, x)
     with pytest.raises(BackendError, match="`sink_logits` must not require gradients"):
         attention(x, x, x, sink_logits=torch.zeros(2, requires_grad=True))
+    with pytest.raises(OptionError, match="`score_mod` must be an option of `attention`"):
+        attention(x, x, x, score_mod=abs)
+    with pytest.raises(ShapeError, match="`q` must"):
+        attention(x.half()[0, 0, 0], x.half(), x.half())
     with pytest.raises(ShapeError, match="`k` must"):
         attention(x, x[..., :4], x)

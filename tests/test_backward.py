@@ -1,6 +1,8 @@
 """The backward pass: exact gradients, whatever the cut, the mask, the type and the library."""
 
+import tracemalloc
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +10,21 @@ import array_api_strict
 import ml_dtypes
 import numpy as np
 import pytest
+from budgets import tracing
 from engine_cases import ShuffledEngine
 from hypothesis import given
 from hypothesis import strategies as st
 from problems import Problem, odd_qkv, problems
 
 import cqs
-from cqs.backward import GradientAdder, GradientResult
+from cqs import ArraySource
+from cqs.backward import GradientAdder, GradientResult, GradientSource, GradientWorker
 from cqs.engines import ExecutorEngine, LocalEngine
 from cqs.errors import BackendError, CQSError, DTypeError, OptionError, ShapeError, TileError
 from cqs.masks import Causal, Dense, Documents, KeyLengths, Mask, Predicate, PrefixLM, Sinks, SlidingWindow
-from cqs.scores import ALiBi
+from cqs.schedule import Grain
+from cqs.scores import ALiBi, Scores
+from cqs.sources import ArrayInput
 from cqs.testing import assert_exact_gradients
 from cqs.trace import Recorder
 
@@ -91,7 +97,7 @@ SCORES: dict[str, dict[str, Any]] = {
     "bias": {"bias": RNG.standard_normal((4, 331, 331), dtype=np.float32)},
     "a bias for all heads": {"bias": RNG.standard_normal((331, 1), dtype=np.float32)},
     "both": {"softcap": 1.5, "bias": ALiBi((0.1,) * 4), "is_causal": True},
-    "a scale that is large": {"scale": 3e6 * 1e-5, "softcap": 10.0},
+    "scores far above the cap": {"scale": 30.0, "softcap": 10.0},
     "a scale below 0": {"scale": -0.5},
 }
 
@@ -164,8 +170,53 @@ def test_nan_reaches_those_that_see_it_and_no_others(qkv: Arrays, workers: int) 
     q[3, 5, 0] = np.nan
     v[0, 200, 3] = 0
     found = gradients(qkv, None, {"workers": workers}, is_causal=True)
-    assert np.isnan(found.dk[1, :6]).all()
-    np.testing.assert_allclose(found.dk[1, 6:], clean.dk[1, 6:], atol=1e-5)
+    for own, expected in ((found.dk, clean.dk), (found.dv, clean.dv)):
+        assert np.isnan(own[1, :6]).all()
+        np.testing.assert_allclose(own[1, 6:], expected[1, 6:], atol=1e-5)
+
+
+@pytest.mark.parametrize("workers", [1, 7])
+@pytest.mark.parametrize("poisoned", ["q", "k", "v"])
+def test_a_document_that_is_lost_takes_no_other_with_it(qkv: Arrays, workers: int, poisoned: str) -> None:
+    mask = Documents([100, 231])
+    clean = gradients(qkv, None, {"workers": workers}, mask=mask)
+    qkv["qkv".index(poisoned)][..., 40, 3] = np.nan
+    found = gradients(qkv, None, {"workers": workers}, mask=mask)
+    for own, expected in zip(found, clean, strict=True):
+        np.testing.assert_allclose(own[:, 100:], expected[:, 100:], atol=1e-5)
+    assert not all(np.isfinite(x[:, :100]).all() for x in found)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_several_blocks_of_rows_and_columns_add_up(workers: int, dtype: str) -> None:
+    q, k, v = (np.random.default_rng(i).standard_normal((h, 1100, 8)).astype(dtype) for i, h in enumerate((2, 1, 1)))
+    found = gradients([q, k, v], None, {"workers": workers}, is_causal=True)
+    assert_exact_gradients(found, dout_for(q, v), q, k, v, is_causal=True)
+
+
+def test_tasks_with_some_of_the_heads_add_up_to_the_same() -> None:
+    q, k, v = (np.random.default_rng(i).standard_normal((2, h, 100, 8)) for i, h in enumerate((4, 2, 2)))
+    bias, dout = ALiBi.standard(4), dout_for(q, v)
+    out, lse = cqs.attention(q, k, v, bias=bias, return_lse=True)
+    plan = replace(cqs.plan(q, k, v, workers=7), grain=Grain(kv_heads=1))
+    inputs = ArraySource(q, k, v)
+    source = GradientSource(plan.problem, inputs, ArrayInput(out), ArrayInput(dout), ArrayInput(lse[..., None]))
+    worker = GradientWorker(plan.problem, source, Scores.of(plan.problem, q, bias=bias), plan.grain)
+    adder = GradientAdder(plan, q)
+    assert len(plan) == 28
+    for task in plan.tasks():
+        adder.add(worker.run(task))
+    for own, expected in zip(adder.result(), gradients([q, k, v], dout, bias=bias), strict=True):
+        np.testing.assert_allclose(own, expected, rtol=0, atol=1e-12)
+
+
+def test_blocks_do_not_grow_with_the_heads_that_share_keys() -> None:
+    q, k = np.zeros((32, 1500, 16), np.float32), np.zeros((1, 1500, 16), np.float32)
+    out, lse = cqs.attention(q, k, k, return_lse=True)
+    with tracing():
+        cqs.attention_backward(q, q, k, k, out, lse, workers=1, engine=LocalEngine(1))
+        assert tracemalloc.get_traced_memory()[1] < 5 * q.nbytes + (10 << 20)
 
 
 def test_a_row_that_sees_nothing_has_no_gradient(qkv: Arrays) -> None:
@@ -277,7 +328,7 @@ def test_what_is_wrong_is_refused(qkv: Arrays, wrong: dict[str, Any], error: typ
 def test_the_adder_takes_each_task_once(qkv: Arrays) -> None:
     plan, other = (cqs.plan(*qkv, workers=workers) for workers in (7, 13))
     adder = GradientAdder(plan, qkv[0])
-    adder.add(GradientResult(plan.task(2), (), ()) if not plan.task(2).strips else _zeros(plan, 2, qkv))
+    adder.add(_zeros(plan, 2, qkv))
     with pytest.raises(TileError, match="task 2 came twice"):
         adder.add(_zeros(plan, 2, qkv))
     with pytest.raises(TileError, match="task 3 is not of this plan"):
@@ -304,3 +355,20 @@ def test_the_rule_finds_what_is_wrong(where: int, factor: float) -> None:
     found[where] = found[where] * np.float32(factor)
     with pytest.raises(AssertionError, match=("dq", "dk", "dv")[where]):
         assert_exact_gradients(found, dout_for(qkv[0], qkv[2]), *qkv)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"dout": np.zeros((4, 330, 24), np.float32)}, ShapeError, "`dout` must have the output's shape"),
+        ({"gradients": (1, 2)}, OptionError, "`gradients` must be dq, dk and dv"),
+        ({"softcap": -1.0}, OptionError, "`softcap` must be"),
+        ({"bias": ALiBi((1.0,))}, ShapeError, "`bias` must have a slope"),
+        ({"k": np.full((2, 331, 16), np.nan, np.float32)}, OptionError, "`k` must be finite where gradients"),
+        ({"gradients": (np.zeros((4, 331, 16), int),) * 3}, DTypeError, "`dq` must have one of the types"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(qkv: Arrays, wrong: Any, error: type[Exception], message: str) -> None:
+    given = {"gradients": gradients(qkv), "dout": dout_for(qkv[0], qkv[2]), **dict(zip("qkv", qkv, strict=True))}
+    with pytest.raises(error, match=message):
+        assert_exact_gradients(**given | wrong)

@@ -56,7 +56,8 @@ def attention_backward(
         The gradient of what is minimised with respect to the output, of q's type or the accumulators'.
     q, k, v : array or path, `(*B, H, T, D)`, `(*B, G, S, D)` and `(*B, G, S, E)`
         What `cqs.attention` was given.
-    out, lse : array, `(*B, H, T, E)` and `(*B, H, T)`
+    out : array or path, `(*B, H, T, E)`
+    lse : array, `(*B, H, T)`
         What it returned with `return_lse=True`. Sink logits are in lse.
     workers : int, optional
         W, the number of tasks; by default as for `cqs.attention`, whose W need not be the same.
