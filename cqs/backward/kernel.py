@@ -25,6 +25,7 @@ from cqs.backend import Workspace, is_numpy, namespace_of
 from cqs.kernels import KeyChunk, Region
 from cqs.kernels.blocks import column_blocks, in_chunks, split_scale
 from cqs.kernels.reference import weighted_sum
+from cqs.kernels.region import Hidden
 from cqs.masks.mask import Booleans
 from cqs.schedule import BLOCK_BYTES, blockwise_block, even_cuts
 from cqs.types import Array, DType, Namespace
@@ -104,7 +105,8 @@ def differentiate(
                 scores *= for_scores
             slopes = _slopes_of_cap(xp, region, scores)
             region.change(xp, scores, own, pieces)
-            region.hide(xp, scores, own, pieces)
+            hidden = list(region.hidden(own, pieces))
+            _set(xp, scores, hidden, -xp.inf)
             scores -= lse
             weights = blocks.exp(scores)
             dscores = blocks.product("dscores", dout, v.T)
@@ -112,8 +114,8 @@ def differentiate(
             dscores *= weights
             if slopes is not None:
                 dscores *= slopes
-            for block in (weights, dscores):
-                _forget_hidden(xp, region, block, own, pieces)
+            for block in (weights, dscores):  # which are not 0 there if a value or a log-sum-exp is not finite
+                _set(xp, block, hidden, 0.0)
 
             def sees(own: range = own, pieces: Sequence[range] = pieces) -> Booleans:
                 return region.visible(own, pieces)
@@ -166,14 +168,11 @@ def _slopes_of_cap(xp: Namespace, region: Region, scores: Array) -> Array | None
     return None if softcap is None else 1 / xp.cosh(scores / softcap) ** 2
 
 
-def _forget_hidden(xp: Namespace, region: Region, block: Array, rows: range, pieces: Sequence[range]) -> None:
-    """Set to 0 what is hidden; it is not 0 by itself where a value or a row's log-sum-exp is infinite or NaN."""
-    for window, hidden in region.hidden(rows, pieces):
-        if hidden is True:
-            block[window] = 0
-        else:
-            part = block[window]
-            block[window] = xp.where(xp.asarray(hidden, device=part.device), xp.zeros_like(part), part)
+def _set(xp: Namespace, block: Array, hidden: Sequence[Hidden], value: float) -> None:
+    """Set what is hidden of a block to a number, in place."""
+    for window, pairs in hidden:
+        part = block[window]
+        block[window] = value if pairs is True else xp.where(xp.asarray(pairs, device=part.device), value, part)
 
 
 def _add(sums: Array, places: Sequence[tuple[int, range]], arrays: Sequence[Array]) -> None:

@@ -126,6 +126,7 @@ class GradientWorker:
             scores=self.scores,
         )
         entry, first = ((), 0) if task.heads is None else (task.heads.batch, task.heads.queries.start)
+        for_all = region.at((0,) * (len(entry) + rows.q.ndim - 2)) if region.is_shared else None
 
         def work(item: _Item, space: Workspace) -> None:
             b, g = item
@@ -135,8 +136,9 @@ class GradientWorker:
                 for h in range(g * (H // G), (g + 1) * (H // G)):
                     own = QueryRows(*(x[(*b, h, ...)] for x in rows))
                     dq[(*b, h, ...)] = differentiate(
-                        own, of_keys, of_sums, scale=self.problem.scale, region=region.at((*entry, *b, first + h)),
-                        dtype=dtype, block_bytes=self.grain.block_bytes, space=space,
+                        own, of_keys, of_sums, scale=self.problem.scale, dtype=dtype,
+                        region=for_all or region.at((*entry, *b, first + h)),
+                        block_bytes=self.grain.block_bytes, space=space,
                     )  # fmt: skip
 
         items = [(b, g) for b in np.ndindex(*batch) for g in range(G)]

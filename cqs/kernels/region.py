@@ -21,7 +21,7 @@ from cqs.once import Few, once
 from cqs.scores import Scores
 from cqs.types import Array, Namespace
 
-__all__ = ["Region"]
+__all__ = ["Hidden", "Region"]
 
 Window = tuple[EllipsisType, slice, slice]
 Hidden = tuple[Window, Booleans | Literal[True]]  # part of a block of scores, and what is hidden in it
