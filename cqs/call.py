@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,41 +122,56 @@ def ready(
         scores = Scores.of(problem, like, softcap, bias, score_mod)
         logits = None if sink_logits is None else checked_sink_logits(sink_logits, problem, like=like)
         target = open_output(out, problem, source)
-        if target.kind == "given":  # what it is written to must not be what is read meanwhile
-            for array in problem.mask.arrays:
-                refuse_overlap(out, mask=array)
-            if bias is not None and not isinstance(bias, ALiBi):
-                refuse_overlap(out, bias=bias)
-
-        def arranged(kept: Job | None) -> tuple[Place, Plan]:
-            on_gpu = backend == "cupy" or devices is not None
-            place = placed(
-                problem, source, backend=backend, devices=devices, engine=engine, memory=memory,
-                kernel=kernel if kept is None else kept.kernel(kernel, on_gpu),
-                has_scores=scores is not None, has_sink_logits=logits is not None,
-            )  # fmt: skip
-            setting = replace(
-                place.setting,
-                output=target.kind,
-                output_dtype=target.dtype,
-                keeps_lse=return_lse,
-                keeps_results=kept is not None,
-                read_bytes=place.setting.read_bytes + target.write_bytes,
-            )
-            scheduler = Scheduler(workers, strategy, place.memory, setting)
-            return place, scheduler.plan(problem) if kept is None else kept.plan(scheduler, problem)
-
+        if target.kind == "given":
+            _refuse_overlaps(out, problem, bias)
+        place_of = partial(
+            placed, problem, source, backend=backend, devices=devices, engine=engine, memory=memory,
+            has_scores=scores is not None, has_sink_logits=logits is not None,
+        )  # fmt: skip
+        plan_of = partial(_plan, problem, target, return_lse, workers, strategy)
+        on_gpu = backend == "cupy" or devices is not None
         kept = None if job is None else Job.of(job, problem, scores, source, is_run=begins)
-        place, plan = arranged(kept)
+        place = place_of(kernel=kernel if kept is None else kept.kernel(kernel, on_gpu))
+        plan = plan_of(place, kept)
         chosen = chosen_tasks(tasks, len(plan))
         if kept is not None:
             _check_keeping(kept, place.engine, out)
         if kept is not None and begins:
             kept = kept.begin(plan)
-            place, plan = arranged(kept)  # which is another plan if another run has begun the job just now
+            place = place_of(kernel=kept.kernel(kernel, on_gpu))
+            plan = plan_of(place, kept)  # which is another plan if another run has begun the job just now
             chosen = chosen_tasks(tasks, len(plan))
         runner = place.engine if kept is None else ResumingEngine(place.engine, kept)
         yield Call(plan, source, target, place.kernel, runner, scores, logits, hand_out, kept, chosen)
+
+
+def _refuse_overlaps(out: Array, problem: AttentionProblem, bias: Array | ALiBi | None) -> None:
+    """Refuse an output in which a mask or a bias lies, which are read while it is written."""
+    for array in problem.mask.arrays:
+        refuse_overlap(out, mask=array)
+    if bias is not None and not isinstance(bias, ALiBi):
+        refuse_overlap(out, bias=bias)
+
+
+def _plan(
+    problem: AttentionProblem,
+    target: Target,
+    keeps_lse: bool,
+    workers: int | None,
+    strategy: str,
+    place: Place,
+    kept: Job | None,
+) -> Plan:
+    setting = replace(
+        place.setting,
+        output=target.kind,
+        output_dtype=target.dtype,
+        keeps_lse=keeps_lse,
+        keeps_results=kept is not None,
+        read_bytes=place.setting.read_bytes + target.write_bytes,
+    )
+    scheduler = Scheduler(workers, strategy, place.memory, setting)
+    return scheduler.plan(problem) if kept is None else kept.plan(scheduler, problem)
 
 
 def _check_keeping(job: Job, engine: Engine, out: Any) -> None:
