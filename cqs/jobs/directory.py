@@ -124,8 +124,8 @@ class JobDirectory:
         """
         now = self.manifest()
         if now is None or now.key != manifest.key:
-            rule = "it has been removed, or is that of another job now"
-            raise SinkError(f"{self.path} cannot be written to: {rule}; run again, which begins anew")
+            rule = "it has been removed, or is that of another job now, or this machine does not see it"
+            raise SinkError(f"{self.path} cannot be written to: {rule}; run again where all workers see it")
         i = result.task.index
         return write_result(self._of(i), _owner(manifest, i), result)
 
