@@ -18,7 +18,7 @@ from problems import Problem, odd_qkv, problems
 
 import cqs
 from cqs import ArraySource
-from cqs.backward import GradientAdder, GradientResult, GradientSource, GradientWorker
+from cqs.backward import GradientAdder, GradientResult, GradientSource, GradientWorker, differentiate_heads
 from cqs.engines import ExecutorEngine, LocalEngine
 from cqs.errors import BackendError, CQSError, DTypeError, OptionError, ShapeError, TileError
 from cqs.masks import Causal, Dense, Documents, KeyLengths, Mask, Predicate, PrefixLM, Sinks, SlidingWindow
@@ -202,7 +202,9 @@ def test_tasks_with_some_of_the_heads_add_up_to_the_same() -> None:
     plan = replace(cqs.plan(q, k, v, workers=7), grain=Grain(kv_heads=1))
     inputs = ArraySource(q, k, v)
     source = GradientSource(plan.problem, inputs, ArrayInput(out), ArrayInput(dout), ArrayInput(lse[..., None]))
-    worker = GradientWorker(plan.problem, source, Scores.of(plan.problem, q, bias=bias), plan.grain)
+    worker = GradientWorker(
+        plan.problem, source, differentiate_heads, Scores.of(plan.problem, q, bias=bias), plan.grain
+    )
     adder = GradientAdder(plan, q)
     assert len(plan) == 28
     for task in plan.tasks():

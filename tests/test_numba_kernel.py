@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kernel_calls import arrays_of, strips
 
 import cqs
-from cqs.kernels import KERNELS, KeyChunk, Region, numba
+from cqs.kernels import KERNELS, KeyChunk, Region, numba, numba_modules
 from cqs.kernels.compiled.loops import room_sizes
 from cqs.kernels.numba import attend
 from cqs.masks import Causal, Dense, NoMask, Predicate, Sinks, SlidingWindow
@@ -226,7 +226,7 @@ def test_where_numba_is_broken_the_budget_holds(monkeypatch: pytest.MonkeyPatch)
     x, options = np.ones((4, 3000, 64), np.float32), {"memory": "8 MiB", "engine": cqs.engines.LocalEngine(1)}
     options["out"] = np.empty_like(x)
     projected = cqs.plan(x, x, x, **options).projected_bytes
-    monkeypatch.setattr(numba, "_compiled", lambda: None)
+    monkeypatch.setattr(numba, "compiled", lambda name: None)
     tracemalloc.start()
     try:
         cqs.attention(x, x, x, **options)
@@ -257,14 +257,14 @@ def test_where_numba_is_broken_numpy_computes_and_says_so(monkeypatch: pytest.Mo
         raise ImportError("Numba needs NumPy 1.0 or less")
 
     x = np.random.default_rng(4).standard_normal((2, 40, 8), dtype=np.float32)
-    monkeypatch.setattr(numba, "import_module", fail)
-    numba._compiled.cache_clear()
+    monkeypatch.setattr(numba_modules, "import_module", fail)
+    numba_modules.compiled.cache_clear()
     try:
         with pytest.warns(RuntimeWarning, match=r"cannot be used \(Numba needs NumPy 1.0 or less\).*pip install"):
             found = cqs.attention(x, x, x)
         assert np.array_equal(found, cqs.attention(x, x, x, kernel="numpy"))
     finally:
-        numba._compiled.cache_clear()
+        numba_modules.compiled.cache_clear()
 
 
 @pytest.mark.parametrize(

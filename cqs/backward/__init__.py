@@ -3,7 +3,9 @@
 from cqs.backward.adder import GradientAdder
 from cqs.backward.call import attention_backward
 from cqs.backward.gradients import Gradients
+from cqs.backward.heads import differentiate_heads
 from cqs.backward.kernel import differentiate
+from cqs.backward.numba import differentiate_compiled
 from cqs.backward.source import GradientSource
 from cqs.backward.worker import GradientResult, GradientWorker
 
@@ -15,4 +17,6 @@ __all__ = [
     "Gradients",
     "attention_backward",
     "differentiate",
+    "differentiate_compiled",
+    "differentiate_heads",
 ]

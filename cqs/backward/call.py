@@ -5,24 +5,28 @@ from concurrent.futures import Executor
 from contextlib import ExitStack, closing
 from typing import Any, Never, TypeAlias
 
-from cqs.backend import borrowed, is_cupy, namespace_of, refuse_gradients
+from cqs.backend import borrowed, is_cupy, is_numpy, namespace_of, refuse_gradients
 from cqs.backward.adder import GradientAdder
 from cqs.backward.gradients import Gradients
+from cqs.backward.heads import Differentiate, differentiate_heads
+from cqs.backward.numba import differentiate_compiled
 from cqs.backward.source import GradientSource
 from cqs.backward.worker import GradientWorker
 from cqs.checks import check_listener
 from cqs.engines import Engine, as_engine, concurrency
-from cqs.errors import BackendError, DTypeError, ShapeError, refuse_unknown
+from cqs.errors import BackendError, DTypeError, OptionError, ShapeError, refuse_unknown
 from cqs.events import Emit
+from cqs.kernels.numba_modules import missing
 from cqs.masks import Mask
 from cqs.problem import AttentionProblem, dtype_name
 from cqs.schedule import Plan, Scheduler, Setting
 from cqs.scores import ALiBi, Scores
 from cqs.sources import ArrayInput, Input, like_of, open_input, open_inputs
-from cqs.types import Array
+from cqs.types import Array, Namespace
 
 __all__ = ["attention_backward"]
 
+_KERNELS: dict[str, Differentiate] = {"numba": differentiate_compiled, "blockwise": differentiate_heads}
 Given: TypeAlias = Array | str | os.PathLike[str]
 
 
@@ -40,6 +44,7 @@ def attention_backward(
     scale: float | None = None,
     softcap: float | None = None,
     bias: Array | ALiBi | None = None,
+    kernel: str = "auto",
     engine: Engine | Executor | None = None,
     strategy: str = "auto",
     on_event: Emit = None,
@@ -64,6 +69,9 @@ def attention_backward(
     mask, is_causal, scale, softcap, bias
         What `cqs.attention` was given. For a bias itself, and for sink logits, no gradient is computed; functions
         (`score_mod`) have none that is known here.
+    kernel : {"auto", "numba", "blockwise"}
+        What computes: compiled loops, for arrays of NumPy and tensors in main memory; or array code of any library.
+        "auto" picks the former where it can, if Numba is installed.
     engine : Engine or Executor, optional
         What runs the tasks; by default this machine's threads.
     strategy : {"auto", "cqs", "tiles", "ring", "tree"}
@@ -108,7 +116,7 @@ def attention_backward(
     check_listener("on_event", on_event)
     refuse_gradients(dout=dout, q=q, k=k, v=v, out=out, lse=lse, bias=bias)
     (q, k, v, dout, lse, bias, out), hand_out = borrowed(
-        by_cupy=False, by_numpy=True, q=q, k=k, v=v, dout=dout, lse=lse, bias=bias, out=out
+        by_cupy=False, by_numpy=kernel in ("auto", "numba"), q=q, k=k, v=v, dout=dout, lse=lse, bias=bias, out=out
     )
     with ExitStack() as held:
         inputs = held.enter_context(closing(open_inputs(q, k, v)))
@@ -117,23 +125,36 @@ def attention_backward(
         like = like_of(inputs.q)
         _check_forward(problem, like, opened, lse)
         scores = Scores.of(problem, like, softcap, bias)
+        name = _kernel(kernel, namespace_of(q=like))
         runner = as_engine(engine)
-        plan = _planned(problem, runner, like, workers, strategy, scores)
+        plan = _planned(problem, runner, like, workers, strategy, scores, name)
         source = GradientSource(problem, inputs, **opened, lse=ArrayInput(lse[..., None]))
-        worker = GradientWorker(problem, source, scores, plan.grain, on_event)
+        worker = GradientWorker(problem, source, _KERNELS[name], scores, plan.grain, on_event)
         adder = GradientAdder(plan, like)
         run: Any = runner.run  # an engine passes on whatever its worker gives
         run(plan, worker, adder.add)
         return Gradients(*map(hand_out, adder.result()))
 
 
+def _kernel(name: str, xp: Namespace) -> str:
+    """Return what computes arrays of a library, where "auto" was asked for or it by name."""
+    if name != "auto" and (not isinstance(name, str) or name not in _KERNELS):
+        rule, remedy = f"be auto or one of {', '.join(_KERNELS)}", "'auto' picks the fastest"
+        raise OptionError.of("kernel", rule, repr(name), remedy)
+    lack = missing() if is_numpy(xp) else "it takes arrays of NumPy, and tensors in main memory"
+    if name == "numba" and lack is not None:
+        raise OptionError.of("kernel", "be able to do what is asked", f"'numba': {lack}", "use kernel='auto'")
+    return "blockwise" if name == "blockwise" or lack is not None else "numba"
+
+
 def _planned(
-    problem: AttentionProblem, engine: Engine, like: Array, workers: int | None, strategy: str, scores: Scores | None
-) -> Plan:
+    problem: AttentionProblem, engine: Engine, like: Array, workers: int | None, strategy: str, scores: Scores | None,
+    kernel: str,
+) -> Plan:  # fmt: skip
     threads, in_flight = concurrency(engine, needs_little=False)
     if is_cupy(namespace_of(q=like)):
         threads = in_flight = 1  # a GPU is one thread's
-    setting = Setting(kernel="blockwise", threads=threads, in_flight=in_flight, has_scores=scores is not None)
+    setting = Setting(kernel=kernel, threads=threads, in_flight=in_flight, has_scores=scores is not None)
     return Scheduler(workers, strategy, None, setting).plan(problem)
 
 

@@ -16,7 +16,7 @@ All are sums over pairs. So whoever has some queries, with their o, do and l, an
 add, and parts add up, in any order.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,6 +58,7 @@ def differentiate(
     scale: float,
     region: Region,
     dtype: DType,
+    blocks: Sequence[range] | None = None,
     block_bytes: int = BLOCK_BYTES,
     space: Workspace | None = None,
 ) -> Array:
@@ -75,6 +76,8 @@ def differentiate(
         As of `cqs.kernels.Attend`; mask and scores are those of the head. No `score_mod`.
     dtype : data type
         What is computed in, float32 or float64.
+    blocks : sequence of range, optional
+        The rows to compute, by default all; of others the result is 0.
     block_bytes : int
         About how large a block of scores is, of which there are three. It decides in which order numbers are added.
     space : Workspace, optional
@@ -91,16 +94,20 @@ def differentiate(
     dq = xp.zeros((n_rows, D), dtype=dtype, device=rows.q.device)
     never = xp.where(rows.lse == -xp.inf, xp.full_like(rows.lse, xp.inf), rows.lse)  # of a row that sees nothing
     most_rows, most_columns = blockwise_block(block_bytes)
-    blocks = _Blocks(xp, space or Workspace())
-    for own in even_cuts(n_rows, most_rows):
+    arrays = _Blocks(xp, space or Workspace())
+    for own in (
+        rows_of[cut.start : cut.stop]
+        for rows_of in blocks or [range(n_rows)]
+        for cut in even_cuts(len(rows_of), most_rows)
+    ):
         here = slice(own.start, own.stop)
         q, dout = (xp.astype(x[here, :], dtype) for x in (rows.q, rows.dout))
         lse, delta = never[here, None], rows.delta[here, None]
         scaled = q * for_q
         for pieces in column_blocks(region, own, most_columns):
             places = in_chunks(pieces, [chunk.k.shape[-2] for chunk in chunks])
-            k, v = (blocks.joined(name, [c[i] for c in chunks], places, dtype) for i, name in enumerate(("k", "v")))
-            scores = blocks.product("scores", scaled, k.T)  # (rows, columns)
+            k, v = (arrays.joined(name, [c[i] for c in chunks], places, dtype) for i, name in enumerate(("k", "v")))
+            scores = arrays.product("scores", scaled, k.T)  # (rows, columns)
             if for_scores != 1:
                 scores *= for_scores
             slopes = _slopes_of_cap(xp, region, scores)
@@ -108,8 +115,8 @@ def differentiate(
             hidden = list(region.hidden(own, pieces))
             _set(xp, scores, hidden, -xp.inf)
             scores -= lse
-            weights = blocks.exp(scores)
-            dscores = blocks.product("dscores", dout, v.T)
+            weights = arrays.exp(scores)
+            dscores = arrays.product("dscores", dout, v.T)
             dscores -= delta
             dscores *= weights
             if slopes is not None:
@@ -120,12 +127,17 @@ def differentiate(
             def sees(own: range = own, pieces: Sequence[range] = pieces) -> Booleans:
                 return region.visible(own, pieces)
 
-            dq[here, :] += scale * blocks.weighted("dq", dscores, k, sees)
-            by_key = blocks.weighted("dk", dscores.T, q, lambda: sees().T)  # called at once
+            dq[here, :] += scale * arrays.weighted("dq", dscores, k, sees)
+            by_key = arrays.weighted("dk", dscores.T, q, lambda: sees().T)  # called at once
             by_key *= scale
             _add(by_key, places, [g.k for g in gradients])
-            _add(blocks.weighted("dv", weights.T, dout, lambda: sees().T), places, [g.v for g in gradients])
+            _add(arrays.weighted("dv", weights.T, dout, lambda: sees().T), places, [g.v for g in gradients])
     return dq
+
+
+def _cuts(blocks: Sequence[range], most: int) -> Iterator[range]:
+    """Cut blocks of rows into some of at most so many."""
+    return (rows[cut.start : cut.stop] for rows in blocks for cut in even_cuts(len(rows), most))
 
 
 class _Blocks:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from time import perf_counter
 
-import numpy as np
-
-from cqs.backend import Workspace, compute_threads, dtype_of, namespace_of, quiet_floats
-from cqs.backward.kernel import QueryRows, differentiate
+from cqs.backend import dtype_of, namespace_of, quiet_floats
+from cqs.backward.heads import Differentiate, differentiate_per_head
+from cqs.backward.kernel import QueryRows
 from cqs.backward.source import GradientSource
 from cqs.events import Emit, Event, TaskDone, TaskStarted
 from cqs.kernels import KeyChunk, Region
@@ -19,8 +18,6 @@ from cqs.scores import Scores
 from cqs.types import Array
 
 __all__ = ["GradientResult", "GradientWorker"]
-
-_Item = tuple[tuple[int, ...], int]  # an index into the batch, and a key head
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +52,8 @@ class GradientWorker:
         Scale and mask are taken from it.
     source : GradientSource
         What the groups of a task are read from.
+    differentiate : function
+        Computes gradients of all heads.
     scores : Scores, optional
         What is done to scores before the mask; no `score_mod`, whose derivative nobody knows.
     grain : Grain
@@ -67,6 +66,7 @@ class GradientWorker:
 
     problem: AttentionProblem
     source: GradientSource
+    differentiate: Differentiate
     scores: Scores | None = None
     grain: Grain = Grain()  # noqa: RUF009  # frozen
     emit: Emit = None
@@ -112,12 +112,6 @@ class GradientWorker:
         self, task: Task, bundle: Bundle, chunks: list[KeyChunk], sums: list[KeyChunk], threads: int
     ) -> Iterator[Array]:
         """Add what the pairs of a bundle add to the sums of its keys, and yield it for the queries of each strip."""
-        rows = _joined([self.source.rows(strip.query, task.heads) for strip in bundle.strips])
-        xp = namespace_of(q=rows.q)
-        dtype = dtype_of(xp, self.problem.accumulator_dtype)
-        *batch, H, n_rows, D = rows.q.shape
-        G = chunks[0].k.shape[-3]
-        dq = xp.zeros((*batch, H, n_rows, D), dtype=dtype, device=rows.q.device)
         region = Region(
             queries=tuple(strip.query.tokens for strip in bundle.strips),
             keys=tuple(group.tokens for group in bundle.keys),
@@ -125,25 +119,17 @@ class GradientWorker:
             foreign=bundle.foreign,
             scores=self.scores,
         )
-        entry, first = ((), 0) if task.heads is None else (task.heads.batch, task.heads.queries.start)
-        for_all = region.at((0,) * (len(entry) + rows.q.ndim - 2)) if region.is_shared else None
-
-        def work(item: _Item, space: Workspace) -> None:
-            b, g = item
-            of_keys = [KeyChunk(c.k[(*b, g, ...)], c.v[(*b, g, ...)]) for c in chunks]
-            of_sums = [KeyChunk(c.k[(*b, g, ...)], c.v[(*b, g, ...)]) for c in sums]
-            with quiet_floats():  # which holds for one thread only
-                for h in range(g * (H // G), (g + 1) * (H // G)):
-                    own = QueryRows(*(x[(*b, h, ...)] for x in rows))
-                    dq[(*b, h, ...)] = differentiate(
-                        own, of_keys, of_sums, scale=self.problem.scale, dtype=dtype,
-                        region=for_all or region.at((*entry, *b, first + h)),
-                        block_bytes=self.grain.block_bytes, space=space,
-                    )  # fmt: skip
-
-        items = [(b, g) for b in np.ndindex(*batch) for g in range(G)]
-        with compute_threads() as shared:
-            shared.share(items, work, threads)
+        dq = differentiate_per_head(
+            self.differentiate,
+            _joined([self.source.rows(strip.query, task.heads) for strip in bundle.strips]),
+            chunks,
+            sums,
+            scale=self.problem.scale,
+            region=region,
+            threads=threads,
+            block_bytes=self.grain.block_bytes,
+            first=((), 0) if task.heads is None else (task.heads.batch, task.heads.queries.start),
+        )
         ends = list(accumulate((len(strip.query) for strip in bundle.strips), initial=0))
         return (dq[..., start:stop, :] for start, stop in pairwise(ends))
 

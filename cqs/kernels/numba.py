@@ -7,15 +7,10 @@ is not needed.
 """
 
 import itertools
-import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from importlib import import_module
-from importlib.util import find_spec
+from functools import lru_cache
 from math import copysign, e, log2
-from types import ModuleType
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -25,6 +20,7 @@ from cqs.backend import Workspace, compute_threads, raise_if_stopped
 from cqs.kernels import numpy_threads
 from cqs.kernels.blocks import columns_seen, row_blocks
 from cqs.kernels.contract import KeyChunk, Request
+from cqs.kernels.numba_modules import compiled, missing
 from cqs.kernels.numba_scores import Change, change_of, is_compiled
 from cqs.kernels.numba_tables import KINDS, BlockTables, Tables, places
 from cqs.kernels.numpy_threads import Unit
@@ -37,7 +33,7 @@ from cqs.problem import DTYPES, dtype_name
 from cqs.schedule import BLOCK_BYTES, MOST_ITEMS, NumbaBlock, careful_bytes, even_cuts, numba_block
 from cqs.types import Array, Namespace
 
-__all__ = ["attend", "merge_into", "missing", "refusal"]
+__all__ = ["attend", "can_scale", "factors", "merge_into", "missing", "refusal"]
 
 _MOST_WORK = 1 << 33  # multiplications that a thread does without looking whether it is to stop: a tenth of a second
 _WEIGHING = 50  # multiplications that take as long as what is done to a score
@@ -46,31 +42,6 @@ _MOST_FACTOR = 2.0**40  # of scores: with larger ones, products that are too sma
 _PARTS_A_THREAD = 8
 _MOST_KEYS = 1 << 22  # of a piece, which are counted in float32
 _SMALL_ROWS = 16  # of strips that may share a block with others: no more than fill a vector
-_INSTALL = "pip install 'cqs-attention[numba]'"
-
-
-def missing() -> str | None:
-    """Return what is lacking to run compiled loops, with the remedy; None if there is all. Loads nothing."""
-    if find_spec("numba") is None:
-        return f"numba is not installed: {_INSTALL}"
-    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
-        return "Numba's compiler is off (NUMBA_DISABLE_JIT)"
-    return None
-
-
-@cache
-def _compiled() -> tuple[ModuleType, ModuleType] | None:
-    """Return the compiled functions, of loops and of merging; None, with a warning, where Numba is broken."""
-    try:
-        return import_module("cqs.kernels.compiled.loops"), import_module("cqs.kernels.compiled.merging")
-    except Exception as error:  # such as a version that does not know this NumPy, or no place to keep what is compiled
-        _warn(error)
-        return None
-
-
-def _warn(error: Exception) -> None:
-    what = f"Numba cannot be used ({error}), so the NumPy kernel computes: {_INSTALL} -U, or kernel='numpy'"
-    warnings.warn(what, RuntimeWarning, stacklevel=2)
 
 
 def refusal(request: Request) -> str | None:
@@ -98,18 +69,17 @@ def attend(
         return numpy_threads.attend(q, chunks, scale=scale, region=region, threads=threads, block_bytes=block_bytes)
     call = _Call.of(q, chunks, scale, region, block_bytes)
     is_native = all(array.dtype.isnative for array in (q, *itertools.chain(*chunks)))
-    is_computed = is_native and q.shape[-1] > 0 and 0 < _factors(scale)[1] < _MOST_FACTOR
-    return call.computed(threads) if is_computed and _compiled() is not None else call.plain.computed(threads)
+    is_computed = is_native and q.shape[-1] > 0 and can_scale(scale)
+    return call.computed(threads) if is_computed and compiled("loops") is not None else call.plain.computed(threads)
 
 
 def merge_into(xp: Namespace, totals: Sequence[Partial], parts: Sequence[Partial]) -> None:
     """Merge each part into the total beside it, in place, as `cqs.partial.merge_into` does, but for the last bits."""
     arrays = [array for result in (*totals, *parts) for array in (result.out, result.lse)]
-    found = _compiled() if all(map(_is_mergeable, arrays)) else None
-    if found is None:
+    merging = compiled("merging") if all(map(_is_mergeable, arrays)) else None
+    if merging is None:
         partial.merge_into(xp, totals, parts)
         return
-    _, merging = found
     for total, part in zip(totals, parts, strict=True):
         for batch in np.ndindex(*total.out.shape[:-3]):
             merging.merge_rows(total.out[batch], total.lse[batch], part.out[batch], part.lse[batch])
@@ -123,7 +93,7 @@ def _is_mergeable(array: Array) -> bool:
 
 
 @lru_cache(maxsize=16)
-def _factors(scale: float) -> tuple[np.float32, np.float32]:
+def factors(scale: float) -> tuple[np.float32, np.float32]:
     """Return by what queries are multiplied, and then scores, so that powers of 2 of them are weights.
 
     The first is the power of 2 in a scale that is less than 1, and its sign: it rounds nothing but queries near the
@@ -133,6 +103,11 @@ def _factors(scale: float) -> tuple[np.float32, np.float32]:
         in_all = np.float32(scale * log2(e))
     exponent = int(np.clip(np.frexp(in_all)[1], -_MOST_EXPONENT, 0)) if np.isfinite(in_all) else 0
     return np.float32(copysign(2.0**exponent, scale)), np.float32(abs(in_all) * 2.0**-exponent)
+
+
+def can_scale(scale: float) -> bool:
+    """Return whether the factors of a scale are such that no digits are lost; not if it is 0, very small or large."""
+    return bool(0 < factors(scale)[1] < _MOST_FACTOR)
 
 
 class _Part(NamedTuple):
@@ -182,7 +157,7 @@ class _Call:
     @property
     def factors(self) -> tuple[np.float32, np.float32]:
         """By what queries are multiplied, and then scores: if they are changed, those that have the scale already."""
-        of_queries, of_scores = _factors(self.scale)
+        of_queries, of_scores = factors(self.scale)
         return of_queries, of_scores if self.plain.region.scores is None else np.float32(log2(e))
 
     @once
@@ -263,9 +238,9 @@ class _Call:
 
     def _attend(self, heads: Integers, table: Tables, work: Workspace) -> None:
         raise_if_stopped()
-        found, out, n_blocks = _compiled(), self.plain.result.out, len(table.blocks)
-        assert found is not None  # or another kernel would compute
-        (loops, _), (*_, T, E), (change, tokens) = found, out.shape, self.change
+        loops, out, n_blocks = compiled("loops"), self.plain.result.out, len(table.blocks)
+        assert loops is not None  # or another kernel would compute
+        (*_, T, E), (change, tokens) = out.shape, self.change
         items = np.empty((len(heads) * n_blocks, 5), np.int64)
         items[:, :4], items[:, 4] = np.repeat(heads, n_blocks, axis=0), np.tile(np.arange(n_blocks), len(heads))
         is_fit = np.ones(len(items), bool)

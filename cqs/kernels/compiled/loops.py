@@ -9,16 +9,17 @@ import numpy as np
 from numba import boolean, float32, int32, int64, types, void
 from numba.extending import register_jitable
 
+from cqs.kernels.compiled.hiding import Keys
 from cqs.kernels.compiled.reading import ROW, pack_queries, padded, read, readable, write
 from cqs.kernels.compiled.rounding import round_as_before, round_small_to_zero
 from cqs.kernels.compiled.scores import CHANGE_ITEMS, PLAIN_CHANGE_TYPE
-from cqs.kernels.compiled.tiles import PANEL_TYPE, Keys, Panel, add_keys, fill, fold
+from cqs.kernels.compiled.tiles import PANEL_TYPE, Panel, add_keys, fill, fold
 from cqs.kernels.compiled.vectors import ITEM, LANES, LIFT, all_less, any_less, compiled, load, spread, store
 from cqs.kernels.numba_scores import Change
 from cqs.kernels.numba_tables import BOUNDED
 from cqs.schedule import PANEL, TILE_KEYS
 
-__all__ = ["attend", "padded", "room_sizes"]
+__all__ = ["address_of", "attend", "padded", "room_sizes"]
 
 _FOLD_KEYS = 3072  # after which sums are put aside: a sum of few numbers, and of few such sums, is more exact
 _ZERO, _ONE, _NOTHING = np.float32(0), np.float32(1), np.float32(-np.inf)
@@ -68,7 +69,7 @@ def _divide(sums, out, width, total):
 
 
 @register_jitable
-def _address(array):
+def address_of(array):
     """Return where an array is."""
     return np.int64(array.ctypes.data)
 
@@ -151,9 +152,9 @@ def attend(
     Within it all is done by address: handing on parts of arrays would count who uses them, for each tile.
     """
     changing = Change(*change)
-    panels, rows, tile, keys = _address(room[0]), _address(room[1]), _address(room[2]), _address(room[3])
-    values, sums, tops, scratch = _address(room[4]), _address(room[5]), _address(room[6]), _address(room[7])
-    noted = _address(room[8])
+    panels, rows, tile, keys = address_of(room[0]), address_of(room[1]), address_of(room[2]), address_of(room[3])
+    values, sums, tops, scratch = address_of(room[4]), address_of(room[5]), address_of(room[6]), address_of(room[7])
+    noted = address_of(room[8])
     depth, width, n_heads = queries[0, 5], padded(out.shape[2]), out.shape[0] // queries.shape[0]
     n_sums, kept = (width + 1) * PANEL, sums + room[5].size // 2 * ITEM
     for item in range(items.shape[0]):
@@ -162,7 +163,7 @@ def attend(
         n_lanes = items[item, 3] * n_rows
         n_panels = -(-n_lanes // PANEL)
         n_wide = padded(-(-n_lanes // n_panels))  # lanes of all panels but the last
-        own_tokens = _address(tokens) + first_row * tokens.itemsize
+        own_tokens = address_of(tokens) + first_row * tokens.itemsize
         for n in range(n_panels if begins else 0):
             panel = _panel(n, n_wide, n_lanes, n_rows, depth, width, panels, sums, kept, tops, own_tokens)
             pack_queries(
@@ -174,7 +175,7 @@ def attend(
         n_recent, is_kept = 0, not begins  # keys since sums were folded
         for p in range(blocks[block, 2], blocks[block, 3]):
             chunk, first, n_keys, kind = pieces[p, 0], pieces[p, 1], pieces[p, 2], pieces[p, 3]
-            seen = _address(bounds) + pieces[p, 4] * ITEM if kind == BOUNDED else _address(hidden) + pieces[p, 4]
+            seen = address_of(bounds) + pieces[p, 4] * ITEM if kind == BOUNDED else address_of(hidden) + pieces[p, 4]
             for key in range(0, n_keys, most_keys):
                 n_here = min(most_keys, n_keys - key)
                 round_as_before(rounding)  # small keys matter where queries are large

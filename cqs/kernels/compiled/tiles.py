@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import boolean, float32, int64, njit, types, void
 
+from cqs.kernels.compiled.hiding import KEYS_TYPE, hide, seen_by_lanes
 from cqs.kernels.compiled.products import multiply
-from cqs.kernels.compiled.reading import ROW, read, write
+from cqs.kernels.compiled.reading import ROW, read
 from cqs.kernels.compiled.scores import CHANGE_TYPE, change_scores
 from cqs.kernels.compiled.vectors import (
     ITEM,
@@ -21,54 +22,13 @@ from cqs.kernels.compiled.vectors import (
     store,
     where_less,
 )
-from cqs.kernels.numba_tables import BOUNDED, FLAGGED
 from cqs.schedule import PANEL, TILE_KEYS
 
-__all__ = ["PANEL_TYPE", "Keys", "Panel", "add_keys", "fill", "fold", "weigh"]
+__all__ = ["PANEL_TYPE", "Panel", "add_keys", "fill", "fold", "weigh"]
 
 _ZERO, _NOTHING = np.float32(0), np.float32(-np.inf)
 _LIFTED, _LOWER = np.float32(2.0**LIFT), np.float32(2.0**-LIFT)
 _LOWEST = np.finfo(np.float32).min
-
-
-@compiled(types.UniTuple(int64, 4)(int64, int64, int64, int64, int64))
-def _spread_bounds(bounds, n_rows, lane, n_lanes, between):
-    """Write which keys some lanes see, as the bounds of rows say; return the least and most of both ends."""
-    least_first, least_end, most_first, most_end = np.int64(2**31), np.int64(2**31), np.int64(0), np.int64(0)
-    row = lane % n_rows
-    for j in range(n_lanes):
-        place = bounds + row * ITEM
-        first, end = np.int64(read(place, np.int32(0))), np.int64(read(place + n_rows * ITEM, np.int32(0)))
-        write(np.float32(first), between + j * ITEM)
-        write(np.float32(end), between + ROW + j * ITEM)
-        least_first, most_first = min(least_first, first), max(most_first, first)
-        least_end, most_end = min(least_end, end), max(most_end, end)
-        row = row + 1 if row + 1 < n_rows else 0
-    return least_first, most_first, least_end, most_end
-
-
-@compiled(void(int64, int64, int64, int64, int64))
-def _hide_outside(scores, key, n_keys, n_vectors, between):
-    """Set scores of a tile, whose first key has the number `key`, to -inf where lanes do not see them."""
-    nothing = spread(_NOTHING)
-    for n in range(n_vectors):
-        here = n * VECTOR_BYTES
-        first, end = load(between + here), load(between + ROW + here)
-        for i in range(n_keys):
-            number, place = spread(np.float32(key + i)), scores + i * ROW + here
-            score = where_less(number, end, load(place), nothing)
-            store(where_less(number, first, nothing, score), place)
-
-
-@compiled(void(int64, int64, int64, int64, int64, int64))
-def _hide_flagged(scores, n_keys, hidden, n_rows, lane, n_lanes):
-    """Set scores of a tile to -inf where `hidden`, a byte for each key and row, says so."""
-    for i in range(n_keys):
-        row = lane % n_rows
-        for j in range(n_lanes):
-            if read(hidden + i * n_rows + row, np.uint8(0)):
-                write(_NOTHING, scores + i * ROW + j * ITEM)
-            row = row + 1 if row + 1 < n_rows else 0
 
 
 @njit(nogil=True, forceinline=True)
@@ -162,24 +122,10 @@ class Panel(NamedTuple):
     tokens: int  # address of the token numbers of the block's rows
 
 
-class Keys(NamedTuple):
-    """Keys and their values, and what is said of them."""
-
-    k: int  # address
-    k_row: int  # bytes from key to key
-    v: int
-    v_row: int
-    first: int  # number of the first in its piece
-    n: int
-    kind: int  # ALL_SEEN, BOUNDED or FLAGGED
-    seen_at: int  # address of the piece's bounds or flags
-    token: int  # number of the token that the piece's first key is
+PANEL_TYPE = types.NamedUniTuple(int64, 10, Panel)
 
 
-PANEL_TYPE, _KEYS = types.NamedUniTuple(int64, 10, Panel), types.NamedUniTuple(int64, 9, Keys)
-
-
-@compiled(void(PANEL_TYPE, _KEYS, CHANGE_TYPE, int64, int64, int64, float32, boolean))
+@compiled(void(PANEL_TYPE, KEYS_TYPE, CHANGE_TYPE, int64, int64, int64, float32, boolean))
 def add_keys(panel, keys, change, tile, between, room, factor, is_kept):
     """Add some keys to the sums of a panel.
 
@@ -187,23 +133,17 @@ def add_keys(panel, keys, change, tile, between, room, factor, is_kept):
     """
     n_vectors, end = -(-panel.n_lanes // LANES), keys.first + keys.n
     factors, totals = between + 2 * ROW, panel.sums + panel.width * ROW
-    least_first, most_first, least_end, most_end = keys.first, keys.first, end, end
-    if keys.kind == BOUNDED:
-        bounds = _spread_bounds(keys.seen_at, panel.n_rows, panel.lane, panel.n_lanes, between)
-        least_first, most_first, least_end, most_end = bounds
+    seen = seen_by_lanes(keys, panel.n_rows, panel.lane, panel.n_lanes, between)
     for here in range(keys.first, end, TILE_KEYS):
         n = min(TILE_KEYS, end - here)
-        if most_end <= here or least_first >= here + n:
+        if seen[3] <= here or seen[0] >= here + n:
             continue
         k, v = keys.k + (here - keys.first) * keys.k_row, keys.v + (here - keys.first) * keys.v_row
         multiply(k, keys.k_row, ITEM, panel.queries, ROW, tile, ROW, n, n_vectors, panel.depth, False)
         if change.is_made:
             token, lane, n_lanes = keys.token + here, panel.lane, panel.n_lanes
             change_scores(change, tile, n, token, panel.tokens, panel.n_rows, lane, n_lanes, room)
-        if keys.kind == FLAGGED:
-            _hide_flagged(tile, n, keys.seen_at + here * panel.n_rows, panel.n_rows, panel.lane, panel.n_lanes)
-        elif most_first > here or least_end < here + n:
-            _hide_outside(tile, here, n, n_vectors, between)
+        hide(tile, here, n, keys, seen, panel.n_rows, panel.lane, panel.n_lanes, between)
         grew = weigh(tile, n, n_vectors, factor, panel.tops, totals, factors)
         if grew != 0:
             _rescale(panel.sums, panel.width, factors, grew)

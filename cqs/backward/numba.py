@@ -1,0 +1,280 @@
+"""Gradients of NumPy arrays by compiled loops, where Numba is installed.
+
+What a thread takes at a time are all queries that share a key head: it alone adds to the gradients of these keys. Where
+there are few key heads, rows are dealt out too, and sums of each share are added up in the end. Shares, and what is
+summed up together, depend on shapes alone, so the gradients are bitwise the same on any number of threads. What is done
+with a block is in `cqs.kernels.compiled.backward`.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from cqs.backend import Workspace, compute_threads, quiet_floats, raise_if_stopped
+from cqs.backward.heads import differentiate_heads, rows_of_head
+from cqs.backward.kernel import QueryRows, differentiate
+from cqs.kernels import KeyChunk, Region
+from cqs.kernels.blocks import row_blocks
+from cqs.kernels.numba import can_scale, factors
+from cqs.kernels.numba_modules import compiled
+from cqs.kernels.numba_scores import Change, change_of, is_compiled
+from cqs.kernels.numba_tables import KINDS, BlockTables, Tables, places
+from cqs.masks.mask import Integers
+from cqs.once import once
+from cqs.problem import DTYPES, dtype_name
+from cqs.schedule import BLOCK_BYTES, CallShape, even_cuts
+from cqs.types import Array
+
+__all__ = ["differentiate_compiled"]
+
+_MOST_LANES, _MOST_KEYS = 256, 480  # of queries that are computed together, and keys read for them
+_MOST_SUMMED = 4096  # queries whose sums are put aside: a sum of few numbers, and of few such sums, is more exact
+_MOST_WORK = 1 << 33  # multiplications that a thread does without looking whether it is to stop
+_WEIGHING = 50  # multiplications that take as long as what is done to a score
+_SHARES = 4  # that work is dealt out in, if key heads are fewer
+_SMALL_ROWS = 16  # of strips that may share a block with others
+
+
+def differentiate_compiled(
+    rows: QueryRows,
+    chunks: Sequence[KeyChunk],
+    gradients: Sequence[KeyChunk],
+    *,
+    scale: float,
+    region: Region,
+    threads: int = 1,
+    block_bytes: int = BLOCK_BYTES,
+) -> Array:
+    """Do as `cqs.backward.heads.Differentiate` says with arrays of NumPy.
+
+    Left to array code are calls in float64, or whose scores are changed as `is_compiled` refuses; those of arrays whose
+    bytes are swapped, of heads without width, with a scale of 0, or very small or large; and rows whose gradients are
+    not finite. Beyond the result, each thread holds the gradients of the keys of one head, and 2 to 4 MiB.
+    """
+    arrays = (rows.q, rows.dout, *itertools.chain(*chunks))
+    is_native = DTYPES[dtype_name(rows.q)][1] == "float32" and all(array.dtype.isnative for array in arrays)
+    is_computed = is_native and 0 not in (*rows.q.shape, *rows.dout.shape) and can_scale(scale)
+    if not is_computed or not is_compiled(region) or compiled("backward") is None:
+        return differentiate_heads(
+            rows, chunks, gradients, scale=scale, region=region, threads=threads, block_bytes=block_bytes
+        )
+    return _Call(rows, chunks, gradients, scale, region, block_bytes).computed(threads)
+
+
+class _Part(NamedTuple):
+    """Blocks of rows, for query heads that share a key head: batch entry, key head, first of them, how many."""
+
+    heads: Integers  # `(n, 4)`
+    blocks: Sequence[range]
+    share: int  # to whose sums it is added
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """The arguments of one call."""
+
+    rows: QueryRows
+    chunks: Sequence[KeyChunk]
+    gradients: Sequence[KeyChunk]
+    scale: float
+    region: Region
+    block_bytes: int
+
+    def computed(self, threads: int) -> Array:
+        """Compute the result."""
+        n_threads = threads if self.shape.is_shared else 1
+        with compute_threads() as pool:
+            pool.share(self.shares, self.run, n_threads)
+        for more in self.targets[1:]:
+            for target, part in zip(self.gradients, more, strict=True):
+                for own, added in zip(target, part, strict=True):
+                    own += added
+        return self.dq
+
+    @once
+    def dq(self) -> Array:
+        """The gradients of the queries."""
+        return np.zeros(self.rows.q.shape, np.float32)
+
+    @once
+    def shape(self) -> CallShape:
+        """The sizes of the call."""
+        *batch, H, T, D = self.rows.q.shape
+        G, E = self.chunks[0].v.shape[-3], self.chunks[0].v.shape[-1]
+        return CallShape(prod(batch), G, H // G, T, self.starts[-1], D, E, 4, True, self.region.is_masked)
+
+    @once
+    def starts(self) -> list[int]:
+        """How many keys are before each chunk, and in all."""
+        return list(itertools.accumulate((chunk.k.shape[-2] for chunk in self.chunks), initial=0))
+
+    @once
+    def blocks(self) -> list[range]:
+        """The blocks that the rows are cut into."""
+        return row_blocks(self.region, _MOST_LANES, _MOST_LANES, _SMALL_ROWS)
+
+    @property
+    def n_shares(self) -> int:
+        """How many shares the rows of a key head are dealt out in."""
+        n_heads = self.shape.batch * self.shape.kv_heads
+        return min(-(-_SHARES // n_heads), len(self.blocks)) if self.shape.is_shared else 1
+
+    @once
+    def targets(self) -> list[Sequence[KeyChunk]]:
+        """What each share is added to, of which the first are the gradients themselves."""
+        more = range(self.n_shares - 1)
+        return [self.gradients, *([KeyChunk(*map(np.zeros_like, g)) for g in self.gradients] for _ in more)]
+
+    @once
+    def heads(self) -> Integers:
+        """The heads that are computed together, their queries side by side, `(key heads of all entries, n, 4)`."""
+        shape, tallest = self.shape, max(map(len, self.blocks))
+        cuts = even_cuts(shape.shared, max(_MOST_LANES // tallest, 1))
+        found = np.empty((shape.batch * shape.kv_heads, len(cuts), 4), np.int64)
+        entries, kv_heads = np.divmod(np.arange(len(found)), shape.kv_heads)
+        found[..., 0], found[..., 1] = entries[:, None], kv_heads[:, None]
+        found[..., 2] = kv_heads[:, None] * shape.shared + [cut.start for cut in cuts]
+        found[..., 3] = list(map(len, cuts))
+        return found
+
+    @once
+    def shares(self) -> list[list[_Part]]:
+        """What a thread takes at a time: parts that add to the same gradients, one after the other."""
+        if not self.shape.is_shared:
+            heads = self.heads.reshape(-1, 4)
+            return [[_Part(heads, blocks, 0) for blocks in self._summed(self.blocks, heads)]]
+        return [
+            [_Part(heads, blocks, share) for blocks in self._summed(self.blocks[share :: self.n_shares], heads)]
+            for share in range(self.n_shares)
+            for heads in self.heads
+        ]
+
+    def _summed(self, blocks: Sequence[range], heads: Integers) -> Iterator[list[range]]:
+        """Cut blocks into those whose sums are added up together."""
+        together: list[range] = []
+        most = _MOST_SUMMED // int(heads[:, 3].max())
+        for rows in blocks:
+            if together and sum(map(len, together)) + len(rows) > most:
+                yield together
+                together = []
+            together.append(rows)
+        yield together
+
+    @once
+    def tables(self) -> BlockTables:
+        """Which keys blocks see."""
+        sizes = [chunk.k.shape[-2] for chunk in self.chunks]
+        return BlockTables(self.region, sizes, max(_MOST_WORK // self._work_of_a_key, 1), self.block_bytes // 8)
+
+    @property
+    def _work_of_a_key(self) -> int:
+        """Multiplications for the lanes of a block and one key."""
+        return _MOST_LANES * (3 * self.shape.width + 2 * self.shape.value_width + _WEIGHING)
+
+    @once
+    def arrays(self) -> tuple[Integers, Integers, Integers]:
+        """Where queries are, gradients of outputs, and keys and values."""
+        kinds = (KINDS[dtype_name(x)] for x in (self.rows.q, self.rows.dout))
+        queries, douts = (places([x], kind)[:, 0] for x, kind in zip((self.rows.q, self.rows.dout), kinds, strict=True))
+        return queries, douts, _places_of_keys(self.chunks)
+
+    @once
+    def places(self) -> list[Integers]:
+        """Where it is that each share is added to."""
+        return [_places_of_keys(target) for target in self.targets]
+
+    @once
+    def numbers(self) -> tuple[Array, Array]:
+        """Log-sum-exps and deltas, `(heads, T)`."""
+        T = self.rows.q.shape[-2]
+        found = [np.ascontiguousarray(x, np.float32).reshape(-1, T) for x in (self.rows.lse, self.rows.delta)]
+        return found[0], found[1]
+
+    @once
+    def change(self) -> tuple[np.float32, np.float32, Change, Integers]:
+        """What queries are multiplied by, then scores; what else is done to these, and the tokens of the rows."""
+        of_queries, _ = factors(self.scale)
+        rest = np.float32(abs(self.scale / float(of_queries)))
+        tokens = np.empty(0, np.int64) if self.region.scores is None else self.region.query_tokens
+        return of_queries, rest, change_of(self.region.scores, rest), tokens
+
+    def run(self, share: list[_Part], work: Workspace) -> None:
+        """Compute some parts in the buffers of one thread."""
+        for part in share:
+            steps = self._steps(part.blocks)
+            first, second = next(steps), next(steps, None)
+            if second is None:
+                self._differentiate(part, part.heads, [first], work)
+                continue
+            del steps, first, second
+            for n in range(len(part.heads)):  # sums are kept from one to the next, for one of them
+                self._differentiate(part, part.heads[n : n + 1], self._steps(part.blocks), work)
+
+    def _steps(self, blocks: Sequence[range]) -> Iterator[Tables]:
+        """Yield what is computed at a time of some blocks."""
+        most = max(_MOST_WORK // (self._work_of_a_key * self.starts[-1]), 1)
+        for first in range(0, len(blocks), most):
+            for table in self.tables.of(blocks[first : first + most]):
+                yield from self.tables.steps(table) if isinstance(table, range) else [table]
+
+    def _differentiate(self, part: _Part, heads: Integers, steps: Iterable[Tables], work: Workspace) -> None:
+        """Compute some heads of a part, step by step."""
+        loops, is_fit, is_first = compiled("backward"), np.ones(len(heads), bool), True
+        assert loops is not None  # or array code would compute
+        (query_factor, factor, change, tokens), shape = self.change, self.shape
+        sizes = loops.room_sizes(_MOST_LANES, _MOST_KEYS, shape.width, shape.value_width)
+        room = tuple(work.buffer(f"backward {n}", (size,), self.dq.dtype) for n, size in enumerate(sizes))
+        sums = tuple(
+            work.buffer(f"backward {name}", (self.starts[-1] * loops.padded(width),), self.dq.dtype)
+            for name, width in (("dk", shape.width), ("dv", shape.value_width))
+        )
+        for step, is_last in _marked(steps):
+            raise_if_stopped()
+            loops.differentiate(
+                *self.arrays, self.places[part.share], np.array(self.starts), *self.numbers, query_factor, factor,
+                np.float32(self.scale), heads, step.blocks, step.pieces, step.bounds, step.hidden, tuple(change),
+                tokens, room, sums, _MOST_KEYS, self.dq.reshape(-1, *self.dq.shape[-2:]),
+                (step.begins, step.ends, is_first, is_last), is_fit,
+            )  # fmt: skip
+            is_first = False
+        for unfit in heads[~is_fit].tolist():
+            self._differentiate_carefully(part, unfit, work)
+
+    def _differentiate_carefully(self, part: _Part, heads: list[int], work: Workspace) -> None:
+        """Compute some heads of a part by array code, where what is hidden may not take part with weight 0."""
+        entry, kv_head, first, n_heads = heads
+        batch = tuple(map(int, np.unravel_index(entry, self.dq.shape[:-3]))) if self.dq.ndim > 3 else ()
+        chunks, target = (
+            [KeyChunk(*(x[(*batch, kv_head, ...)] for x in c)) for c in some]
+            for some in (self.chunks, self.targets[part.share])
+        )
+        for head in range(first, first + n_heads):
+            with quiet_floats():
+                found = differentiate(
+                    rows_of_head(self.rows, (*batch, head)), chunks, target, scale=self.scale, region=self.region,
+                    dtype=self.dq.dtype, blocks=part.blocks, block_bytes=self.block_bytes, space=work,
+                )  # fmt: skip
+            for rows in part.blocks:
+                own = slice(rows.start, rows.stop)
+                self.dq[(*batch, head, own)] = found[own]
+
+
+def _marked(steps: Iterable[Tables]) -> Iterator[tuple[Tables, bool]]:
+    """Say of each step whether it is the last."""
+    before: Tables | None = None
+    for step in steps:
+        if before is not None:
+            yield before, False
+        before = step
+    if before is not None:
+        yield before, True
+
+
+def _places_of_keys(chunks: Sequence[KeyChunk]) -> Integers:
+    """Say where keys and values are, `(batch, chunks, 2, 6)`."""
+    found = places([array for chunk in chunks for array in chunk], KINDS[dtype_name(chunks[0].k)])
+    return found.reshape(-1, len(chunks), 2, found.shape[-1])
