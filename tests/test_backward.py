@@ -52,21 +52,24 @@ def gradients(qkv: Any, dout: Any = None, how: dict[str, Any] | None = None, **o
 # Exact
 
 
-def check(problem: Problem) -> None:
+KERNELS = st.sampled_from(["auto", "blockwise"])
+
+
+def check(problem: Problem, kernel: str) -> None:
     qkv = problem.q, problem.k, problem.v
     dout = dout_for(problem.q, problem.v)
-    found = gradients(qkv, dout, {"workers": problem.workers}, **problem.options)
+    found = gradients(qkv, dout, {"workers": problem.workers, "kernel": kernel}, **problem.options)
     assert_exact_gradients(found, dout, *qkv, **problem.options)
 
 
-@given(problem=problems(dtypes=("float32", "float64")))
-def test_gradients_are_exact(problem: Problem) -> None:
-    check(problem)
+@given(problem=problems(dtypes=("float32", "float64")), kernel=KERNELS)
+def test_gradients_are_exact(problem: Problem, kernel: str) -> None:
+    check(problem, kernel)
 
 
-@given(problem=problems(dtypes=("float16", "bfloat16"), scales=(1.0,)))
-def test_gradients_of_16_bits_are_exact(problem: Problem) -> None:
-    check(problem)
+@given(problem=problems(dtypes=("float16", "bfloat16"), scales=(1.0,)), kernel=KERNELS)
+def test_gradients_of_16_bits_are_exact(problem: Problem, kernel: str) -> None:
+    check(problem, kernel)
 
 
 RNG = np.random.default_rng(2)
@@ -84,10 +87,13 @@ MASKS: dict[str, Mask] = {
 }
 
 
-@pytest.mark.parametrize("workers", [1, 7, 31])
+HOW: list[dict[str, Any]] = [{"workers": 1}, {"workers": 31}, {"workers": 7, "kernel": "blockwise"}]
+
+
+@pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-def test_every_mask_is_kept(qkv: Arrays, mask: Mask, workers: int) -> None:
-    found = gradients(qkv, None, {"workers": workers}, mask=mask)
+def test_every_mask_is_kept(qkv: Arrays, mask: Mask, how: dict[str, Any]) -> None:
+    found = gradients(qkv, None, how, mask=mask)
     assert_exact_gradients(found, dout_for(qkv[0], qkv[2]), *qkv, mask=mask)
 
 
@@ -102,9 +108,10 @@ SCORES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("options", SCORES.values(), ids=SCORES)
-def test_every_change_of_scores_is_differentiated(qkv: Arrays, options: dict[str, Any]) -> None:
-    found = gradients(qkv, None, {"workers": 7}, **options)
+def test_every_change_of_scores_is_differentiated(qkv: Arrays, options: dict[str, Any], how: dict[str, Any]) -> None:
+    found = gradients(qkv, None, how, **options)
     assert_exact_gradients(found, dout_for(qkv[0], qkv[2]), *qkv, **options)
 
 

@@ -95,13 +95,9 @@ def differentiate(
     never = xp.where(rows.lse == -xp.inf, xp.full_like(rows.lse, xp.inf), rows.lse)  # of a row that sees nothing
     most_rows, most_columns = blockwise_block(block_bytes)
     arrays = _Blocks(xp, space or Workspace())
-    for own in (
-        rows_of[cut.start : cut.stop]
-        for rows_of in blocks or [range(n_rows)]
-        for cut in even_cuts(len(rows_of), most_rows)
-    ):
+    for own in _cuts([range(n_rows)] if blocks is None else blocks, most_rows):
         here = slice(own.start, own.stop)
-        q, dout = (xp.astype(x[here, :], dtype) for x in (rows.q, rows.dout))
+        q, dout = (xp.astype(x[here, :], dtype, copy=False) for x in (rows.q, rows.dout))
         lse, delta = never[here, None], rows.delta[here, None]
         scaled = q * for_q
         for pieces in column_blocks(region, own, most_columns):

@@ -51,14 +51,14 @@ def differentiate_compiled(
 ) -> Array:
     """Do as `cqs.backward.heads.Differentiate` says with arrays of NumPy.
 
-    Left to array code are calls in float64, or whose scores are changed as `is_compiled` refuses; those of arrays whose
-    bytes are swapped, of heads without width, with a scale of 0, or very small or large; and rows whose gradients are
-    not finite. Beyond the result, each thread holds the gradients of the keys of one head, and 2 to 4 MiB.
+    Left to array code are calls in float64, whose scores are changed as `is_compiled` refuses, of heads without width,
+    or with a scale of 0, or very small or large; and rows whose gradients are not finite. Beyond the result, each
+    thread holds the gradients of the keys of one head and some 2 MiB; where key heads are fewer than four, the sums of
+    up to three more shares.
     """
-    arrays = (rows.q, rows.dout, *itertools.chain(*chunks))
-    is_native = DTYPES[dtype_name(rows.q)][1] == "float32" and all(array.dtype.isnative for array in arrays)
-    is_computed = is_native and 0 not in (*rows.q.shape, *rows.dout.shape) and can_scale(scale)
-    if not is_computed or not is_compiled(region) or compiled("backward") is None:
+    is_float32, is_empty = DTYPES[dtype_name(rows.q)][1] == "float32", 0 in (*rows.q.shape, *rows.dout.shape)
+    is_computed = is_float32 and not is_empty and can_scale(scale) and is_compiled(region)
+    if not is_computed or compiled("backward") is None:
         return differentiate_heads(
             rows, chunks, gradients, scale=scale, region=region, threads=threads, block_bytes=block_bytes
         )

@@ -42,7 +42,7 @@ class GradientSource:
         )
         xp = namespace_of(dout=dout)
         dtype = dtype_of(xp, self.problem.accumulator_dtype)
-        delta = xp.sum(xp.astype(dout, dtype) * xp.astype(out, dtype), axis=-1)
+        delta = xp.sum(xp.astype(dout, dtype, copy=False) * xp.astype(out, dtype, copy=False), axis=-1)
         return QueryRows(q, dout, lse[..., 0], delta)
 
     def keys(self, group: Group, heads: HeadBlock | None = None) -> KeyChunk:

@@ -50,12 +50,12 @@ def room_sizes(n_lanes, n_keys, width, value_width):
     )
 
 
-@compiled(boolean(int64, int64))
-def _is_finite(numbers, n):
-    """Return whether n numbers, a multiple of those of a vector, are finite."""
+@compiled(boolean(int64, int64, float32))
+def _is_finite(numbers, n, factor):
+    """Return whether n numbers, a multiple of those of a vector, are finite and stay so with a factor."""
     zero = spread(_ZERO)
     for place in range(numbers, numbers + n * ITEM, VECTOR_BYTES):
-        zero = zero + load(place) * spread(_ZERO)
+        zero = zero + load(place) * spread(factor) * spread(_ZERO)
     return all_less(zero, spread(_ONE))
 
 
@@ -259,10 +259,11 @@ def differentiate(
                 fold(own_sums, kept, n_sums, is_kept)
             if ends:
                 total = kept if is_kept else own_sums
-                is_fit[item] &= _is_finite(total, n_sums)
+                is_fit[item] &= _is_finite(total, n_sums, first_factor)
                 _write_queries(block, total, dq, first_head, first_row, first_factor, second_factor)
         if closes:
-            is_fit[item] &= _is_finite(dk, n_keys * width) and _is_finite(dv, n_keys * value_width)
+            n_wide, n_value_wide = n_keys * width, n_keys * value_width
+            is_fit[item] &= _is_finite(dk, n_wide, first_factor) and _is_finite(dv, n_value_wide, _ONE)
             if is_fit[item]:
                 _add_up(gradients, batch, kv_head, 0, starts, dk, first_factor, second_factor)
                 _add_up(gradients, batch, kv_head, 1, starts, dv, _LOWER, _ONE)
