@@ -22,6 +22,7 @@ def attention(
     v: Array,
     *,
     workers: int | None = None,
+    memory: int | str | None = None,
     mask: Mask | Array | None = None,
     is_causal: bool = False,
     scale: float | None = None,
@@ -38,8 +39,8 @@ def attention(
     ----------
     q, k, v : tensor, `(*B, H, T, D)`, `(*B, G, S, D)` and `(*B, G, S, E)`
         Of which any may require gradients.
-    workers, mask, is_causal, scale, softcap, bias, sink_logits, engine, strategy
-        As in `cqs.attention`. `bias` and `sink_logits` may not require gradients: none is computed for them.
+    workers, memory, mask, is_causal, scale, softcap, bias, sink_logits, engine, strategy
+        As in `cqs.attention`; the budget is that of each pass, beside what is kept in between. `bias` and `sink_logits` may not require gradients: none is computed for them.
 
     Returns
     -------
@@ -68,7 +69,7 @@ def attention(
             raise BackendError.of(name, rule, "requires_grad=True", remedy)
     AttentionProblem.of(q, k, v)  # refuses what does not fit, before anything is allocated
     common = {
-        "workers": workers, "mask": mask, "is_causal": is_causal, "scale": scale, "softcap": softcap, "bias": bias,
+        "workers": workers, "memory": memory, "mask": mask, "is_causal": is_causal, "scale": scale, "softcap": softcap, "bias": bias,
         "engine": engine, "strategy": strategy,
     }  # fmt: skip
     out: Array = _function().apply(q, k, v, common, sink_logits)

@@ -320,7 +320,6 @@ REFUSED: dict[str, tuple[dict[str, Any], type[CQSError], str]] = {
     "library": ({"out": array_api_strict.zeros((4, 331, 24), dtype=array_api_strict.float32)}, BackendError, "out"),
     "missing": ({"dout": "none.npy"}, OSError, "none.npy cannot be read"),
     "option": ({"score_mod": abs}, OptionError, "`score_mod` must be an option of `attention_backward`"),
-    "memory": ({"memory": "1 GiB"}, OptionError, "`memory` must be an option of"),
     "mask": ({"mask": 7}, OptionError, "`mask` must be a mask"),
     "workers": ({"workers": 0}, OptionError, "`workers` must be"),
 }

@@ -7,6 +7,7 @@ from typing import Any, Never, TypeAlias
 
 from cqs.backend import borrowed, is_cupy, is_numpy, namespace_of, refuse_gradients
 from cqs.backward.adder import GradientAdder
+from cqs.backward.budget import plan_within
 from cqs.backward.gradients import Gradients
 from cqs.backward.heads import Differentiate, differentiate_heads
 from cqs.backward.numba import differentiate_compiled
@@ -19,7 +20,7 @@ from cqs.events import Emit
 from cqs.kernels.numba_modules import missing
 from cqs.masks import Mask
 from cqs.problem import AttentionProblem, dtype_name
-from cqs.schedule import Plan, Scheduler, Setting
+from cqs.schedule import Scheduler, Setting
 from cqs.scores import ALiBi, Scores
 from cqs.sources import ArrayInput, Input, like_of, open_input, open_inputs
 from cqs.types import Array, Namespace
@@ -39,6 +40,7 @@ def attention_backward(
     lse: Array,
     *,
     workers: int | None = None,
+    memory: int | str | None = None,
     mask: Mask | Array | None = None,
     is_causal: bool = False,
     scale: float | None = None,
@@ -66,6 +68,9 @@ def attention_backward(
         What it returned with `return_lse=True`. Sink logits are in lse.
     workers : int, optional
         W, the number of tasks; by default as for `cqs.attention`, whose W need not be the same.
+    memory : int or str, optional
+        The most bytes to hold beyond the caller's arrays, as in "2 GiB": gradients, results of tasks, what is read
+        from files, blocks of scores. Workers, heads of a task, blocks and threads are chosen to fit.
     mask, is_causal, scale, softcap, bias
         What `cqs.attention` was given. For a bias itself, and for sink logits, no gradient is computed; functions
         (`score_mod`) have none that is known here.
@@ -86,14 +91,14 @@ def attention_backward(
 
     Raises
     ------
-    ShapeError, DTypeError, OptionError, BackendError, QuorumError
+    ShapeError, DTypeError, OptionError, BackendError, BudgetError, QuorumError
         Before anything is allocated.
 
     Notes
     -----
     *Cost.* 2 T S (3 D + 2 E) operations a head, half if causal. Gradients are summed up in float32, or float64 for
     float64, and beyond them each thread holds the results of two tasks, about (T + S) D + S E numbers over sqrt(W), and
-    some blocks of scores. There is no budget (`memory=`) for it yet.
+    some blocks of scores; or what a budget says.
     *Numerics.* What is hidden stays hidden: NaN in a key reaches the gradients of no query that does not see it.
     *Determinism.* One plan gives the same gradients bit for bit, for any number of threads and order of tasks.
 
@@ -127,7 +132,9 @@ def attention_backward(
         scores = Scores.of(problem, like, softcap, bias)
         name = _kernel(kernel, namespace_of(q=like))
         runner = as_engine(engine)
-        plan = _planned(problem, runner, like, workers, strategy, scores, name)
+        scheduler = Scheduler(workers, strategy, memory, _setting(runner, like, scores is not None, name))
+        read = [inputs.q, inputs.k, inputs.v, *opened.values()]
+        plan = scheduler.plan(problem) if memory is None else plan_within(problem, scheduler, read)
         source = GradientSource(problem, inputs, **opened, lse=ArrayInput(lse[..., None]))
         worker = GradientWorker(problem, source, _KERNELS[name], scores, plan.grain, on_event)
         adder = GradientAdder(plan, like)
@@ -147,15 +154,12 @@ def _kernel(name: str, xp: Namespace) -> str:
     return "blockwise" if name == "blockwise" or lack is not None else "numba"
 
 
-def _planned(
-    problem: AttentionProblem, engine: Engine, like: Array, workers: int | None, strategy: str, scores: Scores | None,
-    kernel: str,
-) -> Plan:  # fmt: skip
+def _setting(engine: Engine, like: Array, has_scores: bool, kernel: str) -> Setting:
+    """Return what the plan is to run on."""
     threads, in_flight = concurrency(engine, needs_little=False)
     if is_cupy(namespace_of(q=like)):
         threads = in_flight = 1  # a GPU is one thread's
-    setting = Setting(kernel=kernel, threads=threads, in_flight=in_flight, has_scores=scores is not None)
-    return Scheduler(workers, strategy, None, setting).plan(problem)
+    return Setting(kernel=kernel, threads=threads, in_flight=in_flight, has_scores=has_scores)
 
 
 def _check_forward(problem: AttentionProblem, like: Array, opened: dict[str, Input], lse: Array) -> None:

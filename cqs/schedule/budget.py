@@ -23,7 +23,15 @@ from cqs.schedule.sizes import bounded_sizes, heaviest_rows, n_tiles_of_task, re
 from cqs.schedule.traffic import TaskReads, Traffic, estimated_reads, traffic
 from cqs.units import format_bytes, plural
 
-__all__ = ["Candidate", "best_within", "format_bytes_up", "settings_within"]
+__all__ = [
+    "Candidate",
+    "best_within",
+    "cover_size",
+    "format_bytes_up",
+    "head_choices",
+    "settings_within",
+    "worker_choices",
+]
 
 # Bytes of a block of scores, queries of a kernel call and keys that are streamed for it; and the speed of a kernel with
 # such blocks, as a share of that with the first.
@@ -186,10 +194,10 @@ def _families(
     levels: Sequence[tuple[int, int, int, float]] = _DEVICE_LEVELS if setting.devices or setting.is_for_gpu else _LEVELS
     levels = levels[-1:] if smallest else levels
     for strategy in strategies:
-        choices = _worker_choices(problem, strategy)
+        choices = worker_choices(problem, strategy)
         spilling = _spilling(problem, strategy, setting)
         for fewer in _fewer(setting):
-            for level, kv_heads, is_spilled in product(levels, _head_choices(problem), spilling):
+            for level, kv_heads, is_spilled in product(levels, head_choices(problem), spilling):
                 own = replace(fewer, is_spilled=is_spilled)
                 yield _Family(choices, _maker(strategy, kv_heads, level, own))
 
@@ -222,7 +230,7 @@ def _maker(
     def make(W: int) -> Candidate:
         if strategy == "cqs":
             grain = Grain(kv_heads, block_bytes=block_bytes)
-            return Candidate(strategy, W, _cover_size(W), grain, setting, speed)
+            return Candidate(strategy, W, cover_size(W), grain, setting, speed)
         is_streamed = setting.is_staged
         grain = Grain(kv_heads, W, rows if is_streamed else None, keys if is_streamed else None, block_bytes)
         return Candidate(strategy, W, 0, grain, setting, speed)
@@ -230,21 +238,22 @@ def _maker(
     return make
 
 
-def _cover_size(W: int) -> int:
+def cover_size(W: int) -> int:
     """Return the size of a cover: q + 1 for W = q^2 + q + 1 and a prime power q, without making it."""
     q = (isqrt(4 * W - 3) - 1) // 2
     is_perfect = q > 1 and q * q + q + 1 == W and prime_power(q) is not None
     return q + 1 if is_perfect else difference_cover(W).size
 
 
-def _worker_choices(problem: AttentionProblem, strategy: str) -> Sequence[int]:
+def worker_choices(problem: AttentionProblem, strategy: str) -> Sequence[int]:
+    """Return the numbers of workers that are worth a try."""
     most = min(max(problem.n_queries, 1), _MOST_WORKERS)
     if strategy == "cqs":
         return [W for W in (1, 3, *singer_moduli(most)) if most >= W]
     return range(1, most + 1)
 
 
-def _head_choices(problem: AttentionProblem) -> list[int | None]:
+def head_choices(problem: AttentionProblem) -> list[int | None]:
     """Return None for all heads of all entries, and numbers of key heads of one entry: all, half, ..., one."""
     kv_heads = problem.n_kv_heads
     choices: list[int | None] = [None, kv_heads] if prod(problem.batch) > 1 else [None]

@@ -95,7 +95,7 @@ class Scheduler:
         if not isinstance(problem, AttentionProblem):
             remedy = "make one by `AttentionProblem.of(q, k, v)`, or call `cqs.plan`"
             raise OptionError.of("problem", "be an `AttentionProblem`", type(problem).__name__, remedy)
-        strategies = self._strategies(problem)
+        strategies = self.strategies_for(problem)
         workers = self.workers
         if workers is not None and workers > MOST_MODULUS and "cqs" in strategies:
             rule = f"be at most {MOST_MODULUS} for the strategy 'cqs', which has no cover for more"
@@ -155,7 +155,7 @@ class Scheduler:
         is_alone = self.setting.threads == self.setting.in_flight == 1  # as where a GPU has the arrays
         return default_workers(problem.n_queries, 1 if is_alone else None)
 
-    def _strategies(self, problem: AttentionProblem) -> tuple[str, ...]:
+    def strategies_for(self, problem: AttentionProblem) -> tuple[str, ...]:
         """Return the strategies that may be taken, the preferred one first."""
         T, S = problem.n_queries, problem.n_keys
         if self.strategy == "cqs" and T != S:
