@@ -40,7 +40,8 @@ def attention(
     q, k, v : tensor, `(*B, H, T, D)`, `(*B, G, S, D)` and `(*B, G, S, E)`
         Of which any may require gradients.
     workers, memory, mask, is_causal, scale, softcap, bias, sink_logits, engine, strategy
-        As in `cqs.attention`; the budget is that of each pass, beside what is kept in between. `bias` and `sink_logits` may not require gradients: none is computed for them.
+        As in `cqs.attention`; the budget is that of each pass, beside what is kept in between. `bias` and
+        `sink_logits` may not require gradients: none is computed for them.
 
     Returns
     -------
@@ -69,8 +70,8 @@ def attention(
             raise BackendError.of(name, rule, "requires_grad=True", remedy)
     AttentionProblem.of(q, k, v)  # refuses what does not fit, before anything is allocated
     common = {
-        "workers": workers, "memory": memory, "mask": mask, "is_causal": is_causal, "scale": scale, "softcap": softcap, "bias": bias,
-        "engine": engine, "strategy": strategy,
+        "workers": workers, "memory": memory, "mask": mask, "is_causal": is_causal, "scale": scale, "softcap": softcap,
+        "bias": bias, "engine": engine, "strategy": strategy,
     }  # fmt: skip
     out: Array = _function().apply(q, k, v, common, sink_logits)
     return out

@@ -7,7 +7,7 @@ import pytest
 
 import cqs
 from cqs.autograd import attention
-from cqs.errors import BackendError, OptionError, ShapeError
+from cqs.errors import BackendError, BudgetError, OptionError, ShapeError
 from cqs.masks import SlidingWindow
 from cqs.scores import ALiBi
 
@@ -56,6 +56,19 @@ def test_what_needs_no_gradient_is_given_none() -> None:
     attention(q, k, v).sum().backward()
     assert q.grad is not None
     assert k.grad is None
+
+
+def test_both_passes_keep_to_the_budget() -> None:
+    q, k, v = (torch.randn(2, 600, 16, requires_grad=True) for _ in range(3))
+    attention(q, k, v, memory="16 MiB").sum().backward()
+    grads = [x.grad for x in (q, k, v)]
+    for x in (q, k, v):
+        x.grad = None
+    attention(q, k, v).sum().backward()
+    for x, expected in zip((q, k, v), grads, strict=True):
+        np.testing.assert_allclose(x.grad, expected, atol=1e-5)
+    with pytest.raises(BudgetError, match="`memory` must be at least"):
+        attention(q, k, v, memory="1 MiB")
 
 
 def test_the_caller_is_told_where_gradients_are() -> None:
