@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))  # where the notebooks find `checks`, too
 
 import checks  # noqa: E402
 import pair  # noqa: E402
-from checks import attention, case_study, gpu, masks, memory, quorums, scheduler, tiler, workers  # noqa: E402
+from checks import attention, case_study, gpu, gradients, masks, memory, quorums, scheduler, tiler, workers  # noqa: E402
 from checks.solutions import SOLUTIONS  # noqa: E402
 
 from cqs.masks import Causal, Sinks, SlidingWindow  # noqa: E402
@@ -29,7 +29,7 @@ from cqs.masks import Causal, Sinks, SlidingWindow  # noqa: E402
 NAMES = [path.stem for path in pair.texts()]
 CHECKERS = {
     name: getattr(module, name)
-    for module in (attention, quorums, scheduler, workers, tiler, masks, memory, gpu, case_study)
+    for module in (attention, quorums, scheduler, workers, tiler, masks, memory, gpu, case_study, gradients)
     for name in module.__all__
 }
 
@@ -224,6 +224,17 @@ def mean_merge(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, f
         ("check_fewest_workers", 25, "24.0%"),
         ("check_fewest_workers", 57, "fewer would do"),
         ("check_fewest_workers", "many", "wants a whole number"),
+        ("check_ratio", 2, "made again first"),
+        ("check_ratio", 1.5, "three sums alone"),
+        ("check_ratio", 3, "are five"),
+        ("check_ratio", 5, "itself has two"),
+        ("check_ratio", 4, "8 products"),
+        ("check_ratio", "twice", "wants a number"),
+        ("check_score_gradients", lambda p, x: None, "return"),
+        ("check_score_gradients", lambda p, x: [a * b for a, b in zip(p, x, strict=True)], "weighted mean is 6"),
+        ("check_score_gradients", lambda p, x: [a * (b - sum(x) / len(x)) for a, b in zip(p, x, strict=True)], "is 6"),
+        ("check_score_gradients", lambda p, x: [0], "2 keys it made 1"),
+        ("check_score_gradients", [0.5], "wants a function of two lists"),
         ("check_lse", 5, "wants a function"),
         ("check_merge", lambda a, b: 5, "wants a function of two pairs"),
         ("check_chat", None, "NoneType"),

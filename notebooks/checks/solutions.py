@@ -1,6 +1,7 @@
 """Solutions of all exercises, one for each checker. Try yourself first."""
 
 import math
+from collections.abc import Sequence
 
 from checks.tiler import Pair
 from cqs.masks import Causal, Sinks, SlidingWindow
@@ -22,6 +23,11 @@ def _merge(a: Pair, b: Pair) -> Pair:
     return a[0] * math.exp(a[1] - lse) + b[0] * math.exp(b[1] - lse), lse
 
 
+def _score_gradients(weights: Sequence[float], numbers: Sequence[float]) -> list[float]:
+    mean = sum(p * x for p, x in zip(weights, numbers, strict=True))
+    return [p * (x - mean) for p, x in zip(weights, numbers, strict=True)]
+
+
 SOLUTIONS = {
     "check_longest": 23_170,
     "check_query": (math.log(3), 0.0),
@@ -41,4 +47,6 @@ SOLUTIONS = {
     "check_two_slots": 32,
     "check_longest_subsequence": 308,
     "check_fewest_workers": 31,
+    "check_ratio": 2.5,
+    "check_score_gradients": _score_gradients,
 }
