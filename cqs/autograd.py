@@ -5,7 +5,7 @@ from typing import Any, Never
 
 import cqs.api
 from cqs.backend import is_tensor
-from cqs.backward import attention_backward
+from cqs.backward import attention_backward, sink_logits_backward
 from cqs.engines import Engine
 from cqs.errors import BackendError, refuse_unknown
 from cqs.masks import Mask
@@ -40,8 +40,8 @@ def attention(
     q, k, v : tensor, `(*B, H, T, D)`, `(*B, G, S, D)` and `(*B, G, S, E)`
         Of which any may require gradients.
     workers, memory, mask, is_causal, scale, softcap, bias, sink_logits, engine, strategy
-        As in `cqs.attention`; the budget is that of each pass, beside what is kept in between. `bias` and
-        `sink_logits` may not require gradients: none is computed for them.
+        As in `cqs.attention`; the budget is that of each pass, beside what is kept in between. `sink_logits` may
+        require gradients; `bias` may not: none is computed for it.
 
     Returns
     -------
@@ -60,14 +60,13 @@ def attention(
     differentiated again, nor by `torch.func`.
     """
     refuse_unknown(attention, unknown)
-    for name, x in (("q", q), ("k", k), ("v", v)):
+    for name, x in (("q", q), ("k", k), ("v", v), ("sink_logits", q if sink_logits is None else sink_logits)):
         if not is_tensor(x):
             remedy = "for other libraries there is `cqs.attention_backward`"
             raise BackendError.of(name, "be a torch tensor", type(x).__name__, remedy)
-    for name, x in (("bias", bias), ("sink_logits", sink_logits)):
-        if getattr(x, "requires_grad", False):
-            rule, remedy = "not require gradients, of which none is computed", f"give `{name}.detach()`"
-            raise BackendError.of(name, rule, "requires_grad=True", remedy)
+    if getattr(bias, "requires_grad", False):
+        rule, remedy = "not require gradients, of which none is computed", "give `bias.detach()`"
+        raise BackendError.of("bias", rule, "requires_grad=True", remedy)
     AttentionProblem.of(q, k, v)  # refuses what does not fit, before anything is allocated
     common = {
         "workers": workers, "memory": memory, "mask": mask, "is_causal": is_causal, "scale": scale, "softcap": softcap,
@@ -93,17 +92,17 @@ def _function() -> Any:
             is_narrow = q.dtype in (torch.float16, torch.bfloat16)
             # what is not rounded to 16 bits does not have to be made up for in the gradients
             wide = torch.empty((*q.shape[:-1], v.shape[-1]), device=q.device) if is_narrow else None
-            out, lse = cqs.api.attention(
-                *detached(q, k, v), **common, sink_logits=sink_logits, out=wide, return_lse=True
-            )
-            ctx.save_for_backward(q, k, v, out, lse)
+            sinks = None if sink_logits is None else sink_logits.detach()
+            out, lse = cqs.api.attention(*detached(q, k, v), **common, sink_logits=sinks, out=wide, return_lse=True)
+            ctx.save_for_backward(q, k, v, out, lse, *([] if sinks is None else [sink_logits]))
             ctx.common = common
             return out.to(q.dtype) if is_narrow else out
 
         @staticmethod
         @torch.autograd.function.once_differentiable
         def backward(ctx: Any, dout: Array) -> tuple[Array | None, ...]:
-            saved = detached(dout, *ctx.saved_tensors)
-            return *attention_backward(*saved, **ctx.common), None, None
+            dout, q, k, v, out, lse, *sinks = detached(dout, *ctx.saved_tensors)
+            of_sinks = sink_logits_backward(dout, out, lse, sinks[0]) if ctx.needs_input_grad[4] else None
+            return *attention_backward(dout, q, k, v, out, lse, **ctx.common), None, of_sinks
 
     return Attention

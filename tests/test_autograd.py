@@ -8,7 +8,7 @@ import pytest
 import cqs
 from cqs.autograd import attention
 from cqs.errors import BackendError, BudgetError, OptionError, ShapeError
-from cqs.masks import SlidingWindow
+from cqs.masks import Causal, SlidingWindow
 from cqs.scores import ALiBi
 
 torch = pytest.importorskip("torch")
@@ -28,6 +28,14 @@ def test_gradients_are_those_of_finite_differences(options: dict[str, Any]) -> N
     torch.manual_seed(0)
     q, k, v = (torch.randn(h, 5, 3, dtype=torch.float64, requires_grad=True) for h in (4, 2, 2))
     assert torch.autograd.gradcheck(lambda *qkv: attention(*qkv, workers=3, **options), (q, k, v))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4,), (3, 4), (3, 1), (1, 4)])
+def test_sink_logits_are_learned(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, h, 5, 3, dtype=torch.float64, requires_grad=True) for h in (4, 2, 2))
+    sinks = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda *x: attention(*x[:3], sink_logits=x[3], mask=Causal(-2)), (q, k, v, sinks))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -81,8 +89,10 @@ def test_what_has_no_gradient_is_refused() -> None:
     x = torch.randn(2, 5, 8)
     with pytest.raises(BackendError, match="`q` must be a torch tensor, got ndarray"):
         attention(x.numpy(), x, x)
-    with pytest.raises(BackendError, match="`sink_logits` must not require gradients"):
-        attention(x, x, x, sink_logits=torch.zeros(2, requires_grad=True))
+    with pytest.raises(BackendError, match="`bias` must not require gradients"):
+        attention(x, x, x, bias=torch.zeros(5, 5, requires_grad=True))
+    with pytest.raises(BackendError, match="`sink_logits` must be a torch tensor, got ndarray"):
+        attention(x, x, x, sink_logits=np.zeros(2, np.float32))
     with pytest.raises(OptionError, match="`score_mod` must be an option of `attention`"):
         attention(x, x, x, score_mod=abs)
     with pytest.raises(ShapeError, match="`q` must"):

@@ -6,6 +6,7 @@ from cqs.backward.gradients import Gradients
 from cqs.backward.heads import differentiate_heads
 from cqs.backward.kernel import differentiate
 from cqs.backward.numba import differentiate_compiled
+from cqs.backward.sinks import sink_logits_backward
 from cqs.backward.source import GradientSource
 from cqs.backward.worker import GradientResult, GradientWorker
 
@@ -19,4 +20,5 @@ __all__ = [
     "differentiate",
     "differentiate_compiled",
     "differentiate_heads",
+    "sink_logits_backward",
 ]
