@@ -42,7 +42,8 @@ CHAPTERS = (
         "attention",
         "The calls",
         (
-            (None, ("cqs.attention", "cqs.plan", "cqs.work", "cqs.attention_backward", "cqs.default_workers")),
+            (None, ("cqs.attention", "cqs.plan", "cqs.work", "cqs.default_workers")),
+            (cqs.backward, ("cqs.attention_backward", "cqs.backward.sink_logits_backward")),
             (cqs.autograd, ("cqs.autograd.attention",)),
         ),
     ),
