@@ -1,8 +1,8 @@
 """What the compiled backward pass runs: the pairs of blocks of query rows and the keys that they see, tile by tile.
 
 As in the forward pass, queries stand side by side in panels of 64, and a tile is what some keys score with one of them.
-Of each tile two are made, of weights and of what scores change the result by; both stay in a core's nearest caches
-while they are multiplied with queries, keys, and gradients of outputs.
+Of each tile two are made, of weights and of what scores change the result by; both stay in a core's own caches while
+they are multiplied with queries, keys, and gradients of outputs.
 """
 
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import boolean, float32, int32, int64, types, void
 
-from cqs.kernels.compiled.backward_tiles import PANEL_TYPE, TILE_KEYS, Panel, add_pairs
+from cqs.kernels.compiled.backward_tiles import PANEL_TYPE, Panel, add_pairs
 from cqs.kernels.compiled.hiding import Keys
 from cqs.kernels.compiled.loops import address_of
 from cqs.kernels.compiled.reading import ROW, pack_queries, padded, read, readable, write
@@ -19,7 +19,7 @@ from cqs.kernels.compiled.tiles import fill, fold
 from cqs.kernels.compiled.vectors import ITEM, LANES, LIFT, VECTOR_BYTES, all_less, compiled, load, spread, store
 from cqs.kernels.numba_scores import Change
 from cqs.kernels.numba_tables import BOUNDED
-from cqs.schedule import PANEL
+from cqs.schedule import PANEL, TILE_KEYS
 
 __all__ = ["differentiate", "padded", "room_sizes"]
 

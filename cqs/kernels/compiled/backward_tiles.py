@@ -24,10 +24,10 @@ from cqs.kernels.compiled.vectors import (
     where_less,
 )
 from cqs.kernels.numba_scores import Change
+from cqs.schedule import TILE_KEYS
 
-__all__ = ["PANEL_TYPE", "TILE_KEYS", "Panel", "add_pairs"]
+__all__ = ["PANEL_TYPE", "Panel", "add_pairs"]
 
-TILE_KEYS = 48  # two tiles, and what they are multiplied with, stay in the nearest cache
 _ZERO, _ONE, _FOUR = np.float32(0), np.float32(1), np.float32(4)
 _LOG2_E = np.float32(1.4426950408889634)
 _MOST, _NAN = np.float32(60), np.float32(np.nan)  # a weight is 1 at most, but for rounding
