@@ -104,7 +104,7 @@ def attend(
 
 def merge_into(xp: Namespace, totals: Sequence[Partial], parts: Sequence[Partial]) -> None:
     """Merge each part into the total beside it, in place, as `cqs.partial.merge_into` does, but for the last bits."""
-    arrays = [array for result in (*totals, *parts) for array in (result.out, result.lse)]
+    arrays = [array for result in (*totals, *parts) for array in (result.out, result.lse, result.rest)]
     found = _compiled() if all(map(_is_mergeable, arrays)) else None
     if found is None:
         partial.merge_into(xp, totals, parts)
@@ -112,7 +112,8 @@ def merge_into(xp: Namespace, totals: Sequence[Partial], parts: Sequence[Partial
     _, merging = found
     for total, part in zip(totals, parts, strict=True):
         for batch in np.ndindex(*total.out.shape[:-3]):
-            merging.merge_rows(total.out[batch], total.lse[batch], part.out[batch], part.lse[batch])
+            arrays = (x[batch] for y in (total, part) for x in (y.out, y.lse, y.rest))
+            merging.merge_rows(*arrays)
 
 
 def _is_mergeable(array: Array) -> bool:
@@ -185,12 +186,17 @@ class _Call:
         of_queries, of_scores = _factors(self.scale)
         return of_queries, of_scores if self.plain.region.scores is None else np.float32(log2(e))
 
+    @property
+    def rest_of_scale(self) -> float:
+        """What scores are to be multiplied by, beside what queries are: nothing, if they are changed."""
+        return abs(self.scale / float(self.factors[0])) if self.plain.region.scores is None else 1.0
+
     @once
     def change(self) -> tuple[Change, Integers]:
         """What is done to scores, and the token numbers of the rows, which may matter to it."""
-        region, rest = self.plain.region, abs(self.scale / float(self.factors[0]))
+        region = self.plain.region
         tokens = np.empty(0, np.int64) if region.scores is None else region.query_tokens
-        return change_of(region.scores, np.float32(rest)), tokens
+        return change_of(region.scores, np.float32(abs(self.scale / float(self.factors[0])))), tokens
 
     @once
     def block(self) -> NumbaBlock:
@@ -263,18 +269,19 @@ class _Call:
 
     def _attend(self, heads: Integers, table: Tables, work: Workspace) -> None:
         raise_if_stopped()
-        found, out, n_blocks = _compiled(), self.plain.result.out, len(table.blocks)
+        found, result, n_blocks = _compiled(), self.plain.result, len(table.blocks)
         assert found is not None  # or another kernel would compute
-        (loops, _), (*_, T, E), (change, tokens) = found, out.shape, self.change
+        (loops, _), (change, tokens), (out, lse, rest) = found, self.change, (result.out, result.lse, result.rest)
+        *_, T, E = out.shape
         items = np.empty((len(heads) * n_blocks, 5), np.int64)
         items[:, :4], items[:, 4] = np.repeat(heads, n_blocks, axis=0), np.tile(np.arange(n_blocks), len(heads))
         is_fit = np.ones(len(items), bool)
         sizes = loops.room_sizes(self.block.lanes, self.block.keys, self.q.shape[-1], E)
         room = tuple(work.buffer(f"numba {n}", (size,), out.dtype) for n, size in enumerate(sizes))
         loops.attend(
-            *self.arrays, *self.factors, items, table.blocks, table.pieces, table.bounds, table.hidden,
-            tuple(change), tokens, room, self.block.keys, out.reshape(-1, T, E), self.plain.result.lse.reshape(-1, T),
-            table.begins, table.ends, is_fit,
+            *self.arrays, *self.factors, self.rest_of_scale, items, table.blocks, table.pieces, table.bounds,
+            table.hidden, tuple(change), tokens, room, self.block.keys, out.reshape(-1, T, E), lse.reshape(-1, T),
+            rest.reshape(-1, T), table.begins, table.ends, is_fit,
         )  # fmt: skip
         if not is_fit.all():
             del room

@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from cqs.partial import two_sum
+
 __all__ = ["Floats", "UnitBuffers", "attend_unit"]
 
 Floats = npt.NDArray[np.floating]
@@ -45,7 +47,7 @@ _ALIKE = 2.0**30  # values between this and its inverse leave small weights noth
 _SMALL = 2.0**-40
 
 
-def attend_unit(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> tuple[Floats, Floats, Floats]:
+def attend_unit(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> tuple[Floats, Floats, Floats, Floats]:
     """Attend to every block.
 
     Parameters
@@ -61,19 +63,33 @@ def attend_unit(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> tuple[Floa
     -------
     out : array, `(G, R, E)`
         Weighted sums of values, not yet divided; a buffer of `work`.
-    divisor, lse : array, `(G, R)`
-        What to divide them by, and the natural log-sum-exp.
+    divisor, lse, rest : array, `(G, R)`
+        What to divide them by, and the natural log-sum-exp, as of a `Partial`.
     """
     total = _optimistic(load, n_blocks, work)
     if total is not None:
-        return work.out, total, np.log(total)
+        return work.out, total, *_log_sum(0, total)
     factor = 1.0
     total, top = _running_maximum(load, n_blocks, work)
     if not _is_finite(work.out):
         factor = _SMALL
         total, top = _running_maximum(load, n_blocks, work, factor, is_careful=True)
     divisor = np.where(total == 0, 1, total)
-    return work.out, divisor * factor, np.where(total == 0, -np.inf, top + np.log(divisor))
+    return work.out, divisor * factor, *_log_sum(np.where(total == 0, -np.inf, top), divisor)
+
+
+def _log_sum(top: Floats | int, total: Floats) -> tuple[Floats, Floats]:
+    """Return a log-sum-exp, rounded to the type of the sums, and what rounding took from it.
+
+    The logarithm of a sum is a rounded number, too. In float64 it may be 700, where scores were exponentiated as they
+    are: how far off it is says its own exponential, which is taken in halves, so that it neither overflows nor vanishes.
+    """
+    logarithm = np.log(total, dtype=np.float64)
+    root = np.exp(-logarithm / 2)
+    exact, lost = two_sum(np.asarray(top, np.float64), logarithm)
+    lse = exact.astype(total.dtype)
+    rest = ((exact - lse) + (lost + (total * root * root - 1))).astype(total.dtype)
+    return lse, np.where(np.isfinite(lse), rest, 0)
 
 
 def _optimistic(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> Floats | None:

@@ -183,21 +183,21 @@ class _Call:
     wide: int
     query_bytes: int
     key_bytes: int  # of a key and its value
-    row_bytes: int  # of a result: output and log-sum-exp
+    row_bytes: int  # of a result: output, log-sum-exp, and its rest
 
     @classmethod
     def of(cls, p: AttentionProblem, sizes: TaskSizes, grain: Grain, setting: Setting) -> "_Call":
         shape = CallShape.of(p, grain.kv_heads, sizes)
         wide, n_kv = DTYPES[p.accumulator_dtype][0], shape.batch * shape.kv_heads
         query, key = shape.n_heads * p.width * p.itemsize, n_kv * (p.width + p.value_width) * p.itemsize
-        return cls(shape, wide, query, key, shape.n_heads * (p.value_width + 1) * wide)
+        return cls(shape, wide, query, key, shape.n_heads * (p.value_width + setting.n_sums) * wide)
 
     def part_bytes(self, p: AttentionProblem, setting: Setting) -> int:
         """Count what a call that is computed entry by entry, or head by head, holds of one beside its result."""
         if p.mask.is_shared and not setting.has_scores:
             return 0
         n_heads = self.shape.kv_heads * self.shape.shared if self.shape.batch > 1 else 1
-        return self.shape.n_queries * n_heads * (p.value_width + 1) * self.wide
+        return self.shape.n_queries * n_heads * (p.value_width + setting.n_sums) * self.wide
 
 
 def _output_bytes(p: AttentionProblem, setting: Setting) -> int:
@@ -207,8 +207,9 @@ def _output_bytes(p: AttentionProblem, setting: Setting) -> int:
 
 
 def _sums_bytes(p: AttentionProblem, setting: Setting, call: _Call, sizes: TaskSizes, rows_pending: int) -> int:
-    if setting.is_in_place(p):  # the output holds the sums, and beside it there is the log-sum-exp
-        return 0 if setting.keeps_lse or not rows_pending else prod(p.lse_shape) * call.wide
+    if setting.is_in_place(p):  # the output holds the sums, and beside it there are log-sum-exps, and their rest
+        n_sums = setting.n_sums - setting.keeps_lse if rows_pending else 0
+        return n_sums * prod(p.lse_shape) * call.wide
     # what is not of the output's type is converted to be written
     converted = DTYPES[setting.output_dtype or p.dtype][0] != call.wide
     converted |= setting.output == "sink"  # and what is not contiguous is copied
