@@ -11,7 +11,7 @@ from cqs.errors import OptionError, ShapeError
 from cqs.schedule import MERGE_BLOCK
 from cqs.types import Array, DType, Namespace
 
-__all__ = ["LogSum", "Merge", "Partial", "copy_into", "log_sum", "merge", "merge_into", "merge_weights", "two_sum"]
+__all__ = ["LogSum", "Merge", "Partial", "copy_into", "log_sum", "merge", "merge_into", "merge_weights"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,15 +160,17 @@ def _side_by_side(xp: Namespace, partials: Sequence[Partial]) -> LogSum:
 def merge_weights(xp: Namespace, a: LogSum, b: LogSum) -> tuple[Array, Array, LogSum]:
     """Return the weight of each side in a merge, and the merged log-sum-exp.
 
-    Differences of large numbers that are near each other are exact, so weights are as exact as what is left of them.
+    What each is above the larger rounded one is exact, or as exact as what is left of it: large numbers that are near
+    each other differ by a number without rounding. The larger of these is the rest of the larger log-sum-exp.
     """
-    rest_a, rest_b = (xp.zeros_like(x.lse) if x.rest is None else x.rest for x in (a, b))
+    limits = xp.finfo(a.lse.dtype)
     top = xp.maximum(a.lse, b.lse)
-    rest = xp.where(a.lse < b.lse, rest_b, xp.where(b.lse < a.lse, rest_a, xp.maximum(rest_a, rest_b)))  # of the top
     # where neither side saw a key, top is -inf, and -inf - -inf would be NaN: subtract the lowest finite number instead
-    shift = xp.maximum(top, xp.full_like(top, xp.finfo(top.dtype).min))
-    weight_a = xp.exp((a.lse - shift) + (rest_a - rest))
-    weight_b = xp.exp((b.lse - shift) + (rest_b - rest))
+    shift = xp.maximum(top, xp.full_like(top, limits.min))
+    above_a, above_b = (x.lse - shift if x.rest is None else (x.lse - shift) + x.rest for x in (a, b))
+    rest = xp.maximum(above_a, above_b)
+    rest = xp.maximum(rest, xp.full_like(top, limits.min * limits.eps / 4))  # than which no rest is less
+    weight_a, weight_b = xp.exp(above_a - rest), xp.exp(above_b - rest)
     total = weight_a + weight_b  # in [1, 2], or 0 where no key was seen, or NaN
     divisor = xp.maximum(total, xp.ones_like(total))
     growth = xp.log1p(xp.minimum(weight_a, weight_b))
@@ -179,14 +181,12 @@ def log_sum(xp: Namespace, top: Array, shift: Array, growth: Array, rest: Array 
     """Return `top + growth + rest` as a sum of two numbers; `shift` is `top`, or finite where that is -inf."""
     if is_cupy(xp):  # whose results are merged by compiled code, which knows no rest
         return LogSum(top + growth, None)
-    total, lost = two_sum(shift, growth)
-    lse, lost = two_sum(total, lost if rest is None else lost + rest)
-    lse = xp.where(top == -xp.inf, top, lse)
+    total = shift + growth
+    of_growth = total - shift
+    lost = (shift - (total - of_growth)) + (growth - of_growth)  # Knuth's TwoSum: exact, whichever is larger
+    if rest is not None:
+        lost = lost + rest
+        sum_of_both = total + lost
+        total, lost = sum_of_both, lost - (sum_of_both - total)  # Dekker's, since what was lost is small
+    lse = xp.where(top == -xp.inf, top, total)
     return LogSum(lse, xp.where(xp.isfinite(lse), lost, xp.zeros_like(lost)))
-
-
-def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """Return the sum, and what rounding took from it, which is exact: Knuth's TwoSum, whichever number is larger."""
-    total = a + b
-    of_b = total - a
-    return total, (a - (total - of_b)) + (b - of_b)

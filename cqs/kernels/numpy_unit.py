@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cqs.partial import two_sum
+from cqs.partial import log_sum
 
 __all__ = ["Floats", "UnitBuffers", "attend_unit"]
 
@@ -68,28 +68,29 @@ def attend_unit(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> tuple[Floa
     """
     total = _optimistic(load, n_blocks, work)
     if total is not None:
-        return work.out, total, *_log_sum(0, total)
+        return work.out, total, *_logarithm(total)
     factor = 1.0
     total, top = _running_maximum(load, n_blocks, work)
     if not _is_finite(work.out):
         factor = _SMALL
         total, top = _running_maximum(load, n_blocks, work, factor, is_careful=True)
-    divisor = np.where(total == 0, 1, total)
-    return work.out, divisor * factor, *_log_sum(np.where(total == 0, -np.inf, top), divisor)
+    is_unseen = total == 0
+    divisor, top, shift = (np.where(is_unseen, *x) for x in ((1, total), (-np.inf, top), (0, top)))
+    return work.out, divisor * factor, *log_sum(np, top, shift, *_logarithm(divisor))
 
 
-def _log_sum(top: Floats | int, total: Floats) -> tuple[Floats, Floats]:
-    """Return a log-sum-exp, rounded to the type of the sums, and what rounding took from it.
+def _logarithm(total: Floats) -> tuple[Floats, Floats]:
+    """Return a logarithm, rounded to the type of the sums, and what rounding took from it.
 
-    The logarithm of a sum is a rounded number, too. In float64 it may be 700, where scores were exponentiated as they
-    are: how far off it is says its own exponential, which is taken in halves, so that it neither overflows nor vanishes.
+    In float64 it may be 700, where scores were exponentiated as they are: how far off that is says its exponential,
+    which is taken in halves, so that it neither overflows nor vanishes.
     """
-    logarithm = np.log(total, dtype=np.float64)
-    root = np.exp(-logarithm / 2)
-    exact, lost = two_sum(np.asarray(top, np.float64), logarithm)
-    lse = exact.astype(total.dtype)
-    rest = ((exact - lse) + (lost + (total * root * root - 1))).astype(total.dtype)
-    return lse, np.where(np.isfinite(lse), rest, 0)
+    wide = np.log(total.astype(np.float64, copy=False))
+    if total.dtype == np.float64:
+        root = np.exp(wide / -2)
+        return wide, total * root * root - 1
+    rounded = wide.astype(total.dtype)
+    return rounded, (wide - rounded).astype(total.dtype)
 
 
 def _optimistic(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> Floats | None:
