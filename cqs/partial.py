@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple, Self
 
-from cqs.backend import is_cupy, namespace_of
+from cqs.backend import is_cupy, namespace_of, on_host
 from cqs.cuda import merge_rows
 from cqs.errors import OptionError, ShapeError
 from cqs.schedule import MERGE_BLOCK
@@ -58,6 +58,10 @@ class Partial:
         """View some rows: those of `lse[index]`."""
         rest = None if self.rest is None else self.rest[index]
         return type(self)(self.out[(*index, slice(None))], self.lse[index], rest)
+
+    def on_host(self) -> Self:
+        """Return it in NumPy's arrays."""
+        return type(self)(*(on_host(x) for x in (self.out, self.lse, self.rest) if x is not None))
 
 
 class LogSum(NamedTuple):
@@ -171,8 +175,9 @@ def merge_weights(xp: Namespace, a: LogSum, b: LogSum) -> tuple[Array, Array, Lo
     rest = xp.maximum(above_a, above_b)
     rest = xp.maximum(rest, xp.full_like(top, limits.min * limits.eps / 4))  # than which no rest is less
     weight_a, weight_b = xp.exp(above_a - rest), xp.exp(above_b - rest)
-    total = weight_a + weight_b  # in [1, 2], or 0 where no key was seen, or NaN
-    divisor = xp.maximum(total, xp.ones_like(total))
+    del above_a, above_b
+    divisor = weight_a + weight_b  # in [1, 2], or 0 where no key was seen, or NaN
+    divisor = xp.maximum(divisor, xp.ones_like(divisor))
     growth = xp.log1p(xp.minimum(weight_a, weight_b))
     return weight_a / divisor, weight_b / divisor, log_sum(xp, top, shift, growth, rest)
 

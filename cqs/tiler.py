@@ -7,7 +7,7 @@ from time import perf_counter
 
 import numpy as np
 
-from cqs.backend import dtype_of, is_numpy, namespace_of, on_host, quiet_floats
+from cqs.backend import dtype_of, is_numpy, namespace_of, quiet_floats
 from cqs.checks import check_listener
 from cqs.errors import DTypeError, OptionError, TileError
 from cqs.events import BytesWritten, Emit, ResultMerged
@@ -177,9 +177,9 @@ class Tiler:
         step = max(_BROUGHT_BYTES // max(prod(partial.out.shape) // max(len(rows), 1) * 8, 1), 1)
         for first in range(0, len(rows), step):
             part = slice(first, min(first + step, len(rows)))
-            some = partial.at(..., part)
-            rest = None if some.rest is None else on_host(some.rest)
-            self._finish(task, rows[part], Partial(on_host(self._rounded(some.out)), on_host(some.lse), rest))
+            here = partial.at(..., part)
+            here = Partial(self._rounded(here.out), here.lse, here.rest).on_host()
+            self._finish(task, rows[part], here)
 
     def _rounded(self, out: Array) -> Array:
         """Round complete rows on the device that has them, if nothing is added to them on the host."""

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cqs.backend import on_host
 from cqs.errors import SinkError, SourceError
 from cqs.partial import Partial
 from cqs.schedule import Task
@@ -46,10 +45,10 @@ def write_result(path: Path, owner: str, result: TaskResult) -> int:
                 file.truncate(0)  # what a run has left that was killed
                 with zipfile.ZipFile(file, "w") as archive:
                     archive.comment = owner.encode()
-                    _write(archive, "out", [on_host(p.out) for p in result.partials])
-                    for name in ("lse", "rest"):
-                        columns = [on_host(getattr(p, name))[..., None] for p in result.partials]
-                        _write(archive, name, columns, is_vector=True)
+                    partials = [p.on_host() for p in result.partials]
+                    _write(archive, "out", [p.out for p in partials])
+                    _write(archive, "lse", [p.lse[..., None] for p in partials], is_vector=True)
+                    _write(archive, "rest", [p.rest[..., None] for p in partials], is_vector=True)
                 n_bytes = file.tell()
                 unfinished_of(path).replace(path)
             except BaseException:
