@@ -10,7 +10,7 @@ from cqs.backend import namespace_of
 from cqs.errors import SinkError
 from cqs.partial import Merge, Partial, copy_into
 from cqs.schedule import UNSEEN_BYTES, HeadBlock, Strip, even_cuts
-from cqs.types import Array, DType, Namespace
+from cqs.types import DType, Namespace
 
 __all__ = ["InMemory", "InPlace", "Spilled", "Sums"]
 

@@ -112,8 +112,7 @@ def merge_into(xp: Namespace, totals: Sequence[Partial], parts: Sequence[Partial
     _, merging = found
     for total, part in zip(totals, parts, strict=True):
         for batch in np.ndindex(*total.out.shape[:-3]):
-            arrays = (x[batch] for y in (total, part) for x in (y.out, y.lse, y.rest))
-            merging.merge_rows(*arrays)
+            merging.merge_rows(*(x[batch] for y in (total, part) for x in (y.out, y.lse, y.rest)))
 
 
 def _is_mergeable(array: Array) -> bool:

@@ -74,9 +74,8 @@ def attend_unit(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> tuple[Floa
     if not _is_finite(work.out):
         factor = _SMALL
         total, top = _running_maximum(load, n_blocks, work, factor, is_careful=True)
-    is_unseen = total == 0
-    divisor, top, shift = (np.where(is_unseen, *x) for x in ((1, total), (-np.inf, top), (0, top)))
-    return work.out, divisor * factor, *log_sum(np, top, shift, *_logarithm(divisor))
+    divisor, shift = np.where(total == 0, 1, total), np.where(total == 0, 0, top)
+    return work.out, divisor * factor, *log_sum(np, np.where(total == 0, -np.inf, top), shift, *_logarithm(divisor))
 
 
 def _logarithm(total: Floats) -> tuple[Floats, Floats]:

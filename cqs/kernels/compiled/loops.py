@@ -117,9 +117,9 @@ def _write_rows(panel, head, first_row, scale, out, lse, rest):
 
 @compiled(
     void(
-        int64[:, ::1], int64[:, :, :, ::1], float32, float32, float64, int64[:, ::1], int64[:, ::1], int64[:, ::1], int32[::1],
-        boolean[::1], PLAIN_CHANGE_TYPE, int64[::1], UniTuple(float32[::1], 9), int64, float32[:, :, ::1],
-        float32[:, ::1], float32[:, ::1], boolean, boolean, boolean[::1],
+        int64[:, ::1], int64[:, :, :, ::1], float32, float32, float64, int64[:, ::1], int64[:, ::1], int64[:, ::1],
+        int32[::1], boolean[::1], PLAIN_CHANGE_TYPE, int64[::1], UniTuple(float32[::1], 9), int64,
+        float32[:, :, ::1], float32[:, ::1], float32[:, ::1], boolean, boolean, boolean[::1],
     )
 )  # fmt: skip
 def attend(
