@@ -24,10 +24,9 @@ class Partial:
         Softmax-weighted mean of the values of those keys; 0 for a query that saw none.
     lse : array, `(*B, H, T)`
         Natural logarithm of the sum of the exponentials of the scores; -inf for a query that saw no key.
-
     rest : array, `(*B, H, T)`, optional
-        What rounding took from `lse`: the logarithm is the sum of both, so that it has twice the digits. By default 0.
-        Of CuPy's arrays there is none.
+        What rounding took from `lse`: the logarithm is the sum of both, which has twice the digits. By default 0; None
+        for CuPy's arrays, which are merged without.
 
     All are float32, or float64 for float64 inputs, whatever the type of the inputs.
 
@@ -77,6 +76,8 @@ def merge(a: Partial, b: Partial) -> Partial:
     .. math::
 
         l = \log(e^{l_a} + e^{l_b}), \qquad o = e^{l_a - l}\, o_a + e^{l_b - l}\, o_b
+
+    where l is the sum of `lse` and `rest`.
 
     Parameters
     ----------

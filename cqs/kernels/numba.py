@@ -186,8 +186,8 @@ class _Call:
         return of_queries, of_scores if self.plain.region.scores is None else np.float32(log2(e))
 
     @property
-    def rest_of_scale(self) -> float:
-        """What scores are to be multiplied by, beside what queries are: nothing, if they are changed."""
+    def score_scale(self) -> float:
+        """What scores are still to be multiplied by, where queries have been: 1, if scores are changed after that."""
         return abs(self.scale / float(self.factors[0])) if self.plain.region.scores is None else 1.0
 
     @once
@@ -278,7 +278,7 @@ class _Call:
         sizes = loops.room_sizes(self.block.lanes, self.block.keys, self.q.shape[-1], E)
         room = tuple(work.buffer(f"numba {n}", (size,), out.dtype) for n, size in enumerate(sizes))
         loops.attend(
-            *self.arrays, *self.factors, self.rest_of_scale, items, table.blocks, table.pieces, table.bounds,
+            *self.arrays, *self.factors, self.score_scale, items, table.blocks, table.pieces, table.bounds,
             table.hidden, tuple(change), tokens, room, self.block.keys, out.reshape(-1, T, E), lse.reshape(-1, T),
             rest.reshape(-1, T), table.begins, table.ends, is_fit,
         )  # fmt: skip
