@@ -176,11 +176,14 @@ def merge_weights(xp: Namespace, a: LogSum, b: LogSum) -> tuple[Array, Array, Lo
     rest = xp.maximum(above_a, above_b)
     rest = xp.maximum(rest, xp.full_like(top, limits.min * limits.eps / 4))  # than which no rest is less
     weight_a, weight_b = xp.exp(above_a - rest), xp.exp(above_b - rest)
-    del above_a, above_b
+    del above_a, above_b  # since there may be as many numbers as in all results of a task
+    growth = xp.log1p(xp.minimum(weight_a, weight_b))
     divisor = weight_a + weight_b  # in [1, 2], or 0 where no key was seen, or NaN
     divisor = xp.maximum(divisor, xp.ones_like(divisor))
-    growth = xp.log1p(xp.minimum(weight_a, weight_b))
-    return weight_a / divisor, weight_b / divisor, log_sum(xp, top, shift, growth, rest)
+    weight_a = weight_a / divisor
+    weight_b = weight_b / divisor
+    del divisor
+    return weight_a, weight_b, log_sum(xp, top, shift, growth, rest)
 
 
 def log_sum(xp: Namespace, top: Array, shift: Array, growth: Array, rest: Array | None = None) -> LogSum:
@@ -190,6 +193,7 @@ def log_sum(xp: Namespace, top: Array, shift: Array, growth: Array, rest: Array 
     total = shift + growth
     of_growth = total - shift
     lost = (shift - (total - of_growth)) + (growth - of_growth)  # Knuth's TwoSum: exact, whichever is larger
+    del of_growth
     if rest is not None:
         lost = lost + rest
         sum_of_both = total + lost
