@@ -221,7 +221,8 @@ def _sums_bytes(p: AttentionProblem, setting: Setting, call: _Call, sizes: TaskS
 
 def _merging_bytes(setting: Setting, call: _Call, sizes: TaskSizes, grain: Grain, rows_pending: int) -> int:
     """Count what adding results to sums takes: weights of all their rows, and products of some; nothing on a GPU."""
-    rows = sizes.call_rows if grain.keys is not None else sizes.query_rows if rows_pending else 0
+    merged = sizes.bundle_rows if setting.is_spilled else sizes.query_rows  # sums in a file are merged group by group
+    rows = sizes.call_rows if grain.keys is not None else merged if rows_pending else 0
     step = sizes.call_rows * call.row_bytes if grain.keys is not None else 0  # a result that is added to its strip's
     if setting.is_for_gpu:
         return step
