@@ -139,13 +139,14 @@ def merge_into(xp: Namespace, totals: Sequence[Partial], parts: Sequence[Partial
     for total, part in zip(totals, parts, strict=True):
         *heads, n_rows, width = part.out.shape
         own = (..., slice(first, first + n_rows))
+        weight_total, weight_part = weight_totals[own][..., None], weight_parts[own][..., None]
         a_row = max(prod(heads) * width, 1)
         step = max(MERGE_BLOCK // a_row, 1)
         for start in range(0, n_rows, step):
             rows = slice(start, min(start + step, n_rows))
             out = total.out[..., rows, :]
-            out *= weight_totals[own][..., rows, None]
-            out += part.out[..., rows, :] * weight_parts[own][..., rows, None]
+            out *= weight_total[..., rows, :]
+            out += part.out[..., rows, :] * weight_part[..., rows, :]
         total.lse[...], total.rest[...] = merged.lse[own], merged.rest[own]
         first += n_rows
 

@@ -244,13 +244,12 @@ class Tiler:
 
     def _check_partial(self, strip: Strip, partial: Partial, leading: tuple[int, ...]) -> None:
         expected = (*leading, len(strip.query), self._plan.problem.value_width)
-        shapes = [tuple(x.shape) for x in (partial.out, partial.lse, partial.rest) if x is not None]
-        if shapes[0] != expected or set(shapes[1:]) != {expected[:-1]}:
+        sums = partial.lse if partial.rest is None else partial.rest  # of which CuPy's results have none
+        if tuple(partial.out.shape) != expected or not tuple(partial.lse.shape) == tuple(sums.shape) == expected[:-1]:
             of = next(strip.tiles)
             raise TileError(f"the result for {of} must have shape {expected}, got {tuple(partial.out.shape)}")
-        for name in ("out", "lse", "rest"):
-            array = getattr(partial, name)
-            if array is not None and dtype_name(array) not in self._result_dtypes[name]:
+        for name, array in (("out", partial.out), ("lse", partial.lse), ("rest", sums)):
+            if dtype_name(array) not in self._result_dtypes[name]:
                 dtype = self._plan.problem.accumulator_dtype
                 rule = f"have the accumulator's type, {dtype}, in the result for {next(strip.tiles)}"
                 remedy = "partial results are kept in `problem.accumulator_dtype`, whatever the inputs' type"

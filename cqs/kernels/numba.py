@@ -45,6 +45,7 @@ _MOST_EXPONENT = 20  # of the scale in queries, which could be pushed out of ran
 _MOST_FACTOR = 2.0**40  # of scores: with larger ones, products that are too small to have all digits might matter
 _PARTS_A_THREAD = 8
 _MOST_KEYS = 1 << 22  # of a piece, which are counted in float32
+_FLOAT32 = np.dtype(np.float32).num
 _SMALL_ROWS = 16  # of strips that may share a block with others: no more than fill a vector
 _INSTALL = "pip install 'cqs-attention[numba]'"
 
@@ -104,22 +105,29 @@ def attend(
 
 def merge_into(xp: Namespace, totals: Sequence[Partial], parts: Sequence[Partial]) -> None:
     """Merge each part into the total beside it, in place, as `cqs.partial.merge_into` does, but for the last bits."""
-    arrays = [array for result in (*totals, *parts) for array in (result.out, result.lse, result.rest)]
-    found = _compiled() if all(map(_is_mergeable, arrays)) else None
+    is_mergeable = all(_are_mergeable(x.out, x.lse, x.rest) for x in (*totals, *parts))
+    found = _compiled() if is_mergeable else None
     if found is None:
         partial.merge_into(xp, totals, parts)
         return
     _, merging = found
     for total, part in zip(totals, parts, strict=True):
+        arrays = total.out, total.lse, total.rest, part.out, part.lse, part.rest
+        if total.out.ndim == 3:
+            merging.merge_rows(*arrays)
+            continue
         for batch in np.ndindex(*total.out.shape[:-3]):
-            merging.merge_rows(*(x[batch] for y in (total, part) for x in (y.out, y.lse, y.rest)))
+            merging.merge_rows(*(array[batch] for array in arrays))
 
 
-def _is_mergeable(array: Array) -> bool:
-    """Whether an array is one of NumPy's, `(*B, H, T)` or with rows of adjacent numbers `(*B, H, T, E)`, of float32."""
-    if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.ndim < 2:
-        return False
-    return array.flags.aligned and array.strides[-1] == array.itemsize
+def _are_mergeable(*arrays: Array) -> bool:
+    """Whether they are NumPy's, `(*B, H, T)` or with rows of adjacent numbers `(*B, H, T, E)`, of float32."""
+    for x in arrays:
+        if not isinstance(x, np.ndarray) or x.dtype.num != _FLOAT32 or not x.dtype.isnative or x.ndim < 2:
+            return False
+        if x.strides[-1] != x.itemsize or not x.flags.aligned:
+            return False
+    return True
 
 
 @lru_cache(maxsize=16)
