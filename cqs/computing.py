@@ -98,8 +98,7 @@ class Computation:
                         rows = Group(group.index, group.start + cut.start, group.start + cut.stop)
                         found = self._step(task, Strip(rows, (part,)), queries[..., here, :], chunk)
                         if found is not None:
-                            sums = Partial(total.out[..., here, :], total.lse[..., here])
-                            merge_into(namespace_of(q=queries), [sums], [found])
+                            merge_into(namespace_of(q=queries), [total.at(..., here)], [found])
                         del found
                 finally:
                     feed.release([] if chunk is None else [chunk])
@@ -197,7 +196,7 @@ def _rows_of(partial: Partial, bundle: Bundle) -> Iterator[Partial]:
     first = 0
     for strip in bundle.strips:
         rows = slice(first, first + len(strip.query))
-        yield Partial(partial.out[..., rows, :], partial.lse[..., rows])
+        yield partial.at(..., rows)
         first = rows.stop
 
 
@@ -227,6 +226,5 @@ def joined(task: Task, results: Sequence[tuple[Task, Sequence[Partial]]]) -> tup
         for strip, partial in zip(part.strips, partials, strict=True):
             start = starts[bisect_right(starts, strip.query.start) - 1]
             rows = slice(strip.query.start - start, strip.query.stop - start)
-            total = totals[start]
-            merge_into(xp, [Partial(total.out[..., rows, :], total.lse[..., rows])], [partial])
+            merge_into(xp, [totals[start].at(..., rows)], [partial])
     return tuple(totals[strip.query.start] for strip in task.strips)

@@ -17,8 +17,8 @@ from cqs.problem import DTYPES, dtype_name
 
 __all__ = ["EVALUATIONS", "ULPS", "Deviation", "Floats", "Judgement", "Rows", "as_numpy", "judge_lse", "judge_out"]
 
-# What the rule grants beyond twice the error of the plain formula. A merge weighs its sides by exponentials of
-# log-sum-exps, whose own rounding is a few units; where the plain formula is right to the last place, that shows.
+# What the rule grants beyond twice the error of the plain formula. Each merge rounds the weights of its sides, and on
+# GPUs the log-sum-exps that they come from; where the plain formula is right to the last place, that shows.
 ULPS = 8
 EVALUATIONS = 9  # of the plain formula; on a handful of numbers a single one may be nearly exact by luck
 

@@ -157,9 +157,9 @@ class AttentionProblem:
         per_query, per_key = self.n_heads * self.width, self.n_kv_heads * (self.width + self.value_width)
         return math.prod(self.batch) * self.itemsize * (n_queries * per_query + n_keys * per_key)
 
-    def row_bytes(self, dtype: str) -> int:
-        """Return the bytes of one query's result, of one head: the output in some type, and the log-sum-exp."""
-        return self.value_width * DTYPES[dtype][0] + DTYPES[self.accumulator_dtype][0]
+    def row_bytes(self, dtype: str, n_sums: int) -> int:
+        """Return the bytes of one query's result, of one head: the output in some type, and n numbers beside it."""
+        return self.value_width * DTYPES[dtype][0] + n_sums * DTYPES[self.accumulator_dtype][0]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the problem as plain JSON values."""

@@ -8,9 +8,9 @@ import numpy as np
 
 from cqs.backend import namespace_of
 from cqs.errors import SinkError
-from cqs.partial import Merge, Partial
+from cqs.partial import Merge, Partial, copy_into
 from cqs.schedule import UNSEEN_BYTES, HeadBlock, Strip, even_cuts
-from cqs.types import Array, DType, Namespace
+from cqs.types import DType, Namespace
 
 __all__ = ["InMemory", "InPlace", "Spilled", "Sums"]
 
@@ -26,15 +26,18 @@ class Sums(Protocol):
 
 
 class InPlace:
-    """Sums kept where they end: in the output `(*B, H, T, E)`, and a log-sum-exp `(*B, H, T)` of the same type."""
+    """Sums kept where they end: in the output `(*B, H, T, E)`, beside log-sum-exps `(*B, H, T)` of the same type.
 
-    def __init__(self, merge: Merge, xp: Namespace, out: Array, lse: Array) -> None:
+    The rest of those is to be 0.
+    """
+
+    def __init__(self, merge: Merge, xp: Namespace, total: Partial) -> None:
         self._merge = merge
         self._xp = xp
-        self._total = Partial(out, lse)
+        self.total = total
         self._begun: set[tuple[HeadBlock | None, int]] = set()
-        out[...] = 0
-        lse[...] = -xp.inf
+        total.out[...] = 0
+        total.lse[...] = -xp.inf
 
     def add(self, heads: HeadBlock | None, strips: tuple[Strip, ...], partials: tuple[Partial, ...]) -> int:
         """Merge results into the rows of their strips."""
@@ -45,7 +48,7 @@ class InPlace:
                 merged.append((total, part))
             else:  # the first to come
                 self._begun.add(place)
-                total.out[...], total.lse[...] = part.out, part.lse
+                copy_into(total, part)
         if merged:
             self._merge(self._xp, *zip(*merged, strict=True))
         return 0
@@ -57,8 +60,7 @@ class InPlace:
 
     def _rows(self, heads: HeadBlock | None, rows: range) -> Partial:
         lead = (...,) if heads is None else heads.of_queries
-        own = slice(rows.start, rows.stop)
-        return Partial(self._total.out[(*lead, own, slice(None))], self._total.lse[(*lead, own)])
+        return self.total.at(*lead, slice(rows.start, rows.stop))
 
 
 class InMemory:
@@ -101,7 +103,7 @@ class InMemory:
             self._sums = None
             leading = self._shape[:-2] if heads is None else (len(heads.queries),)
             total = Partial.empty(self._xp, (*leading, *self._shape[-2:]), self._dtype, self._device)
-            self._sums, self._heads = InPlace(self._merge, self._xp, total.out, total.lse), heads
+            self._sums, self._heads = InPlace(self._merge, self._xp, total), heads
         return self._sums
 
 
@@ -176,7 +178,7 @@ class Spilled:
         return (*leading, n_rows, self._shape[-1])
 
     def _size(self, rows: range) -> int:
-        return int(np.prod(self._shape_of(len(rows))[:-1])) * (self._shape[-1] + 1) * self._dtype.itemsize
+        return int(np.prod(self._shape_of(len(rows))[:-1])) * (self._shape[-1] + 2) * self._dtype.itemsize
 
     def _read(self, rows: range) -> Partial:
         shape = self._shape_of(len(rows))
@@ -193,13 +195,14 @@ class Spilled:
             if not n:
                 raise SinkError("the scratch file was cut off while it was in use; run again")
             view = view[n:]
-        n_out = int(np.prod(shape))
-        return Partial(numbers[:n_out].reshape(shape), numbers[n_out:].reshape(shape[:-1]))
+        n_rows = int(np.prod(shape[:-1]))
+        out, lse, rest = np.split(numbers, [n_rows * shape[-1], n_rows * (shape[-1] + 1)])
+        return Partial(out.reshape(shape), lse.reshape(shape[:-1]), rest.reshape(shape[:-1]))
 
     def _write(self, rows: range, partial: Partial) -> None:
         self._file.seek(self._place(rows))
         try:
-            for array in (partial.out, partial.lse):
+            for array in (partial.out, partial.lse, partial.rest):
                 view = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
                 while view:
                     view = view[self._file.write(view) :]

@@ -7,12 +7,12 @@ from time import perf_counter
 
 import numpy as np
 
-from cqs.backend import dtype_of, is_numpy, namespace_of, on_host, quiet_floats
+from cqs.backend import dtype_of, is_numpy, namespace_of, quiet_floats
 from cqs.checks import check_listener
 from cqs.errors import DTypeError, OptionError, TileError
 from cqs.events import BytesWritten, Emit, ResultMerged
 from cqs.kernels import KERNELS
-from cqs.partial import Partial, merge_weights
+from cqs.partial import LogSum, Partial, merge_weights
 from cqs.problem import DTYPES, bytes_of, dtype_name
 from cqs.schedule import UNSEEN_BYTES, HeadBlock, Plan, Strip, Task
 from cqs.sources import ArraySink, Sink, check_out
@@ -68,7 +68,7 @@ class Tiler:
         self._xp = xp
         self._dtype = dtype
         wide = problem.accumulator_dtype
-        self._result_dtypes = {"out": (wide, plan.result_dtype), "lse": (wide,)}
+        self._result_dtypes = {"out": (wide, plan.result_dtype), "lse": (wide,), "rest": (wide,)}
         self._device = like.device
         self._emit = emit
         is_in_place = isinstance(self._sink, ArraySink) and like.dtype == dtype and not plan.keeps_sums_on_device
@@ -123,13 +123,14 @@ class Tiler:
             raise TileError(
                 f"{n_missing} of {len(self._plan)} tasks never came, the first of them task {self._next} with {what}"
             )
-        return Partial(self._sink.finish(), self._lse)
+        rest = self._sums.total.rest if isinstance(self._sums, InPlace) else None
+        return Partial(self._sink.finish(), self._lse, rest)
 
     def _new_sums(self, is_in_place: bool) -> Sums:
         problem, merge = self._plan.problem, KERNELS[self._plan.setting.kernel].merge
         if is_in_place:
             assert isinstance(self._sink, ArraySink)
-            return InPlace(merge, self._xp, self._sink.array, self._lse)
+            return InPlace(merge, self._xp, Partial(self._sink.array, self._lse))
         if self._plan.setting.is_spilled and not self._plan.setting.devices:
             path = getattr(self._sink, "path", None)
             return Spilled(
@@ -142,7 +143,8 @@ class Tiler:
         complete = self._plan.completes(task.index)
         spilled = 0 if self._sums is None else self._sums.add(task.heads, task.strips, result.partials)
         if self._emit is not None:
-            n_bytes = sum(bytes_of(x) for p in result.partials for x in (p.out, p.lse))
+            arrays = (x for p in result.partials for x in (p.out, p.lse, p.rest))
+            n_bytes = sum(bytes_of(x) for x in arrays if x is not None)
             self._emit(ResultMerged(task=task.index, start=start, n_bytes=n_bytes, spilled_bytes=spilled))
         if self._sums is None:
             self._pass_on(result, complete)
@@ -175,7 +177,8 @@ class Tiler:
         step = max(_BROUGHT_BYTES // max(prod(partial.out.shape) // max(len(rows), 1) * 8, 1), 1)
         for first in range(0, len(rows), step):
             part = slice(first, min(first + step, len(rows)))
-            here = Partial(on_host(self._rounded(partial.out[..., part, :])), on_host(partial.lse[..., part]))
+            here = partial.at(..., part)
+            here = Partial(self._rounded(here.out), here.lse, here.rest).on_host()
             self._finish(task, rows[part], here)
 
     def _rounded(self, out: Array) -> Array:
@@ -241,10 +244,11 @@ class Tiler:
 
     def _check_partial(self, strip: Strip, partial: Partial, leading: tuple[int, ...]) -> None:
         expected = (*leading, len(strip.query), self._plan.problem.value_width)
-        if tuple(partial.out.shape) != expected or tuple(partial.lse.shape) != expected[:-1]:
+        sums = partial.lse if partial.rest is None else partial.rest  # of which CuPy's results have none
+        if tuple(partial.out.shape) != expected or not tuple(partial.lse.shape) == tuple(sums.shape) == expected[:-1]:
             of = next(strip.tiles)
             raise TileError(f"the result for {of} must have shape {expected}, got {tuple(partial.out.shape)}")
-        for name, array in (("out", partial.out), ("lse", partial.lse)):
+        for name, array in (("out", partial.out), ("lse", partial.lse), ("rest", sums)):
             if dtype_name(array) not in self._result_dtypes[name]:
                 dtype = self._plan.problem.accumulator_dtype
                 rule = f"have the accumulator's type, {dtype}, in the result for {next(strip.tiles)}"
@@ -258,10 +262,12 @@ def _first_tile(task: Task) -> str:
 
 def _add_sinks(xp: Namespace, partial: Partial, logits: Array) -> None:
     """Give each softmax one more term, without a value; in place."""
-    weight, _, total = merge_weights(xp, partial.lse, logits)
+    weight, _, merged = merge_weights(xp, LogSum(partial.lse, partial.rest), LogSum(logits, None))
     out, lse = partial.out, partial.lse
     out *= weight[..., None]
-    lse[...] = total
+    lse[...] = merged.lse
+    if partial.rest is not None:
+        partial.rest[...] = merged.rest
 
 
 def _itemsize(sink: Sink) -> int:

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numba import int64, njit, void
 
 from cqs.kernels.compiled import reading, scores, tiles
 from cqs.kernels.compiled.products import multiply
-from cqs.kernels.compiled.vectors import LANES, LIFT
+from cqs.kernels.compiled.vectors import LANES, LIFT, VECTOR_BYTES, load, log1p, store
 from cqs.kernels.numba_scores import Change
 from cqs.kernels.numba_tables import KINDS, places
 from cqs.schedule import PANEL
@@ -95,6 +96,23 @@ def test_a_soft_cap_bends_scores_to_two_units_in_the_last_place() -> None:
     tile = np.full((96, PANEL), np.nan, np.float32)
     scores.change_scores(change, tile.ctypes.data, 96, 0, tokens.ctypes.data, 1, 0, PANEL, room.ctypes.data)
     assert np.isnan(tile).all()
+
+
+def test_logarithms_are_right_to_two_units_in_the_last_place() -> None:
+    x = np.concatenate([np.geomspace(1e-38, 1, 50_000), np.linspace(0, 1, 10_000)]).astype(np.float32)
+    x = np.resize(x, (-(-len(x) // LANES), LANES))
+
+    @njit(void(int64, int64))
+    def replace_all(address, n):
+        for place in range(address, address + n * VECTOR_BYTES, VECTOR_BYTES):
+            store(log1p(load(place)), place)
+
+    found, special = x.copy(), np.full((1, LANES), np.nan, np.float32)
+    for array in (found, special):
+        replace_all(array.ctypes.data, len(array))
+    expected = np.log1p(x.astype(np.float64))
+    assert (np.abs(found - expected) / np.spacing(expected.astype(np.float32))).max() <= 2
+    assert np.isnan(special).all()
 
 
 @pytest.mark.parametrize("n_vectors", [1, 2, 3, 4, 5])

@@ -200,21 +200,23 @@ def test_anyone_can_read_a_result(qkv: Arrays, job: Path) -> None:
     plan, found = cqs.plan(*qkv, job=job), []
     worker = Worker(plan.problem, ArraySource(*qkv), KERNELS[plan.setting.kernel].attend, grain=plan.grain)
     with np.load(job / "results" / "000003.npz") as arrays:
-        assert sorted(arrays) == ["lse", "out"]
-        found = [arrays["out"], arrays["lse"]]
+        assert sorted(arrays) == ["lse", "out", "rest"]
+        found = [arrays[name] for name in ("out", "lse", "rest")]
     partials = worker.run(plan.task(3)).partials
     np.testing.assert_array_equal(found[0], np.concatenate([p.out for p in partials], axis=-2))
     np.testing.assert_array_equal(found[1], np.concatenate([p.lse for p in partials], axis=-1))
+    np.testing.assert_array_equal(found[2], np.concatenate([p.rest for p in partials], axis=-1))
 
 
 @pytest.mark.parametrize(
     ("manifest", "message"),
     [
         ("", "Expecting value"),
-        ("[]", "not in the format cqs.job/1"),
+        ("[]", "not in the format cqs.job/2"),
+        ('{"format": "cqs.job/1"}', "not in the format cqs.job/2"),
         ("7", "TypeError"),
         ('{"format": "cqs.job/9"}', "not in the format"),
-        ('{"format": "cqs.job/1"}', "KeyError"),
+        ('{"format": "cqs.job/2"}', "KeyError"),
         (None, "Is a directory"),
     ],
 )

@@ -312,7 +312,7 @@ def test_progress_counts_what_is_kept_as_done(qkv: Arrays, job: Path) -> None:
 def test_the_manifest_says_what_the_job_is_of(qkv: Arrays, job: Path) -> None:
     cqs.work(*qkv, workers=7, is_causal=True, job=job, tasks=[])
     values = json.loads((job / "job.json").read_text())
-    assert values["format"] == "cqs.job/1"
+    assert values["format"] == "cqs.job/2"
     assert values["identity"]["mask"] == {"kind": "Causal", "offset": 0}
     assert (values["cut"]["workers"], values["n_tasks"]) == (7, 7)
     assert set(values["inputs"]) == {"q", "k", "v"}

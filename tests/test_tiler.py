@@ -275,6 +275,7 @@ def test_more_results_than_strips_are_refused() -> None:
         "a column less": lambda p: Partial(p.out[..., 1:], p.lse),
         "a row of out less": lambda p: Partial(p.out[:, 1:], p.lse),
         "a row of lse less": lambda p: Partial(p.out, p.lse[:, 1:]),
+        "a row of rest less": lambda p: Partial(p.out, p.lse, p.rest[:, 1:]),
         "an axis more": lambda p: Partial(p.out[None], p.lse[None]),
         "a single row, which would broadcast": lambda p: Partial(p.out[:, :1], p.lse[:, :1]),
         "an lse with a column": lambda p: Partial(p.out, p.lse[..., None]),
@@ -291,7 +292,7 @@ def test_a_result_of_the_wrong_shape_is_refused_by_its_first_tile(change) -> Non
 
 
 @pytest.mark.parametrize(("dtype", "wrong"), [("float32", "float64"), ("float64", "float32"), ("float16", "float16")])
-@pytest.mark.parametrize("name", ["out", "lse"])
+@pytest.mark.parametrize("name", ["out", "lse", "rest"])
 def test_a_result_of_another_type_than_the_accumulator_is_refused(name: str, dtype: str, wrong: str) -> None:
     plan = planned(7, dtype=dtype)
     result = results_of(plan)[2]

@@ -146,20 +146,19 @@ class _Return:
     """A result on its way back from a device."""
 
     task: Task
-    downloads: tuple[tuple[Download, Download], ...]
+    downloads: tuple[tuple[Download, ...], ...]  # output, log-sum-exp and its rest, if there is one
     has_scores: bool
 
     @classmethod
     def of(cls, result: TaskResult, session: Session, dtype: DType) -> "_Return":
         astype = session.xp.astype
-        pairs = tuple(
-            (session.download(astype(p.out, dtype, copy=False)), session.download(p.lse)) for p in result.partials
-        )
-        return cls(result.task, pairs, result.has_scores)
+        parts = ((astype(p.out, dtype, copy=False), p.lse, p.rest) for p in result.partials)
+        downloads = tuple(tuple(session.download(x) for x in part if x is not None) for part in parts)
+        return cls(result.task, downloads, result.has_scores)
 
     def result(self) -> TaskResult:
         """Wait for it."""
-        partials = tuple(Partial(out.result(), lse.result()) for out, lse in self.downloads)
+        partials = tuple(Partial(*(part.result() for part in parts)) for parts in self.downloads)
         return TaskResult(self.task, partials, has_scores=self.has_scores)
 
 

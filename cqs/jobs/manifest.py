@@ -10,7 +10,7 @@ from cqs.schedule import Cut
 
 __all__ = ["Manifest"]
 
-_FORMAT = "cqs.job/1"  # another, whenever a plan cuts otherwise or a result is written otherwise
+_FORMAT = "cqs.job/2"  # another, whenever a plan cuts otherwise or a result is written otherwise
 _KINDS = {"identity": dict, "n_tasks": int, "kernel": str, "key": str}
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cqs.backend import on_host
 from cqs.errors import SinkError, SourceError
 from cqs.partial import Partial
 from cqs.schedule import Task
@@ -29,8 +28,8 @@ _DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, KeyError, Ov
 def write_result(path: Path, owner: str, result: TaskResult) -> int:
     """Write a result, which is there as a whole or not at all; return its bytes, 0 if another run is just writing it.
 
-    The rows of all strips stand below each other in the arrays `out`, `(*B, H, t, E)`, and `lse`, `(*B, H, t)`, which
-    `numpy.load` shows. They are written a little at a time. The archive's comment is the `owner`.
+    The rows of all strips stand below each other in the arrays `out`, `(*B, H, t, E)`, `lse` and `rest`, `(*B, H, t)`,
+    which `numpy.load` shows. They are written a little at a time. The archive's comment is the `owner`.
 
     Raises
     ------
@@ -46,8 +45,10 @@ def write_result(path: Path, owner: str, result: TaskResult) -> int:
                 file.truncate(0)  # what a run has left that was killed
                 with zipfile.ZipFile(file, "w") as archive:
                     archive.comment = owner.encode()
-                    _write(archive, "out", [on_host(p.out) for p in result.partials])
-                    _write(archive, "lse", [on_host(p.lse)[..., None] for p in result.partials], is_vector=True)
+                    partials = [p.on_host() for p in result.partials]
+                    _write(archive, "out", [p.out for p in partials])
+                    _write(archive, "lse", [p.lse[..., None] for p in partials], is_vector=True)
+                    _write(archive, "rest", [p.rest[..., None] for p in partials], is_vector=True)
                 n_bytes = file.tell()
                 unfinished_of(path).replace(path)
             except BaseException:
@@ -71,11 +72,12 @@ def read_result(path: Path, owner: str, task: Task, has_scores: bool) -> tuple[T
         with zipfile.ZipFile(path) as archive:
             if archive.comment != owner.encode():
                 raise ValueError("it is the result of another task, or of another job")
-            out, lse = (_read(archive, name) for name in ("out", "lse"))
+            whole = Partial(*(_read(archive, name) for name in ("out", "lse", "rest")))
         ends = list(accumulate((len(strip.query) for strip in task.strips), initial=0))
-        if out.shape[:-1] != lse.shape or lse.shape[-1] != ends[-1]:
-            raise ValueError(f"shapes {out.shape} and {lse.shape}")
-        partials = tuple(Partial(out[..., a:b, :], lse[..., a:b]) for a, b in pairwise(ends))
+        shapes = whole.out.shape, whole.lse.shape, whole.rest.shape
+        if set(shapes[1:]) != {shapes[0][:-1]} or shapes[1][-1] != ends[-1]:
+            raise ValueError("shapes {}, {} and {}".format(*shapes))
+        partials = tuple(whole.at(..., slice(a, b)) for a, b in pairwise(ends))
         return TaskResult(task, partials, has_scores=has_scores), path.stat().st_size
     except (*_DAMAGED, OSError) as error:
         raise SourceError(f"{path} is damaged: {error}") from None

@@ -43,7 +43,7 @@ def attend(
         here = slice(rows.start, rows.stop)
         q_rows = xp.reshape(q[..., here, :], (*batch, G, H // G, len(rows), D))
         q_rows = xp.astype(q_rows, dtype) * for_q
-        total = Partial(split.out[..., here, :], split.lse[..., here])
+        total = split.at(..., here)
         for pieces in column_blocks(region, rows, most_columns):
             k = xp.astype(_gather(xp, [chunk.k for chunk in chunks], pieces), dtype)
             v = xp.astype(_gather(xp, [chunk.v for chunk in chunks], pieces), dtype)
@@ -52,10 +52,11 @@ def attend(
                 scores = scores * for_scores
             region.change(xp, scores, rows, pieces)
             region.hide(xp, scores, rows, pieces)
-            weights, lse = softmax_parts(xp, scores)
+            weights, sums = softmax_parts(xp, scores)
             out = weighted_sum(xp, weights, v[..., None, :, :], partial(region.visible, rows, pieces))
-            merge_into(xp, [total], [Partial(out, lse)])
-    return Partial(xp.reshape(split.out, (*batch, H, T, E)), xp.reshape(split.lse, (*batch, H, T)))
+            merge_into(xp, [total], [Partial(out, *sums)])
+    lse, rest = (x if x is None else xp.reshape(x, (*batch, H, T)) for x in (split.lse, split.rest))
+    return Partial(xp.reshape(split.out, (*batch, H, T, E)), lse, rest)
 
 
 def _gather(xp: Namespace, arrays: Sequence[Array], pieces: Sequence[range]) -> Array:

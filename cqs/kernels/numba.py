@@ -41,6 +41,7 @@ _MOST_EXPONENT = 20  # of the scale in queries, which could be pushed out of ran
 _MOST_FACTOR = 2.0**40  # of scores: with larger ones, products that are too small to have all digits might matter
 _PARTS_A_THREAD = 8
 _MOST_KEYS = 1 << 22  # of a piece, which are counted in float32
+_FLOAT32 = np.dtype(np.float32).num
 _SMALL_ROWS = 16  # of strips that may share a block with others: no more than fill a vector
 
 
@@ -75,21 +76,28 @@ def attend(
 
 def merge_into(xp: Namespace, totals: Sequence[Partial], parts: Sequence[Partial]) -> None:
     """Merge each part into the total beside it, in place, as `cqs.partial.merge_into` does, but for the last bits."""
-    arrays = [array for result in (*totals, *parts) for array in (result.out, result.lse)]
-    merging = compiled("merging") if all(map(_is_mergeable, arrays)) else None
+    is_mergeable = all(_are_mergeable(x.out, x.lse, x.rest) for x in (*totals, *parts))
+    merging = compiled("merging") if is_mergeable else None
     if merging is None:
         partial.merge_into(xp, totals, parts)
         return
     for total, part in zip(totals, parts, strict=True):
+        arrays = total.out, total.lse, total.rest, part.out, part.lse, part.rest
+        if total.out.ndim == 3:
+            merging.merge_rows(*arrays)
+            continue
         for batch in np.ndindex(*total.out.shape[:-3]):
-            merging.merge_rows(total.out[batch], total.lse[batch], part.out[batch], part.lse[batch])
+            merging.merge_rows(*(array[batch] for array in arrays))
 
 
-def _is_mergeable(array: Array) -> bool:
-    """Whether an array is one of NumPy's, `(*B, H, T)` or with rows of adjacent numbers `(*B, H, T, E)`, of float32."""
-    if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.ndim < 2:
-        return False
-    return array.flags.aligned and array.strides[-1] == array.itemsize
+def _are_mergeable(*arrays: Array) -> bool:
+    """Whether they are NumPy's, `(*B, H, T)` or with rows of adjacent numbers `(*B, H, T, E)`, of float32."""
+    for x in arrays:
+        if not isinstance(x, np.ndarray) or x.dtype.num != _FLOAT32 or not x.dtype.isnative or x.ndim < 2:
+            return False
+        if x.strides[-1] != x.itemsize or not x.flags.aligned:
+            return False
+    return True
 
 
 @lru_cache(maxsize=16)
@@ -160,12 +168,17 @@ class _Call:
         of_queries, of_scores = factors(self.scale)
         return of_queries, of_scores if self.plain.region.scores is None else np.float32(log2(e))
 
+    @property
+    def score_scale(self) -> float:
+        """What scores are still to be multiplied by, where queries have been: 1, if scores are changed after that."""
+        return abs(self.scale / float(self.factors[0])) if self.plain.region.scores is None else 1.0
+
     @once
     def change(self) -> tuple[Change, Integers]:
         """What is done to scores, and the token numbers of the rows, which may matter to it."""
-        region, rest = self.plain.region, abs(self.scale / float(self.factors[0]))
+        region = self.plain.region
         tokens = np.empty(0, np.int64) if region.scores is None else region.query_tokens
-        return change_of(region.scores, np.float32(rest)), tokens
+        return change_of(region.scores, np.float32(abs(self.scale / float(self.factors[0])))), tokens
 
     @once
     def block(self) -> NumbaBlock:
@@ -238,18 +251,19 @@ class _Call:
 
     def _attend(self, heads: Integers, table: Tables, work: Workspace) -> None:
         raise_if_stopped()
-        loops, out, n_blocks = compiled("loops"), self.plain.result.out, len(table.blocks)
+        loops, result, n_blocks = compiled("loops"), self.plain.result, len(table.blocks)
         assert loops is not None  # or another kernel would compute
-        (*_, T, E), (change, tokens) = out.shape, self.change
+        (change, tokens), (out, lse, rest) = self.change, (result.out, result.lse, result.rest)
+        *_, T, E = out.shape
         items = np.empty((len(heads) * n_blocks, 5), np.int64)
         items[:, :4], items[:, 4] = np.repeat(heads, n_blocks, axis=0), np.tile(np.arange(n_blocks), len(heads))
         is_fit = np.ones(len(items), bool)
         sizes = loops.room_sizes(self.block.lanes, self.block.keys, self.q.shape[-1], E)
         room = tuple(work.buffer(f"numba {n}", (size,), out.dtype) for n, size in enumerate(sizes))
         loops.attend(
-            *self.arrays, *self.factors, items, table.blocks, table.pieces, table.bounds, table.hidden,
-            tuple(change), tokens, room, self.block.keys, out.reshape(-1, T, E), self.plain.result.lse.reshape(-1, T),
-            table.begins, table.ends, is_fit,
+            *self.arrays, *self.factors, self.score_scale, items, table.blocks, table.pieces, table.bounds,
+            table.hidden, tuple(change), tokens, room, self.block.keys, out.reshape(-1, T, E), lse.reshape(-1, T),
+            rest.reshape(-1, T), table.begins, table.ends, is_fit,
         )  # fmt: skip
         if not is_fit.all():
             del room

@@ -1,8 +1,11 @@
 """Loading what Numba compiles: not before a call needs it, and not at all where Numba is missing or broken."""
 
 import os
+import threading
 import warnings
-from functools import cache
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -25,10 +28,22 @@ def missing() -> str | None:
 def compiled(name: str) -> ModuleType | None:
     """Return a file of `cqs.kernels.compiled`; None, with a warning, where Numba is broken."""
     try:
-        return import_module(f"cqs.kernels.compiled.{name}")
+        return _uninterrupted(partial(import_module, f"cqs.kernels.compiled.{name}"))
     except Exception as error:  # such as a version that does not know this NumPy, or no place to keep what is compiled
         _warn(str(error))
         return None
+
+
+def _uninterrupted(load: Callable[[], ModuleType]) -> ModuleType:
+    """Load in a thread that Ctrl-C does not reach.
+
+    It would leave LLVM's lock taken if it came just when that is taken, and other threads would wait for ever. Instead
+    whoever presses it waits until all is loaded, or presses it again.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return load()
+    with ThreadPoolExecutor(1, thread_name_prefix="cqs-load") as pool:
+        return pool.submit(load).result()
 
 
 @cache  # once, for all files

@@ -76,7 +76,7 @@ class Call:
         dtype = np.dtype(DTYPES[dtype_name(q)][1])
         shape = (*q.shape[:-1], chunks[0].v.shape[-1])
         sizes = tuple(chunk.k.shape[-2] for chunk in chunks)
-        result = Partial(np.empty(shape, dtype), np.empty(shape[:-1], dtype))
+        result = Partial(*(np.empty(own, dtype) for own in (shape, shape[:-1], shape[:-1])))
         return cls(q, chunks, sizes, scale, region or Region.whole(q.shape[-2], sum(sizes)), result, block_bytes)
 
     def computed(self, threads: int) -> Partial:
@@ -160,24 +160,25 @@ class Call:
     def run(self, unit: Unit, work: Workspace) -> None:
         """Compute one unit in the buffers of one thread."""
         keys = _UnitKeys.of(self, unit, work)
-        arrays = [self._heads_of(unit, x) for x in (self.q, self.result.out, self.result.lse[..., None])]
+        of_rows = (x[..., None] for x in (self.result.lse, self.result.rest))
+        arrays = [self._heads_of(unit, x) for x in (self.q, self.result.out, *of_rows)]
         with np.errstate(all="ignore"):  # overflow is expected, and seen in the sums
             for rows in unit.blocks:
                 parts = [x[:, :, rows.start : rows.stop] for x in arrays]
                 if self.columns(rows):
                     self._attend(rows, keys, parts, work)
                 else:  # no row sees any column
-                    parts[1][...], parts[2][...] = 0, -np.inf
+                    parts[1][...], parts[2][...], parts[3][...] = 0, -np.inf, 0
 
     def _attend(self, rows: range, keys: "_UnitKeys", arrays: Sequence[Floats], work: Workspace) -> None:
-        """Compute a block of rows of a unit: queries, output and log-sum-exp, `(g, r, t, width)`."""
-        blocks, (q, out, lse) = self.columns(rows), arrays
+        """Compute a block of rows of a unit: queries, output, log-sum-exp and its rest, `(g, r, t, width)`."""
+        blocks, (q, out, lse, rest) = self.columns(rows), arrays
         load = _BlockLoader(self, rows, keys, self._scaled(q, work), blocks, work)
         shape = (q.shape[0], q.shape[1] * q.shape[2], out.shape[-1])
         buffers = [work.buffer(name, shape, out.dtype, self.most_rows * shape[-1]) for name in ("out", "product")]
-        sums, divisor, unit_lse = attend_unit(load, len(blocks), UnitBuffers(*buffers))
+        sums, divisor, *logs = attend_unit(load, len(blocks), UnitBuffers(*buffers))
         np.divide(sums.reshape(out.shape), divisor.reshape(lse.shape), out=out)
-        lse[...] = unit_lse.reshape(lse.shape)
+        lse[...], rest[...] = (x.reshape(lse.shape) for x in logs)
 
     def _scaled(self, q: Floats, work: Workspace) -> Floats:
         dtype, for_q = self.dtype, split_scale(self.scale)[0]

@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from cqs.partial import log_sum
+
 __all__ = ["Floats", "UnitBuffers", "attend_unit"]
 
 Floats = npt.NDArray[np.floating]
@@ -45,7 +47,7 @@ _ALIKE = 2.0**30  # values between this and its inverse leave small weights noth
 _SMALL = 2.0**-40
 
 
-def attend_unit(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> tuple[Floats, Floats, Floats]:
+def attend_unit(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> tuple[Floats, Floats, Floats, Floats]:
     """Attend to every block.
 
     Parameters
@@ -61,19 +63,33 @@ def attend_unit(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> tuple[Floa
     -------
     out : array, `(G, R, E)`
         Weighted sums of values, not yet divided; a buffer of `work`.
-    divisor, lse : array, `(G, R)`
-        What to divide them by, and the natural log-sum-exp.
+    divisor, lse, rest : array, `(G, R)`
+        What to divide them by, and the natural log-sum-exp, as of a `Partial`.
     """
     total = _optimistic(load, n_blocks, work)
     if total is not None:
-        return work.out, total, np.log(total)
+        return work.out, total, *_logarithm(total)
     factor = 1.0
     total, top = _running_maximum(load, n_blocks, work)
     if not _is_finite(work.out):
         factor = _SMALL
         total, top = _running_maximum(load, n_blocks, work, factor, is_careful=True)
-    divisor = np.where(total == 0, 1, total)
-    return work.out, divisor * factor, np.where(total == 0, -np.inf, top + np.log(divisor))
+    divisor, shift = np.where(total == 0, 1, total), np.where(total == 0, 0, top)
+    return work.out, divisor * factor, *log_sum(np, np.where(total == 0, -np.inf, top), shift, *_logarithm(divisor))
+
+
+def _logarithm(total: Floats) -> tuple[Floats, Floats]:
+    """Return a logarithm, rounded to the type of the sums, and what rounding took from it.
+
+    In float64 it may be 700, where scores were exponentiated as they are: how far off that is says its exponential,
+    which is taken in halves, so that it neither overflows nor vanishes.
+    """
+    wide = np.log(total.astype(np.float64, copy=False))
+    if total.dtype == np.float64:
+        root = np.exp(wide / -2)
+        return wide, total * root * root - 1
+    rounded = wide.astype(total.dtype)
+    return rounded, (wide - rounded).astype(total.dtype)
 
 
 def _optimistic(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> Floats | None:

@@ -9,7 +9,7 @@ import numpy as np
 from cqs.backend import dtype_of, namespace_of
 from cqs.kernels.contract import Attend, KeyChunk
 from cqs.kernels.region import Region
-from cqs.partial import Partial
+from cqs.partial import Partial, copy_into
 from cqs.problem import DTYPES, dtype_name
 from cqs.schedule import BLOCK_BYTES, HeadBlock
 from cqs.types import Array
@@ -49,6 +49,6 @@ def attend_per_head(
             kv_own = slice(None) if h is None else slice(h // (H // G), h // (H // G) + 1)
             parts = [KeyChunk(chunk.k[(*b, kv_own, ...)], chunk.v[(*b, kv_own, ...)]) for chunk in chunks]
             part = run(q[(*b, own, ...)], parts, region=region.at((*entry, *b, first + (h or 0))))
-            result.out[(*b, own, ...)], result.lse[(*b, own, ...)] = part.out, part.lse
+            copy_into(result.at(*b, own, ...), part)
             del part  # before the next is computed
     return result

@@ -6,7 +6,7 @@ from cqs.backend import dtype_of, namespace_of
 from cqs.kernels.contract import KeyChunk
 from cqs.kernels.region import Region
 from cqs.masks.mask import Booleans
-from cqs.partial import Partial
+from cqs.partial import LogSum, Partial, log_sum
 from cqs.problem import DTYPES, dtype_name
 from cqs.schedule import BLOCK_BYTES
 from cqs.types import Array, Namespace
@@ -42,19 +42,20 @@ def attend(
     region = region or Region.whole(T, S)
     region.change(xp, scores, range(T), [range(S)])
     region.hide(xp, scores, range(T), [range(S)])
-    weights, lse = softmax_parts(xp, scores)
+    weights, sums = softmax_parts(xp, scores)
     out = weighted_sum(xp, weights, v[..., None, :, :], lambda: region.visible(range(T), [range(S)]))
-    return Partial(xp.reshape(out, (*batch, H, T, E)), xp.reshape(lse, (*batch, H, T)))
+    lse, rest = (x if x is None else xp.reshape(x, (*batch, H, T)) for x in sums)
+    return Partial(xp.reshape(out, (*batch, H, T, E)), lse, rest)
 
 
-def softmax_parts(xp: Namespace, scores: Array) -> tuple[Array, Array]:
+def softmax_parts(xp: Namespace, scores: Array) -> tuple[Array, LogSum]:
     """Return the softmax of the last axis and its log-sum-exp; a row of -inf has weights 0 and lse -inf."""
     top = xp.max(scores, axis=-1, keepdims=True)
     shift = xp.where(top == -xp.inf, xp.zeros_like(top), top)  # a row that sees nothing: -inf - -inf would be NaN
     weights = xp.exp(scores - shift)
     total = xp.sum(weights, axis=-1, keepdims=True)
     divisor = xp.where(total == 0, xp.ones_like(total), total)
-    return weights / divisor, (top + xp.log(divisor))[..., 0]
+    return weights / divisor, log_sum(xp, *(x[..., 0] for x in (top, shift, xp.log(divisor))))
 
 
 def weighted_sum(xp: Namespace, weights: Array, values: Array, visible: Callable[[], Booleans]) -> Array:

@@ -113,6 +113,11 @@ class Setting:
         return self.kernel in ("cudnn", "gemm")
 
     @property
+    def n_sums(self) -> int:
+        """Numbers that a row of a result has beside the output: a log-sum-exp, and, but on a GPU, its rest."""
+        return 1 if self.is_for_gpu else 2
+
+    @property
     def has_own_threads(self) -> bool:
         """Whether the kernel is one of those that compute NumPy arrays on threads of their own."""
         return self.kernel in ("numba", "numpy")

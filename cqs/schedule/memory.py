@@ -15,7 +15,7 @@ __all__ = ["CACHED_TASKS", "UNSEEN_BYTES", "WRITE_BYTES", "Footprint", "SlotByte
 CACHED_TASKS = 4  # that are kept because they are soon asked for again
 WRITE_BYTES = 1 << 20  # of the output that are converted and written at a time
 UNSEEN_BYTES = 128 << 10  # of rows that see no key, made at a time: so little is counted with what never grows
-_MERGE_VECTORS = 10  # numbers a row that a merge takes on a CPU
+_MERGE_VECTORS = 15  # numbers a row that a merge takes on a CPU
 _DEVICE_BASE_BYTES = 2 << 20  # arrays begin at multiples of 512 bytes, and pieces of memory that are kept do not fit
 _SHARE_FOR_SLOTS = 0.9  # of memory that nothing else is planned for; slots are rounded up
 _BASE_BYTES = 1_000_000  # threads, events, mask classification, and whatever else does not grow
@@ -183,21 +183,21 @@ class _Call:
     wide: int
     query_bytes: int
     key_bytes: int  # of a key and its value
-    row_bytes: int  # of a result: output and log-sum-exp
+    row_bytes: int  # of a result: output, log-sum-exp, and its rest
 
     @classmethod
     def of(cls, p: AttentionProblem, sizes: TaskSizes, grain: Grain, setting: Setting) -> "_Call":
         shape = CallShape.of(p, grain.kv_heads, sizes)
         wide, n_kv = DTYPES[p.accumulator_dtype][0], shape.batch * shape.kv_heads
         query, key = shape.n_heads * p.width * p.itemsize, n_kv * (p.width + p.value_width) * p.itemsize
-        return cls(shape, wide, query, key, shape.n_heads * (p.value_width + 1) * wide)
+        return cls(shape, wide, query, key, shape.n_heads * (p.value_width + setting.n_sums) * wide)
 
     def part_bytes(self, p: AttentionProblem, setting: Setting) -> int:
         """Count what a call that is computed entry by entry, or head by head, holds of one beside its result."""
         if p.mask.is_shared and not setting.has_scores:
             return 0
         n_heads = self.shape.kv_heads * self.shape.shared if self.shape.batch > 1 else 1
-        return self.shape.n_queries * n_heads * (p.value_width + 1) * self.wide
+        return self.shape.n_queries * n_heads * (p.value_width + setting.n_sums) * self.wide
 
 
 def _output_bytes(p: AttentionProblem, setting: Setting) -> int:
@@ -207,8 +207,9 @@ def _output_bytes(p: AttentionProblem, setting: Setting) -> int:
 
 
 def _sums_bytes(p: AttentionProblem, setting: Setting, call: _Call, sizes: TaskSizes, rows_pending: int) -> int:
-    if setting.is_in_place(p):  # the output holds the sums, and beside it there is the log-sum-exp
-        return 0 if setting.keeps_lse or not rows_pending else prod(p.lse_shape) * call.wide
+    if setting.is_in_place(p):  # the output holds the sums, and beside it there are log-sum-exps, and their rest
+        n_sums = setting.n_sums - setting.keeps_lse if rows_pending else 0
+        return n_sums * prod(p.lse_shape) * call.wide
     # what is not of the output's type is converted to be written
     converted = DTYPES[setting.output_dtype or p.dtype][0] != call.wide
     converted |= setting.output == "sink"  # and what is not contiguous is copied
@@ -220,7 +221,8 @@ def _sums_bytes(p: AttentionProblem, setting: Setting, call: _Call, sizes: TaskS
 
 def _merging_bytes(setting: Setting, call: _Call, sizes: TaskSizes, grain: Grain, rows_pending: int) -> int:
     """Count what adding results to sums takes: weights of all their rows, and products of some; nothing on a GPU."""
-    rows = sizes.call_rows if grain.keys is not None else sizes.query_rows if rows_pending else 0
+    merged = sizes.bundle_rows if setting.is_spilled else sizes.query_rows  # sums in a file are merged group by group
+    rows = sizes.call_rows if grain.keys is not None else merged if rows_pending else 0
     step = sizes.call_rows * call.row_bytes if grain.keys is not None else 0  # a result that is added to its strip's
     if setting.is_for_gpu:
         return step

@@ -141,9 +141,9 @@ class Plan:
         return self.problem.input_bytes(n_queries, n_keys) * self._n_heads(task) // max(self.problem.n_batch_heads, 1)
 
     def partial_bytes(self, task: Task) -> int:
-        """Return the bytes of a task's result: output, in the type of results, and lse, for each of its strips."""
+        """Return the bytes of a task's result: output, in the type of results, lse and its rest, for each strip."""
         n_rows = sum(len(strip.query) for strip in task.strips)
-        return n_rows * self._n_heads(task) * self.problem.row_bytes(self.result_dtype)
+        return n_rows * self._n_heads(task) * self.problem.row_bytes(self.result_dtype, self.setting.n_sums)
 
     @property
     def result_dtype(self) -> str:

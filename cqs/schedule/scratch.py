@@ -38,7 +38,7 @@ _UNIT_BYTES = 256  # of a unit of the NumPy kernel, as a Python object
 MOST_ITEMS = 2048  # blocks of heads in one table
 _MASK_COLUMNS = 128  # that a mask is evaluated for at a time
 _MASK_PAIRS = 1 << 16  # likewise, of one that is known only pair by pair: as many as masks take together
-_VECTORS = 10  # numbers a row: sums, maxima, divisors
+_VECTORS = 20  # numbers a row: sums, maxima, divisors, and what their logarithms and merging blocks take
 _HALF, _JOINED_BLOCKS, _CUDNN_WORKSPACE = 2, 32, 1 << 20  # bytes of a number, blocks, bytes: see `cqs.kernels.cudnn`
 MERGE_BLOCK = 1 << 18  # elements that a CPU merges at a time: they fit a core's cache
 

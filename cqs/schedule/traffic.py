@@ -90,7 +90,7 @@ def reads_of(tasks: Iterable[Task], strategy: str, grain: Grain) -> TaskReads:
 def traffic(problem: AttentionProblem, reads: TaskReads, setting: Setting, result_dtype: str) -> Traffic:
     """Return the bytes of what tasks read, over all heads, and hand to the Tiler in a type."""
     p = problem
-    row = p.n_batch_heads * p.row_bytes(result_dtype)
+    row = p.n_batch_heads * p.row_bytes(result_dtype, setting.n_sums)
     key = prod(p.batch) * p.n_kv_heads * (p.width + p.value_width) * p.itemsize
     results = reads.queries * row
     return Traffic(

@@ -8,7 +8,7 @@ window.Explorer = window.Explorer || {};
   const ACCUMULATOR_BYTES = 4; // partial results of float16 are float32
   const keyBytes = 2 * problem.heads * problem.width * problem.itemBytes; // of a token, with its value
   const queryBytes = problem.heads * problem.width * problem.itemBytes;
-  const resultBytes = problem.heads * (problem.width + 1) * ACCUMULATOR_BYTES; // output and log-sum-exp
+  const resultBytes = problem.heads * (problem.width + 2) * ACCUMULATOR_BYTES; // output, log-sum-exp and its rest
 
   const cut = (n, parts, index) => Math.floor((index * n) / parts); // where part `index` begins
   const overlap = (a, b, c, d) => Math.max(0, Math.min(b, d) - Math.max(a, c));

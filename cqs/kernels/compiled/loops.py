@@ -6,8 +6,9 @@ not needed meanwhile, nor its lock.
 """
 
 import numpy as np
-from numba import boolean, float32, int32, int64, types, void
+from numba import boolean, float32, float64, int32, int64, void
 from numba.extending import register_jitable
+from numba.types import UniTuple
 
 from cqs.kernels.compiled.hiding import Keys
 from cqs.kernels.compiled.reading import ROW, pack_queries, padded, read, readable, write
@@ -24,6 +25,7 @@ __all__ = ["address_of", "attend", "padded", "room_sizes"]
 _FOLD_KEYS = 3072  # after which sums are put aside: a sum of few numbers, and of few such sums, is more exact
 _ZERO, _ONE, _NOTHING = np.float32(0), np.float32(1), np.float32(-np.inf)
 _LN2 = 0.6931471805599453
+_ROUNDED = 2.0**24  # scores from this on
 _TO_ONE = np.float32(2.0**96)  # what makes 1 of a result that is barely not small
 _NOT_FINITE, _SMALL, _LARGE = 1, 2, 4  # what is found among results
 
@@ -82,8 +84,22 @@ def _panel(n, n_wide, n_lanes, n_rows, depth, width, panels, sums, kept, tops, t
     return Panel(queries, depth, n_rows, lane, own_lanes, sums + n_sums, kept + n_sums, width, tops + n * ROW, tokens)
 
 
-@compiled(int64(PANEL_TYPE, int64, int64, float32, float32[:, :, ::1], float32[:, ::1]))
-def _write_rows(panel, head, first_row, factor, out, lse):
+@compiled(UniTuple(float32, 2)(float64, float64))
+def _log_sum(top, total):
+    """Return a log-sum-exp by its largest score and the sum of its weights: rounded, and what rounding took.
+
+    Of a score so large that float32 numbers are 2 apart, the rest would leave no place for the logarithm of the sum:
+    such a score is rounded, as it is in the plain formula. So keys of equal scores count alike wherever they are.
+    """
+    score = top if abs(top) < _ROUNDED else np.float64(np.float32(top))
+    logarithm = (np.log2(total) - LIFT) * _LN2
+    lse = np.float32(score + logarithm)
+    rest = np.float32((score - lse) + logarithm)
+    return lse, rest if np.isfinite(lse) else _ZERO
+
+
+@compiled(int64(PANEL_TYPE, int64, int64, float64, float32[:, :, ::1], float32[:, ::1], float32[:, ::1]))
+def _write_rows(panel, head, first_row, scale, out, lse, rest):
     """Write the result of a panel's lanes; return what was found among those that see anything."""
     found, width, totals = 0, out.shape[2], panel.sums + panel.width * ROW
     r, i = divmod(panel.lane, panel.n_rows)
@@ -91,25 +107,25 @@ def _write_rows(panel, head, first_row, factor, out, lse):
         top, total = read(panel.tops + own * ITEM, _ZERO), read(totals + own * ITEM, _ZERO)
         there, row = head + r, first_row + i
         if total == 0:
-            out[there, row], lse[there, row] = _ZERO, _NOTHING
+            out[there, row], lse[there, row], rest[there, row] = _ZERO, _NOTHING, _ZERO
         else:
             place = out.ctypes.data + (there * out.shape[1] + row) * width * ITEM
             found |= _divide(panel.sums + own * panel.width * ITEM, place, width, total)
-            lse[there, row] = (np.float64(top) * factor + np.log2(np.float64(total)) - LIFT) * _LN2
+            lse[there, row], rest[there, row] = _log_sum(np.float64(top) * scale, np.float64(total))
         r, i = (r, i + 1) if i + 1 < panel.n_rows else (r + 1, 0)
     return found
 
 
 @compiled(
     void(
-        int64[:, ::1], int64[:, :, :, ::1], float32, float32, int64[:, ::1], int64[:, ::1], int64[:, ::1], int32[::1],
-        boolean[::1], PLAIN_CHANGE_TYPE, int64[::1], types.UniTuple(float32[::1], 9), int64, float32[:, :, ::1],
-        float32[:, ::1], boolean, boolean, boolean[::1],
+        int64[:, ::1], int64[:, :, :, ::1], float32, float32, float64, int64[:, ::1], int64[:, ::1], int64[:, ::1],
+        int32[::1], boolean[::1], PLAIN_CHANGE_TYPE, int64[::1], UniTuple(float32[::1], 9), int64,
+        float32[:, :, ::1], float32[:, ::1], float32[:, ::1], boolean, boolean, boolean[::1],
     )
 )  # fmt: skip
 def attend(
-    queries, chunks, query_factor, factor, items, blocks, pieces, bounds, hidden, change, tokens, room, most_keys,
-    out, lse, begins, ends, is_fit,
+    queries, chunks, query_factor, factor, scale, items, blocks, pieces, bounds, hidden, change, tokens, room,
+    most_keys, out, lse, rest, begins, ends, is_fit,
 ):  # fmt: skip
     """Attend item by item: with the query heads of a key head, in one block of rows.
 
@@ -121,6 +137,8 @@ def attend(
         Likewise for keys and values.
     query_factor, factor : float32
         What queries are multiplied by, and scores before weights are powers of 2 of them; the latter is positive.
+    scale : float
+        What scores are multiplied by before weights are powers of e of them.
     items : int64, `(i, 5)`
         Batch entry, key head, first query head and how many, block.
     blocks : int64, `(m, 4)`
@@ -140,8 +158,8 @@ def attend(
         As large as `room_sizes` says.
     most_keys : int
         Keys that are read for one panel after the other.
-    out, lse : float32, `(heads, T, E)` and `(heads, T)`
-        Where the result goes, for the heads of all batch entries.
+    out, lse, rest : float32, `(heads, T, E)` and `(heads, T)`
+        Where the result goes, as of a `Partial`, for the heads of all batch entries.
     begins, ends : bool
         Whether these are the blocks' first pieces, and the last, with which the result is written.
     is_fit : bool, `(i,)`
@@ -197,5 +215,5 @@ def attend(
         for n in range(n_panels if ends else 0):
             total = kept if is_kept else sums
             panel = _panel(n, n_wide, n_lanes, n_rows, depth, width, panels, total, kept, tops, own_tokens)
-            found |= _write_rows(panel, batch * n_heads + head, first_row, factor, out, lse)
+            found |= _write_rows(panel, batch * n_heads + head, first_row, scale, out, lse, rest)
         is_fit[item] = found & _NOT_FINITE == 0 and found != _SMALL

@@ -30,6 +30,7 @@ __all__ = [
     "load",
     "load_bfloat16",
     "load_float16",
+    "log1p",
     "pointer",
     "spread",
     "spread_value",
@@ -280,6 +281,22 @@ def exp(x):
     whole = rounded - rounder
     t = powers - whole * spread(_LN2_HIGH) - whole * spread(_LN2_LOW)
     return _times_power(_power(t * spread(_LOG2_E)), rounded)
+
+
+# atanh(s) / s for |s| <= 1/3: of the polynomials of degree 4 in s^2 that are 1 at 0, the nearest, to 5e-9
+_L1, _L2 = np.float32(3.3333206582e-1), np.float32(2.0010848467e-1)
+_L3, _L4 = np.float32(1.3999589783e-1), np.float32(1.4012126772e-1)
+
+
+@njit(nogil=True, forceinline=True)
+def log1p(x):
+    """Return the logarithm of 1 more than numbers in [0, 1], to 2 units in the last place; NaN for NaN."""
+    s = x / (x + spread(np.float32(2)))  # of which log(1 + x) is twice the inverse hyperbolic tangent
+    square = s * s
+    series = spread(_L4) * square + spread(_L3)
+    series = series * square + spread(_L2)
+    series = series * square + spread(_L1)
+    return (s + s) + (s + s) * (square * series)
 
 
 _SMALL = np.float32(0.65)
