@@ -11,6 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -53,14 +54,13 @@ def measured(shape: tuple[int, int, int], is_causal: bool, rounds: int) -> dict[
     tensors = [torch.from_numpy(x[None]).requires_grad_() for x in (q, k, v)]
     result = torch.nn.functional.scaled_dot_product_attention(*tensors, is_causal=is_causal)
     upstream = torch.from_numpy(dout[None])
+    backward = partial(cqs.attention_backward, dout, q, k, v, out, lse, is_causal=is_causal)
     contestants: dict[str, Callable[[], object]] = {
         "torch": lambda: torch.autograd.grad(result, tensors, upstream, retain_graph=True),
         "attention alone": lambda: cqs.attention(q, k, v, is_causal=is_causal, workers=7),
+        "array code, W = 1": partial(backward, kernel="blockwise", workers=1),
+        **{f"W = {W}": partial(backward, workers=W) for W in WORKERS},
     }
-    for W in WORKERS:
-        contestants[f"W = {W}"] = lambda W=W: cqs.attention_backward(
-            dout, q, k, v, out, lse, is_causal=is_causal, workers=W
-        )
     times: dict[str, list[float]] = {who: [] for who in contestants}
     for _ in range(rounds + 1):
         for who, run in contestants.items():
