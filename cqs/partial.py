@@ -7,7 +7,8 @@ from typing import Any, NamedTuple, Self
 
 from cqs.backend import is_cupy, namespace_of, on_host
 from cqs.cuda import merge_rows
-from cqs.errors import OptionError, ShapeError
+from cqs.errors import DTypeError, OptionError, ShapeError
+from cqs.problem import dtype_name
 from cqs.schedule import MERGE_BLOCK
 from cqs.types import Array, DType, Namespace
 
@@ -91,7 +92,7 @@ def merge(a: Partial, b: Partial) -> Partial:
 
     Raises
     ------
-    OptionError, ShapeError, BackendError
+    OptionError, ShapeError, DTypeError, BackendError
         If they are no partial results, or their arrays have other shapes, or are of other libraries.
 
     Notes
@@ -108,6 +109,10 @@ def merge(a: Partial, b: Partial) -> Partial:
         if not isinstance(partial, Partial):
             remedy = "as in `Partial(out, lse)`, or one of `TaskResult.partials`"
             raise OptionError.of(name, "be a `Partial`", type(partial).__name__, remedy)
+        arrays = {f"{name}.{of}": getattr(partial, of) for of in ("out", "lse", "rest")}
+        namespace_of(**{what: x for what, x in arrays.items() if x is not None})
+        if dtype_name(partial.lse) not in ("float32", "float64"):
+            raise DTypeError.of(f"{name}.lse", "be float32 or float64", dtype_name(partial.lse), "convert it first")
         of_out, of_lse = tuple(partial.out.shape), tuple(partial.lse.shape)
         of_rest = of_lse if partial.rest is None else tuple(partial.rest.shape)
         if of_out[:-1] != of_lse or of_rest != of_lse:

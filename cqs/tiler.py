@@ -246,8 +246,9 @@ class Tiler:
         expected = (*leading, len(strip.query), self._plan.problem.value_width)
         sums = partial.lse if partial.rest is None else partial.rest  # of which CuPy's results have none
         if tuple(partial.out.shape) != expected or not tuple(partial.lse.shape) == tuple(sums.shape) == expected[:-1]:
-            of = next(strip.tiles)
-            raise TileError(f"the result for {of} must have shape {expected}, got {tuple(partial.out.shape)}")
+            shapes = ", ".join(f"{tuple(x.shape)}" for x in (partial.out, partial.lse, sums))
+            rule = f"have an output of shape {expected} and log-sum-exps of shape {expected[:-1]}"
+            raise TileError(f"the result for {next(strip.tiles)} must {rule}, got {shapes}")
         for name, array in (("out", partial.out), ("lse", partial.lse), ("rest", sums)):
             if dtype_name(array) not in self._result_dtypes[name]:
                 dtype = self._plan.problem.accumulator_dtype

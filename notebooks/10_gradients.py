@@ -65,17 +65,21 @@ sympy.simplify(mean.diff(s[0]))
 # %% [markdown]
 # ## What a pair adds
 #
-# Let `dout` be the gradient of what is minimised with respect to the output. What pair (i, j), of query i and key j,
-# adds to the gradients is
+# Let `dout` be the gradient of what is minimised with respect to the output. By the chain rule, pair (i, j) of query i
+# and key j changes it by
 #
 # $$ \mathrm{d}s_{ij} = p_{ij}\,(\mathrm{dout}_i \cdot v_j - \delta_i), \qquad \delta_i = \mathrm{dout}_i \cdot o_i, $$
 #
-# $$ \mathrm{d}v_j \mathrel{+}= p_{ij}\,\mathrm{dout}_i, \qquad \mathrm{d}q_i \mathrel{+}= \mathrm{d}s_{ij}\,k_j, \qquad
-#    \mathrm{d}k_j \mathrel{+}= \mathrm{d}s_{ij}\,q_i. $$
+# for each unit of its score $s_{ij} = \text{scale}\; q_i \cdot k_j$, and so it adds to the gradients
 #
-# Look at what is in there: $q_i$, $k_j$, $v_j$, which the owner of the tile holds anyway. And of the *row* just two
-# numbers, $\delta_i$ and the log-sum-exp $\ell_i$, for $p_{ij} = e^{s_{ij} - \ell_i}$. All that the other keys have to
-# do with it is in these two, and they are known since the way there. So nobody has to talk.
+# $$ \mathrm{d}v_j \mathrel{+}= p_{ij}\,\mathrm{dout}_i, \qquad
+#    \mathrm{d}q_i \mathrel{+}= \text{scale}\;\mathrm{d}s_{ij}\,k_j, \qquad
+#    \mathrm{d}k_j \mathrel{+}= \text{scale}\;\mathrm{d}s_{ij}\,q_i. $$
+#
+# Look at what is in there: $q_i$, $k_j$, $v_j$, which the owner of the tile holds anyway; and what is known of row i:
+# $\mathrm{dout}_i$, $\delta_i$, and the log-sum-exp $\ell_i$, for $p_{ij} = e^{s_{ij} - \ell_i}$. All that the *other*
+# keys have to do with it is in the two numbers $\delta_i$ and $\ell_i$. One is known from the way there, and the other
+# is made of output and `dout` before any tile is touched. So nobody has to talk.
 #
 # In NumPy, all pairs at once:
 
@@ -87,8 +91,8 @@ scale = 16**-0.5
 
 p = np.exp(scale * q @ k.swapaxes(-1, -2) - lse[..., None])
 delta = (dout * out).sum(-1, keepdims=True)
-ds = scale * p * (dout @ v.swapaxes(-1, -2) - delta)
-formula = ds @ k, ds.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ dout
+ds = p * (dout @ v.swapaxes(-1, -2) - delta)
+formula = scale * ds @ k, scale * ds.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ dout
 
 for own, expected in zip(cqs.attention_backward(dout, q, k, v, out, lse, workers=7), formula, strict=True):
     assert np.allclose(own, expected, atol=1e-12)
@@ -107,7 +111,9 @@ assert np.isclose(rise, (dq * step).sum(), rtol=1e-6)
 # ## The tasks, backwards
 #
 # The plan is the same as on the way there. A worker computes what its tiles add, and returns sums for its queries and
-# for its keys. On the way there, results were merged by weights. Here they are just added: 0 is the identity.
+# for its keys. Several workers hold the same query, and the same key, and each has seen some of its pairs only. So
+# their sums have to be merged. On the way there that took weights. Here they are just added, in any order: it is the
+# simplest merge there is, with 0 as its identity.
 
 # %%
 plan = cqs.plan(q, k, v, workers=7)
@@ -121,23 +127,25 @@ for i in rng.permutation(7):
 assert np.allclose(adder.result().dk, dk, atol=1e-12)
 
 # %% [markdown]
-# ## A picture: who pulls at which key
+# ## A picture: who contributes to which keys
 #
-# On the left the tiles of worker 2. On the right, for all workers, how large their sums for dk are, group by group.
-# Each worker has something to say about the three groups of keys that it holds. A column of the picture adds up to
+# On the left the tiles of worker 2. On the right, for all workers, how large their contributions to dk are, group by
+# group. Each worker has something to say about the three groups of keys that it holds. What is in a column adds up to
 # that group's gradient.
 
 # %%
-pull = np.zeros((7, 7))
+sizes, summed = np.zeros((7, 7)), np.zeros_like(k)
 for result in results:
     for group, (of_keys, _) in zip(result.task.key_groups, result.keys, strict=True):
-        pull[result.task.index, group.index] = np.linalg.norm(of_keys)
+        sizes[result.task.index, group.index] = np.linalg.norm(of_keys)
+        summed[:, group.start : group.stop] += of_keys
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
 tile_map(plan, worker=2, ax=axes[0])
-image = axes[1].imshow(np.where(pull > 0, pull, np.nan), cmap="Blues", vmin=0)
-axes[1].set(title="size of what is added to dk", xlabel="group of keys", ylabel="worker")
+image = axes[1].imshow(np.where(sizes > 0, sizes, np.nan), cmap="Blues", vmin=0)
+axes[1].set(title="norm of what is added to dk", xlabel="group of keys", ylabel="worker")
 figure.colorbar(image, ax=axes[1])
-assert (np.count_nonzero(pull, axis=0) == 3).all()
+assert (np.count_nonzero(sizes, axis=0) == 3).all()
+assert np.allclose(summed, dk, atol=1e-12)
 
 # %% [markdown]
 # ## Checked by the library
@@ -164,14 +172,15 @@ kept_by_formula, kept = T * T * 4, T * (64 + 1) * 4
 print(f"weights {kept_by_formula / 1e9:.0f} GB a head, output and log-sum-exp {kept / 1e6:.0f} MB")
 
 # %% [markdown]
-# ## One step further: forces that cancel
+# ## One step further: gradients that cancel
 #
 # Softmax does not notice when a number is added to all scores of a row. So $\sum_j \mathrm{d}s_{ij} = 0$, as in the
 # example by hand. Two things follow that one can see in the gradients:
 #
-# 1. $\sum_j \mathrm{d}k_j = \sum_i q_i \sum_j \mathrm{d}s_{ij} = 0$: the gradients of all keys cancel. (Without a mask
-#    and with one, since it holds row by row.)
-# 2. Add one vector to all keys: every score of a row changes by the same number. Output, dq and dv stay as they are.
+# 1. $\sum_j \mathrm{d}k_j = \text{scale} \sum_i q_i \sum_j \mathrm{d}s_{ij} = 0$: the gradients of all keys add up to
+#    nothing. With a mask, too, since it holds row by row; but not with a soft cap, or with a sink.
+# 2. Add one vector to all keys: every score of a row changes by the same number. The output stays as it is, and so do
+#    all three gradients.
 
 # %%
 assert np.allclose(dk.sum(axis=-2), 0, atol=1e-12)
@@ -181,8 +190,7 @@ moved = k + rng.standard_normal(16)
 out_moved, lse_moved = cqs.attention(q, moved, v, return_lse=True)
 assert np.allclose(out_moved, out, atol=1e-12)
 of_moved = cqs.attention_backward(dout, q, moved, v, out_moved, lse_moved)
-assert np.allclose(of_moved.dq, dq, atol=1e-10)
-assert np.allclose(of_moved.dv, dv, atol=1e-10)
+assert all(np.allclose(own, expected, atol=1e-10) for own, expected in zip(of_moved, formula, strict=True))
 
 # %% [markdown]
 # Values have no such law: the gradient of v can be anything. Their sum is that of `dout`, for each query spreads

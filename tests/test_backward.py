@@ -156,7 +156,16 @@ def test_sink_logits_have_a_gradient(qkv: Arrays, dtype: str) -> None:
     of_sinks = np.exp(logits[:, None] - lse.astype(np.float64))
     expected = -(of_sinks * (dout.astype(np.float64) * out).sum(-1)).sum(-1)
     np.testing.assert_allclose(found, expected, rtol=1e-10 if dtype == "float64" else 1e-4)
-    np.testing.assert_allclose(sink_logits_backward(dout, out, lse, logits[:1]), found.sum(keepdims=True), rtol=1)
+    of_one = -(np.exp(logits[0] - lse.astype(np.float64)) * (dout.astype(np.float64) * out).sum(-1)).sum()
+    np.testing.assert_allclose(sink_logits_backward(dout, out, lse, logits[:1]), [of_one], rtol=1e-3)
+
+
+def test_a_sink_that_has_no_weight_has_no_gradient(qkv: Arrays) -> None:
+    sinks = np.array([-np.inf, 1.0, -np.inf, 0.0])
+    out, lse = cqs.attention(*qkv, sink_logits=sinks, mask=Causal(-5), return_lse=True)
+    found = sink_logits_backward(dout_for(qkv[0], qkv[2]), out, lse, sinks)
+    assert (found[[0, 2]] == 0).all()
+    assert (np.isfinite(found[[1, 3]]) & (found[[1, 3]] != 0)).all()
 
 
 def test_sinks_that_do_not_belong_to_an_output_are_refused(qkv: Arrays) -> None:

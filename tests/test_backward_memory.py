@@ -91,6 +91,24 @@ def test_no_more_is_held_than_projected(
     assert peak <= chosen[0].held_bytes() <= options["memory"]
 
 
+@pytest.mark.parametrize(
+    ("shapes", "options"),
+    [
+        ([(8, 3000, 64)] * 4, {"memory": "1 GiB", "workers": 7, "engine": LocalEngine(2)}),  # results
+        ([(1, 9000, 64)] * 4, {"memory": "64 MiB", "workers": 1, "engine": LocalEngine(2)}),  # shares
+        ([(4, 2000, 16)] * 4, {"memory": "1 GiB", "kernel": "blockwise", "engine": LocalEngine(2), "softcap": 2.0}),
+    ],
+    ids=["results", "shares", "blocks"],
+)
+def test_not_much_more_is_projected_than_held(shapes: list[tuple[int, ...]], options: dict[str, Any]) -> None:
+    dout, q, k, v = drawn(*shapes)
+    lse = np.zeros(q.shape[:2], np.float32)
+    with plans() as chosen, tracing():
+        cqs.attention_backward(dout, q, k, v, q, lse, **options)
+        peak = tracemalloc.get_traced_memory()[1]
+    assert 0.4 * chosen[0].held_bytes() < peak <= chosen[0].held_bytes()
+
+
 @pytest.mark.parametrize("memory", ["6 MiB", "8 MiB", "16 MiB", "1 GiB"])
 def test_gradients_under_a_budget_are_exact(memory: str) -> None:
     q, k, v, dout = drawn((4, 900, 24), (2, 900, 24), (2, 900, 16), (4, 900, 16))

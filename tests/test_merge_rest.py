@@ -12,7 +12,7 @@ from array_api_compat import array_namespace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cqs.errors import ShapeError
+from cqs.errors import BackendError, DTypeError, ShapeError
 from cqs.kernels import numba
 from cqs.partial import Partial, merge, merge_into
 
@@ -173,3 +173,30 @@ def test_rests_of_another_shape_are_refused() -> None:
     part = drawn(np.random.default_rng(0))
     with pytest.raises(ShapeError, match="`b` must have a log-sum-exp for each row"):
         merge(part, Partial(part.out, part.lse, part.rest[:, 1:]))
+
+
+@pytest.mark.parametrize(("how", "dtype"), CASES)
+@pytest.mark.parametrize("other", [-np.inf, 0.0, 3e38, np.nan])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_nan_in_a_log_sum_exp_stays(how: str, dtype: str, other: float, is_first: bool) -> None:
+    kind = np.dtype(dtype).type
+    sides = [rows_of(kind(np.nan), kind(0), np.nan), rows_of(kind(other), kind(0), 1.0)]
+    found = MERGES[how](*(sides if is_first else sides[::-1]))
+    assert np.isnan(found.lse).all()
+    assert np.isnan(found.out).all()
+    assert (found.rest == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (lambda p: Partial(p.out, p.lse, 0.0), BackendError, "rest"),
+        (lambda p: Partial(p.out, p.lse, array_api_strict.zeros((1,))), BackendError, "rest"),
+        (lambda p: Partial(array_api_strict.zeros((1, 20)), p.lse), BackendError, "out"),
+        (lambda p: Partial(p.out, p.lse.astype(int)), DTypeError, r"`a\.lse` must be float32 or float64"),
+    ],
+)
+def test_arrays_that_do_not_belong_together_are_refused(wrong: Any, error: type[Exception], message: str) -> None:
+    right = rows_of(np.float32(1), np.float32(0), 1.0)
+    with pytest.raises(error, match=message):
+        merge(wrong(right), right)

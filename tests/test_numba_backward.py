@@ -1,10 +1,12 @@
 """Gradients by compiled loops: as exact as by array code, whatever is cut, and where loops cannot do it."""
 
+import tracemalloc
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from budgets import tracing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -92,8 +94,8 @@ def test_masks_and_changes_of_scores_together(mask: Mask, scores: dict[str, Any]
 
 
 CUTS: list[dict[str, int]] = [
-    {"_MOST_LANES": 16, "_MOST_KEYS": 33},
-    {"_MOST_LANES": 64, "_MOST_SUMMED": 100},
+    {"BACKWARD_LANES": 16, "MOST_NUMBA_KEYS": 33},
+    {"BACKWARD_LANES": 64, "_MOST_SUMMED": 100},
     {"_MOST_WORK": 1 << 16},  # keys of a block in several steps
     {"_MOST_WORK": 1 << 20, "_MOST_SUMMED": 64},
 ]
@@ -119,6 +121,10 @@ def test_wherever_work_is_cut(cuts: dict[str, int], mask: Mask, least: int, monk
 def test_arrays_are_read_as_they_lie(dtype: Any) -> None:
     q, k, v, dout = drawn(4, 2, 150, 150, 16, 20, dtype)
     expected = gradients([q, k, v, dout])
+    out, lse = cqs.attention(q, k, v, return_lse=True, out=np.empty(dout.shape, np.float32))
+    lse.flags.writeable = out.flags.writeable = False
+    for own, other in zip(cqs.attention_backward(dout, q, k, v, out, lse), expected, strict=True):
+        np.testing.assert_array_equal(own, other)
     strided = [np.asfortranarray(q), np.repeat(k, 2, axis=-1)[..., ::2], v[:, ::-1].copy()[:, ::-1], dout]
     for x in strided:
         x.flags.writeable = False
@@ -225,6 +231,65 @@ def test_small_numbers_are_as_they_were_before(loops: None) -> None:
     gradients(arrays)
     least = np.finfo(np.float32).smallest_subnormal
     assert np.float32(2) * least / np.float32(2) == least
+
+
+def scaled(arrays: Arrays, *factors: float) -> Arrays:
+    """The arrays q, k, v and dout, each times a factor."""
+    return [x * np.float32(factor) for x, factor in zip(arrays, factors, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("factors", "options"),
+    [
+        ((1e-25, 1e25, 1, 1e6), {"scale": 0.25}),  # of queries alone
+        ((1e20, 1e-20, 1e-3, 1e12), {"scale": 0.25}),  # of keys alone
+        ((1, 1, 1e-31, 1e31), {}),  # of values alone
+        ((1e-6, 1e-6, 1, 1e16), {"scale": 1e12}),  # when they are multiplied by a large scale
+    ],
+)
+def test_sums_that_overflow_before_they_are_scaled(factors: tuple[float, ...], options: dict[str, Any]) -> None:
+    for workers in (1, 3):
+        check(scaled(drawn(2, 2, 60, 60, 8, 8), *factors), {"workers": workers}, **options)
+
+
+def test_sums_of_very_many_keys_are_folded_again_and_again(loops: None) -> None:
+    check(drawn(1, 1, 40, 7000, 8, 8), {"workers": 1})
+
+
+def test_sums_of_very_many_queries_are_folded_again_and_again(loops: None) -> None:
+    check(drawn(2, 1, 5000, 40, 8, 8), {"workers": 1, "strategy": "tiles"})
+
+
+def test_only_the_rows_that_overflow_are_computed_again() -> None:
+    q, k, v, dout = drawn(8, 8, 4500, 100, 8, 8)
+    dout[3, 4400] *= np.float32(1e31)
+    found = gradients([q, k, v, dout], {"workers": 1, "strategy": "tiles"})
+    expected = gradients([q, k, v, dout], {"workers": 1, "strategy": "tiles", "kernel": "blockwise"})
+    for own, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-3, atol=1e-5 * abs(other[:3]).max())
+
+
+def test_the_slope_of_a_soft_cap_has_digits_where_scores_are_far_above_it(loops: None) -> None:
+    q, k, v, dout = drawn(2, 2, 100, 100, 8, 8)
+    check(scaled([q, k, v, dout], 5, 1, 1, 1), {"workers": 3}, softcap=2.0, scale=1.0)
+
+
+@pytest.mark.parametrize("n_heads", [1, 8])
+def test_threads_look_often_whether_they_are_to_stop(n_heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    monkeypatch.setattr(numba, "raise_if_stopped", lambda: looks.append(1))
+    monkeypatch.setattr(numba, "_MOST_WORK", 1 << 22)
+    check(drawn(n_heads, 1, 300, 300, 16, 16), {"workers": 1, "strategy": "tiles"})
+    assert len(looks) >= n_heads * 300 * 300 * (5 * 16) / (1 << 22)
+
+
+def test_threads_share_the_sums_of_shares() -> None:
+    arrays = drawn(1, 1, 1024, 20_000, 32, 32)
+    out, lse = arrays[3], np.full((1, 1024), 20, np.float32)
+    with tracing():
+        cqs.attention_backward(arrays[3], *arrays[:3], out, lse, workers=1, strategy="tiles", engine=LocalEngine(4))
+        # gradients, sums of three more shares, of four threads those of one head, and some MiB
+        assert tracemalloc.get_traced_memory()[1] < (1 + 3 + 4) * 2 * arrays[1].nbytes + (24 << 20)
 
 
 # Which is taken

@@ -267,6 +267,18 @@ def test_where_numba_is_broken_numpy_computes_and_says_so(monkeypatch: pytest.Mo
         numba_modules.compiled.cache_clear()
 
 
+def test_a_first_call_while_the_interpreter_ends_computes() -> None:
+    code = """
+import atexit, warnings
+warnings.simplefilter("error")
+import concurrent.futures.thread, numpy as np, cqs
+x = np.ones((1, 8, 8), np.float32)
+atexit.register(lambda: print(cqs.attention(x, x, x, kernel="numba", workers=1).sum()))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (found.stdout, found.stderr) == ("64.0\n", "")
+
+
 @pytest.mark.parametrize(
     ("absent", "reason"),
     [

@@ -288,7 +288,7 @@ def test_a_result_of_the_wrong_shape_is_refused_by_its_first_tile(change) -> Non
     first, second, *others = result.partials
     tile = next(result.task.strips[1].tiles)
     wrong = TaskResult(result.task, (first, change[1](second), *others))
-    refuses(plan, wrong, f"the result for {words(tile)} must have shape")
+    refuses(plan, wrong, f"the result for {words(tile)} must have an output of shape")
 
 
 @pytest.mark.parametrize(("dtype", "wrong"), [("float32", "float64"), ("float64", "float32"), ("float16", "float16")])

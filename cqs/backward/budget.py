@@ -1,4 +1,4 @@
-"""Choosing how to cut the backward pass so that it fits a memory budget. Integers only, and no task is made."""
+"""Choosing how to cut the backward pass so that it fits a memory budget. No task is made."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,22 +11,21 @@ from cqs.problem import DTYPES, AttentionProblem
 from cqs.quorum import CyclicQuorumSet
 from cqs.schedule import CallShape, Grain, Plan, Scheduler, Setting, blockwise_block
 from cqs.schedule.budget import cover_size, format_bytes_up, head_choices, settings_within, worker_choices
+from cqs.schedule.grain import n_head_blocks
 from cqs.schedule.memory import CACHED_TASKS
+from cqs.schedule.scratch import BACKWARD_SHARES, backward_bytes, mask_bytes
 from cqs.schedule.sizes import bounded_sizes
 from cqs.sources import Input
 from cqs.units import format_bytes, parse_bytes, plural
 
 __all__ = ["BackwardCandidate", "plan_within"]
 
-_BLOCK_BYTES = (2 << 20, 512 << 10, 64 << 10)  # of blocks of scores that are tried
-_BLOCKS = 10  # of scores that array code holds at a time, and what it changes them by
+_SLOW = {2 << 20: 1.0, 512 << 10: 1.05, 64 << 10: 1.4}  # blocks of scores that are tried, and times of array code
+_BLOCKS, _CHANGES = 4, 5  # of scores that array code holds at a time; and what it changes them by
 _BASE_BYTES = 1_500_000  # threads, events, mask classification, and whatever else does not grow
-_LANES, _KEYS, _VECTOR, _PANEL = 256, 480, 16, 64  # of the compiled loops: see `cqs.backward.numba`
-_MORE_SHARES = 3
 _MOST_TRIED = 300
 _FLOPS, _BYTES, _TASK_SECONDS = 5e10, 2e9, 1e-3  # of a typical thread: a second's, and of a task
-_SLOW = {2 << 20: 1.0, 512 << 10: 1.05, 64 << 10: 1.4}  # times of blocks of such bytes, as multiples of the first
-_MASK_BYTES = 24 << 16  # of a mask that is evaluated for as many pairs as are taken together
+_MASK_BLOCKS = 4  # of bytes, one for each pair of a block, that say what is hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +64,24 @@ class BackwardCandidate:
         size = cover_size(self.workers) if self.strategy == "cqs" else 0
         sizes = bounded_sizes(p, self.strategy, self.workers, size, grain, setting)
         call, a = CallShape.of(p, grain.kv_heads, sizes), DTYPES[p.accumulator_dtype][0]
-        n_kv, in_flight = call.batch * call.kv_heads, setting.in_flight
-        of_keys = n_kv * (p.width + p.value_width)  # numbers of a key and its value
-        result = sizes.key_tokens * of_keys * a + sizes.query_rows * call.n_heads * p.width * a
-        read = sizes.key_tokens * of_keys * p.itemsize + 3 * sizes.bundle_rows * call.n_heads * p.width * a
-        rows = sizes.bundle_rows * call.n_heads * (p.width + 5 * p.value_width + 6) * a
-        at_once = result + rows + (read if self.is_staged else 0) + setting.read_bytes
-        shares = _MORE_SHARES * sizes.key_tokens * of_keys * a if n_kv <= _MORE_SHARES and call.is_shared else 0
-        threads = max(setting.threads, in_flight)
+        n_kv, in_flight = call.batch * call.kv_heads, min(setting.in_flight, self.n_tasks)
+        keys = sizes.key_tokens * n_kv * (p.width + p.value_width)  # numbers of all keys of a task, and their values
+        rows = sizes.bundle_rows * call.n_heads  # of a bundle's queries
+        result = (keys + sizes.query_rows * call.n_heads * p.width) * a
+        read = keys * p.itemsize + rows * (p.width + 2 * p.value_width) * a if self.is_staged else 0
+        # queries, outputs and their gradients side by side, and products of the latter, of which delta is the sum
+        joined = rows * (p.width + 5 * p.value_width + 6) * a
+        shares = (BACKWARD_SHARES - 1) * keys * a if n_kv < BACKWARD_SHARES and call.is_shared else 0
+        at_once = result + read + joined + shares + setting.read_bytes
         waiting = result * in_flight if in_flight > 1 else 0
+        scratch = max(setting.threads, setting.in_flight) * self._scratch_bytes(call)
         objects = _BASE_BYTES + (CACHED_TASKS + 2 * in_flight) * sizes.object_bytes
-        held = in_flight * (at_once + shares) + waiting + threads * self._scratch_bytes(call)
-        return self.gradient_bytes + held + objects
+        return self.gradient_bytes + in_flight * at_once + waiting + scratch + objects
+
+    @property
+    def n_tasks(self) -> int:
+        """How many tasks there are."""
+        return self.workers * n_head_blocks(self.problem, self.grain.kv_heads)
 
     @property
     def gradient_bytes(self) -> int:
@@ -88,10 +93,9 @@ class BackwardCandidate:
     def seconds(self) -> float:
         """Predict its time on a typical machine; of use only to compare with others."""
         p, grain = self.problem, self.grain
-        blocks = 1 if grain.kv_heads is None else prod(p.batch) * -(-p.n_kv_heads // grain.kv_heads)
-        n_tasks, share = self.workers * blocks, cover_size(self.workers) if self.strategy == "cqs" else 1
+        n_tasks, share = self.n_tasks, cover_size(self.workers) if self.strategy == "cqs" else 1
         at_once = min(self.setting.in_flight if self.setting.in_flight > 1 else self.setting.threads, n_tasks * 4)
-        flops = 2.5 * p.flops(p.n_pairs) * _SLOW[grain.block_bytes]
+        flops = 2.5 * p.flops(p.n_pairs) * (1 if self._is_compiled else _SLOW[grain.block_bytes])
         moved = 3 * share * sum(map(prod, p.input_shapes.values())) * 4
         return flops / (_FLOPS * at_once) + n_tasks * _TASK_SECONDS / at_once + moved / _BYTES
 
@@ -100,15 +104,18 @@ class BackwardCandidate:
         rows, columns = blockwise_block(self.grain.block_bytes)
         rows, columns = min(rows, call.n_queries), min(columns, call.n_keys)
         width = call.width + call.value_width
-        array = (_BLOCKS * rows * columns + (4 * rows + 6 * columns) * width) * call.itemsize
+        blocks = _BLOCKS + _CHANGES * self.setting.has_scores
+        array = (blocks * rows * columns + (4 * rows + 6 * columns) * width) * call.itemsize
         array += 3 * call.n_queries * call.width * call.itemsize  # gradients of one head's queries
-        mask = (_MASK_BYTES if call.is_evaluated else 32 * rows * columns) if call.is_masked else 0
-        if self.setting.kernel != "numba" or call.itemsize != 4:
+        mask = mask_bytes(call, rows) + _MASK_BLOCKS * rows * columns * call.is_masked
+        if not self._is_compiled:
             return array + mask
-        padded = sum(-(-n // _VECTOR) * _VECTOR for n in (call.width, call.value_width))
-        room = 4 * _LANES * padded + _KEYS * padded + 9 * _PANEL * 96 + 8 * _LANES
-        sums = call.n_keys * padded
-        return array + mask + 4 * (room + sums) + self.grain.block_bytes
+        tables = self.grain.block_bytes
+        return array + mask + tables + backward_bytes(call.n_keys, call.width, call.value_width)
+
+    @property
+    def _is_compiled(self) -> bool:
+        return self.setting.kernel == "numba" and self.problem.accumulator_dtype == "float32"
 
 
 def plan_within(problem: AttentionProblem, scheduler: Scheduler, inputs: Sequence[Input]) -> Plan:
@@ -179,5 +186,5 @@ def _families(problem: AttentionProblem, scheduler: Scheduler, inputs: Sequence[
     for strategy in scheduler.strategies_for(problem):
         fewer = [own for own in settings_within(problem, strategy, one_by_one) if not own.is_spilled]
         settings = [setting, *fewer] if setting.threads > 1 else fewer
-        for own, kv_heads, block_bytes in product(settings, head_choices(problem), _BLOCK_BYTES):
+        for own, kv_heads, block_bytes in product(settings, head_choices(problem), _SLOW):
             yield _Family(problem, strategy, kv_heads, block_bytes, own, any(x.is_staged for x in inputs))

@@ -72,8 +72,8 @@ def attention_backward(
         The most bytes to hold beyond the caller's arrays, as in "2 GiB": gradients, results of tasks, what is read
         from files, blocks of scores. Workers, heads of a task, blocks and threads are chosen to fit.
     mask, is_causal, scale, softcap, bias
-        What `cqs.attention` was given. For a bias itself, and for sink logits, no gradient is computed; functions
-        (`score_mod`) have none that is known here.
+        What `cqs.attention` was given. For a bias itself no gradient is computed, and functions (`score_mod`)
+        have none that is known here; for sink logits there is `cqs.backward.sink_logits_backward`.
     kernel : {"auto", "numba", "blockwise"}
         What computes: compiled loops, for arrays of NumPy and tensors in main memory; or array code of any library.
         "auto" picks the former where it can, if Numba is installed.

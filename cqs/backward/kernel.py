@@ -41,7 +41,7 @@ class QueryRows(NamedTuple):
     q, dout : array, `(*, t, D)` and `(*, t, E)`
         t queries, and the gradients of their outputs.
     lse, delta : array, `(*, t)`
-        Log-sum-exps, over all keys that a query sees; and the products of output and its gradient.
+        Log-sum-exps, over all keys that a query sees; and dot products of output and its gradient.
     """
 
     q: Array

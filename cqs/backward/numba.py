@@ -27,15 +27,14 @@ from cqs.masks.mask import Integers
 from cqs.once import once
 from cqs.problem import DTYPES, dtype_name
 from cqs.schedule import BLOCK_BYTES, CallShape, even_cuts
+from cqs.schedule.scratch import BACKWARD_LANES, BACKWARD_SHARES, MOST_NUMBA_KEYS
 from cqs.types import Array
 
 __all__ = ["differentiate_compiled"]
 
-_MOST_LANES, _MOST_KEYS = 256, 480  # of queries that are computed together, and keys read for them
 _MOST_SUMMED = 4096  # queries whose sums are put aside: a sum of few numbers, and of few such sums, is more exact
 _MOST_WORK = 1 << 33  # multiplications that a thread does without looking whether it is to stop
 _WEIGHING = 50  # multiplications that take as long as what is done to a score
-_SHARES = 4  # that work is dealt out in, if key heads are fewer
 _SMALL_ROWS = 16  # of strips that may share a block with others
 
 
@@ -87,6 +86,7 @@ class _Call:
     def computed(self, threads: int) -> Array:
         """Compute the result."""
         n_threads = threads if self.shape.is_shared else 1
+        _ = self.dq, self.places, self.arrays, self.lse_and_delta, self.change, self.tables  # once, for all threads
         with compute_threads() as pool:
             pool.share(self.shares, self.run, n_threads)
         for more in self.targets[1:]:
@@ -105,7 +105,10 @@ class _Call:
         """The sizes of the call."""
         *batch, H, T, D = self.rows.q.shape
         G, E = self.chunks[0].v.shape[-3], self.chunks[0].v.shape[-1]
-        return CallShape(prod(batch), G, H // G, T, self.starts[-1], D, E, 4, True, self.region.is_masked)
+        return CallShape(
+            batch=prod(batch), kv_heads=G, shared=H // G, n_queries=T, n_keys=self.starts[-1], width=D, value_width=E,
+            itemsize=4, is_gathered=True, is_masked=self.region.is_masked,
+        )  # fmt: skip
 
     @once
     def starts(self) -> list[int]:
@@ -115,13 +118,13 @@ class _Call:
     @once
     def blocks(self) -> list[range]:
         """The blocks that the rows are cut into."""
-        return row_blocks(self.region, _MOST_LANES, _MOST_LANES, _SMALL_ROWS)
+        return row_blocks(self.region, BACKWARD_LANES, BACKWARD_LANES, _SMALL_ROWS)
 
     @property
     def n_shares(self) -> int:
         """How many shares the rows of a key head are dealt out in."""
         n_heads = self.shape.batch * self.shape.kv_heads
-        return min(-(-_SHARES // n_heads), len(self.blocks)) if self.shape.is_shared else 1
+        return min(-(-BACKWARD_SHARES // n_heads), len(self.blocks)) if self.shape.is_shared else 1
 
     @once
     def targets(self) -> list[Sequence[KeyChunk]]:
@@ -133,7 +136,7 @@ class _Call:
     def heads(self) -> Integers:
         """The heads that are computed together, their queries side by side, `(key heads of all entries, n, 4)`."""
         shape, tallest = self.shape, max(map(len, self.blocks))
-        cuts = even_cuts(shape.shared, max(_MOST_LANES // tallest, 1))
+        cuts = even_cuts(shape.shared, max(BACKWARD_LANES // tallest, 1))
         found = np.empty((shape.batch * shape.kv_heads, len(cuts), 4), np.int64)
         entries, kv_heads = np.divmod(np.arange(len(found)), shape.kv_heads)
         found[..., 0], found[..., 1] = entries[:, None], kv_heads[:, None]
@@ -173,7 +176,7 @@ class _Call:
     @property
     def _work_of_a_key(self) -> int:
         """Multiplications for the lanes of a block and one key."""
-        return _MOST_LANES * (3 * self.shape.width + 2 * self.shape.value_width + _WEIGHING)
+        return BACKWARD_LANES * (3 * self.shape.width + 2 * self.shape.value_width + _WEIGHING)
 
     @once
     def arrays(self) -> tuple[Integers, Integers, Integers]:
@@ -188,7 +191,7 @@ class _Call:
         return [_places_of_keys(target) for target in self.targets]
 
     @once
-    def numbers(self) -> tuple[Array, Array]:
+    def lse_and_delta(self) -> tuple[Array, Array]:
         """Log-sum-exps and deltas, `(heads, T)`."""
         T = self.rows.q.shape[-2]
         found = [np.ascontiguousarray(x, np.float32).reshape(-1, T) for x in (self.rows.lse, self.rows.delta)]
@@ -198,46 +201,46 @@ class _Call:
     def change(self) -> tuple[np.float32, np.float32, Change, Integers]:
         """What queries are multiplied by, then scores; what else is done to these, and the tokens of the rows."""
         of_queries, _ = factors(self.scale)
-        rest = np.float32(abs(self.scale / float(of_queries)))
+        of_scores = np.float32(abs(self.scale / float(of_queries)))
         tokens = np.empty(0, np.int64) if self.region.scores is None else self.region.query_tokens
-        return of_queries, rest, change_of(self.region.scores, rest), tokens
+        return of_queries, of_scores, change_of(self.region.scores, of_scores), tokens
 
     def run(self, share: list[_Part], work: Workspace) -> None:
         """Compute some parts in the buffers of one thread."""
         for part in share:
-            steps = self._steps(part.blocks)
-            first, second = next(steps), next(steps, None)
-            if second is None:
-                self._differentiate(part, part.heads, [first], work)
+            steps = self._steps(part.blocks, len(part.heads))
+            first, is_long = next(steps), next(steps, None) is not None
+            if not is_long:  # all heads at once, by the same tables
+                self._run_steps(part, part.heads, [first], work)
                 continue
-            del steps, first, second
-            for n in range(len(part.heads)):  # sums are kept from one to the next, for one of them
-                self._differentiate(part, part.heads[n : n + 1], self._steps(part.blocks), work)
+            del steps, first  # which hold tables
+            for n in range(len(part.heads)):  # sums wait in the buffers from step to step, so head by head
+                self._run_steps(part, part.heads[n : n + 1], self._steps(part.blocks, 1), work)
 
-    def _steps(self, blocks: Sequence[range]) -> Iterator[Tables]:
-        """Yield what is computed at a time of some blocks."""
-        most = max(_MOST_WORK // (self._work_of_a_key * self.starts[-1]), 1)
+    def _steps(self, blocks: Sequence[range], n_items: int) -> Iterator[Tables]:
+        """Yield what is computed at a time of some blocks, for so many items."""
+        most = max(_MOST_WORK // (self._work_of_a_key * self.starts[-1] * n_items), 1)
         for first in range(0, len(blocks), most):
             for table in self.tables.of(blocks[first : first + most]):
                 yield from self.tables.steps(table) if isinstance(table, range) else [table]
 
-    def _differentiate(self, part: _Part, heads: Integers, steps: Iterable[Tables], work: Workspace) -> None:
+    def _run_steps(self, part: _Part, heads: Integers, steps: Iterable[Tables], work: Workspace) -> None:
         """Compute some heads of a part, step by step."""
         loops, is_fit, is_first = compiled("backward"), np.ones(len(heads), bool), True
         assert loops is not None  # or array code would compute
         (query_factor, factor, change, tokens), shape = self.change, self.shape
-        sizes = loops.room_sizes(_MOST_LANES, _MOST_KEYS, shape.width, shape.value_width)
+        sizes = loops.room_sizes(BACKWARD_LANES, MOST_NUMBA_KEYS, shape.width, shape.value_width)
         room = tuple(work.buffer(f"backward {n}", (size,), self.dq.dtype) for n, size in enumerate(sizes))
         sums = tuple(
             work.buffer(f"backward {name}", (self.starts[-1] * loops.padded(width),), self.dq.dtype)
             for name, width in (("dk", shape.width), ("dv", shape.value_width))
         )
-        for step, is_last in _marked(steps):
+        for step, is_last in _with_last(steps):
             raise_if_stopped()
             loops.differentiate(
-                *self.arrays, self.places[part.share], np.array(self.starts), *self.numbers, query_factor, factor,
+                *self.arrays, self.places[part.share], np.array(self.starts), *self.lse_and_delta, query_factor, factor,
                 np.float32(self.scale), heads, step.blocks, step.pieces, step.bounds, step.hidden, tuple(change),
-                tokens, room, sums, _MOST_KEYS, self.dq.reshape(-1, *self.dq.shape[-2:]),
+                tokens, room, sums, MOST_NUMBA_KEYS, self.dq.reshape(-1, *self.dq.shape[-2:]),
                 (step.begins, step.ends, is_first, is_last), is_fit,
             )  # fmt: skip
             is_first = False
@@ -263,7 +266,7 @@ class _Call:
                 self.dq[(*batch, head, own)] = found[own]
 
 
-def _marked(steps: Iterable[Tables]) -> Iterator[tuple[Tables, bool]]:
+def _with_last(steps: Iterable[Tables]) -> Iterator[tuple[Tables, bool]]:
     """Say of each step whether it is the last."""
     before: Tables | None = None
     for step in steps:

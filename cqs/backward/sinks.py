@@ -1,8 +1,12 @@
 """The gradient of sink logits, which needs no tasks: it is a sum over queries of what is known of their rows."""
 
+from math import prod
+
 from cqs.backend import dtype_of, namespace_of, quiet_floats, refuse_gradients
+from cqs.backward.source import delta_of
 from cqs.errors import DTypeError, ShapeError
 from cqs.problem import DTYPES, dtype_name
+from cqs.schedule import MERGE_BLOCK, even_cuts
 from cqs.types import Array
 
 __all__ = ["sink_logits_backward"]
@@ -51,9 +55,14 @@ def sink_logits_backward(dout: Array, out: Array, lse: Array, sink_logits: Array
     _check(dout, out, lse, sink_logits)
     wide = dtype_of(xp, dtype_name(lse))
     with quiet_floats():
-        delta = xp.sum(xp.astype(dout, wide, copy=False) * xp.astype(out, wide, copy=False), axis=-1)
-        weights = xp.exp(xp.astype(sink_logits, wide, copy=False)[..., None] - lse)
-        of_heads = -xp.sum(weights * delta, axis=-1)
+        logits = xp.astype(sink_logits, wide, copy=False)[..., None]
+        never = xp.where(lse == -xp.inf, xp.full_like(lse, xp.inf), lse)  # of a row without even a sink
+        of_heads = xp.zeros(tuple(lse.shape[:-1]), dtype=wide, device=lse.device)
+        a_row = max(prod(of_heads.shape) * out.shape[-1], 1)
+        for rows in even_cuts(lse.shape[-1], max(MERGE_BLOCK // a_row, 1)):  # so that little is held meanwhile
+            here = (..., slice(rows.start, rows.stop))
+            delta = delta_of(dout[(*here, slice(None))], out[(*here, slice(None))], wide)
+            of_heads -= xp.sum(xp.exp(logits - never[here]) * delta, axis=-1)
         n_more = of_heads.ndim - sink_logits.ndim
         shape = (1,) * n_more + tuple(sink_logits.shape)
         summed = tuple(i for i, n in enumerate(shape) if n == 1)

@@ -8,8 +8,16 @@ from cqs.kernels import KeyChunk
 from cqs.problem import AttentionProblem
 from cqs.schedule import Group, HeadBlock
 from cqs.sources import Input, InputSource
+from cqs.types import Array, DType
 
-__all__ = ["GradientSource"]
+__all__ = ["GradientSource", "delta_of"]
+
+
+def delta_of(dout: Array, out: Array, dtype: DType) -> Array:
+    """Return the dot products of outputs and their gradients, `(*, T)` of two `(*, T, E)`, as a type."""
+    xp = namespace_of(dout=dout)
+    delta: Array = xp.sum(xp.astype(dout, dtype, copy=False) * xp.astype(out, dtype, copy=False), axis=-1)
+    return delta
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,8 +50,7 @@ class GradientSource:
         )
         xp = namespace_of(dout=dout)
         dtype = dtype_of(xp, self.problem.accumulator_dtype)
-        delta = xp.sum(xp.astype(dout, dtype, copy=False) * xp.astype(out, dtype, copy=False), axis=-1)
-        return QueryRows(q, dout, lse[..., 0], delta)
+        return QueryRows(q, dout, lse[..., 0], delta_of(dout, out, dtype))
 
     def keys(self, group: Group, heads: HeadBlock | None = None) -> KeyChunk:
         """Return some keys and values."""

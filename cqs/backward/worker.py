@@ -80,7 +80,7 @@ class GradientWorker:
         task : Task
             What to compute.
         threads : int
-            How many threads key heads are shared out to; the result does not depend on it.
+            How many threads heads, or rows, are shared out to; the result does not depend on it.
         feed : Feed, optional
             Not used: what is read is read when it is wanted.
 

@@ -22,6 +22,7 @@ from cqs.worker import TaskResult
 __all__ = ["is_whole", "read_result", "write_result"]
 
 # what Zip and NumPy say of bytes that they did not write
+_ARRAYS = ("out", "lse", "rest")
 _DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, KeyError, OverflowError, RuntimeError, ValueError)
 
 
@@ -72,7 +73,7 @@ def read_result(path: Path, owner: str, task: Task, has_scores: bool) -> tuple[T
         with zipfile.ZipFile(path) as archive:
             if archive.comment != owner.encode():
                 raise ValueError("it is the result of another task, or of another job")
-            whole = Partial(*(_read(archive, name) for name in ("out", "lse", "rest")))
+            whole = Partial(*(_read(archive, name) for name in _ARRAYS))
         ends = list(accumulate((len(strip.query) for strip in task.strips), initial=0))
         shapes = whole.out.shape, whole.lse.shape, whole.rest.shape
         if set(shapes[1:]) != {shapes[0][:-1]} or shapes[1][-1] != ends[-1]:
@@ -87,7 +88,8 @@ def is_whole(path: Path, owner: str, is_read: bool = False) -> bool:
     """Whether a file ends as one does that was written to its end, by this owner; or if it is read, every checksum."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.comment == owner.encode() and not (is_read and archive.testzip())
+            has_all = set(archive.namelist()) == {f"{name}.npy" for name in _ARRAYS}
+            return has_all and archive.comment == owner.encode() and not (is_read and archive.testzip())
     except (*_DAMAGED, OSError):
         return False
 

@@ -43,10 +43,14 @@ def _uninterrupted(load: Callable[[], ModuleType]) -> ModuleType:
     if threading.current_thread() is not threading.main_thread():
         return load()
     with ThreadPoolExecutor(1, thread_name_prefix="cqs-load") as pool:
-        return pool.submit(load).result()
+        try:
+            loading = pool.submit(load)
+        except RuntimeError:  # the interpreter is about to end, and starts no more threads
+            return load()
+        return loading.result()
 
 
 @cache  # once, for all files
 def _warn(error: str) -> None:
-    what = f"Numba cannot be used ({error}), so the NumPy kernel computes: {_INSTALL} -U, or kernel='numpy'"
+    what = f"Numba cannot be used ({error}), so another kernel computes: {_INSTALL} -U, or give another `kernel`"
     warnings.warn(what, RuntimeWarning, stacklevel=3)

@@ -9,16 +9,21 @@ from cqs.schedule.grain import BLOCK_BYTES
 from cqs.schedule.task import largest_cut
 
 __all__ = [
+    "BACKWARD_LANES",
+    "BACKWARD_SHARES",
     "LEAST_UNITS",
     "MERGE_BLOCK",
     "MOST_ITEMS",
+    "MOST_NUMBA_KEYS",
     "PANEL",
     "TILE_KEYS",
     "NumbaBlock",
     "UnitShape",
+    "backward_bytes",
     "blockwise_block",
     "careful_bytes",
     "joined_keys",
+    "mask_bytes",
     "numba_block",
     "numpy_rows",
     "numpy_unit",
@@ -29,7 +34,9 @@ _MOST_ROWS, _MOST_COLUMNS, _LEAST_MASKED_ROWS = 512, 4096, 128
 LEAST_UNITS = 8  # that work is cut into if there is enough of it for several threads
 _ROWS_IN_ALL, _COLUMNS_IN_ALL = 1024, 4096  # most rows, and rows or columns, of all heads of a unit's block
 PANEL, TILE_KEYS = 64, 96  # of the compiled kernel: queries side by side, keys of a tile
-_MOST_NUMBA_KEYS = 5 * TILE_KEYS  # that are read for one panel after the other
+MOST_NUMBA_KEYS = 5 * TILE_KEYS  # that are read for one panel after the other
+BACKWARD_LANES = 256  # queries that the compiled backward pass computes together
+BACKWARD_SHARES = 4  # that it deals work out in, if key heads are fewer
 _LONGEST_VECTOR = 16  # numbers
 _TABLE_COPIES = 3  # of what is said about rows: while it is found, and as it is handed on
 _HEAD_BYTES, _PLACE_BYTES, _ITEM_BYTES = 100, 100, 128  # of the compiled kernel's tables, while they are made
@@ -89,7 +96,7 @@ class NumbaBlock(NamedTuple):
 def numba_block(call: CallShape, block_bytes: int) -> NumbaBlock:
     """Return how large blocks of the compiled kernel are: its queries, keys, values and sums fit a core's own cache."""
     lanes = _most_lanes(call, block_bytes)
-    rows, keys = min(lanes, call.n_queries), min(lanes, _MOST_NUMBA_KEYS, call.n_keys)
+    rows, keys = min(lanes, call.n_queries), min(lanes, MOST_NUMBA_KEYS, call.n_keys)
     if call.is_shared:  # leave something for every thread
         share = call.n_heads * call.n_queries // LEAST_UNITS
         rows = min(rows, max(share // PANEL * PANEL, PANEL))
@@ -98,6 +105,22 @@ def numba_block(call: CallShape, block_bytes: int) -> NumbaBlock:
 
 def _most_lanes(call: CallShape, block_bytes: int) -> int:
     return max(min(_MOST_ROWS, block_bytes // (8 * call.widest_bytes)), _LONGEST_VECTOR)
+
+
+def backward_bytes(n_keys: int, width: int, value_width: int) -> int:
+    """Bound the room of the compiled backward pass: see `room_sizes` in `cqs.kernels.compiled.backward`.
+
+    Parameters
+    ----------
+    n_keys : int
+        Of a call, for one head of which there are sums.
+    width, value_width : int
+        D and E.
+    """
+    wide = sum(-(-n // _LONGEST_VECTOR) * _LONGEST_VECTOR for n in (width, value_width))
+    tiles, lanes = 3 * TILE_KEYS * PANEL, 2 * BACKWARD_LANES + 3 * PANEL
+    of_changes = PANEL * (1 + TILE_KEYS) + _LONGEST_VECTOR**2
+    return 4 * ((4 * BACKWARD_LANES + MOST_NUMBA_KEYS + n_keys) * wide + tiles + lanes + of_changes)
 
 
 def careful_bytes(block_bytes: int) -> int:
@@ -219,7 +242,7 @@ def _numpy(call: CallShape, block_bytes: int, has_scores: bool) -> int:
     )
     bytes_held += most.copied_keys * (call.width + call.value_width) * a
     bytes_held += _carefully(call, most.keys_in_all, block)
-    bytes_held += _mask_bytes(call, most.rows)
+    bytes_held += mask_bytes(call, most.rows)
     return bytes_held + SCORE_COPIES * block * a * has_scores
 
 
@@ -230,17 +253,17 @@ def _numba(call: CallShape, block_bytes: int, has_scores: bool) -> int:
     width = -(-call.width // _LONGEST_VECTOR) * _LONGEST_VECTOR
     value_width = -(-call.value_width // _LONGEST_VECTOR) * _LONGEST_VECTOR
     room = lanes * (width + 2 * value_width + 3) * a + (2 * TILE_KEYS + width + 4) * PANEL * a + _LONGEST_VECTOR**2 * a
-    room += min(most, _MOST_NUMBA_KEYS, call.n_keys) * (width + value_width) * a
+    room += min(most, MOST_NUMBA_KEYS, call.n_keys) * (width + value_width) * a
     tables = _HEAD_BYTES * n_heads + _PLACE_BYTES * call.batch * (1 + 2 * call.n_chunks)
     tables += _ITEM_BYTES * min(n_heads * call.n_queries, MOST_ITEMS)
     tables += _TOKEN_BYTES * call.n_queries * has_scores
     if call.is_masked or call.is_bundled:
         rows = min(most, call.n_queries)  # a smaller call, which is not shared, may have taller blocks
-        tables += _TABLE_COPIES * (min(block_bytes, BLOCK_BYTES) // 8) + _mask_bytes(call, rows)
+        tables += _TABLE_COPIES * (min(block_bytes, BLOCK_BYTES) // 8) + mask_bytes(call, rows)
     return tables + max(room, _numpy(call, careful_bytes(block_bytes), has_scores))
 
 
-def _mask_bytes(call: CallShape, rows: int) -> int:
+def mask_bytes(call: CallShape, rows: int) -> int:
     """Bound what a mask takes that is evaluated for a block of rows: two ends of int64 and more for each pair."""
     if not call.is_masked:
         return 0
@@ -260,7 +283,7 @@ def _blockwise(call: CallShape, block_bytes: int, has_scores: bool) -> int:
     queries = 2 * call.n_heads * rows * (call.width + 2 * call.value_width + _VECTORS) * call.itemsize
     keys = 2 * call.batch * call.kv_heads * columns * (call.width + 2 * call.value_width) * call.itemsize
     mask = 3 * rows * columns * call.is_masked
-    mask += max(_mask_bytes(call, rows), rows * columns * 24 * call.is_masked)
+    mask += max(mask_bytes(call, rows), rows * columns * 24 * call.is_masked)
     return (5 + SCORE_COPIES * has_scores) * block + queries + keys + mask
 
 

@@ -159,13 +159,13 @@ def _write_queries(block, sums, dq, head, first_row, first, second):
             r, i = (r, i + 1) if i + 1 < panel.n_rows else (r + 1, 0)
 
 
-_ROOM = types.UniTuple(float32[::1], 11)
+_ROOM, _OF_ROWS = types.UniTuple(float32[::1], 11), types.Array(float32, 2, "C", readonly=True)
 
 
 @compiled(
     void(
-        int64[:, ::1], int64[:, ::1], int64[:, :, :, ::1], int64[:, :, :, ::1], int64[::1], float32[:, ::1],
-        float32[:, ::1], float32, float32, float32, int64[:, ::1], int64[:, ::1], int64[:, ::1], int32[::1],
+        int64[:, ::1], int64[:, ::1], int64[:, :, :, ::1], int64[:, :, :, ::1], int64[::1], _OF_ROWS, _OF_ROWS,
+        float32, float32, float32, int64[:, ::1], int64[:, ::1], int64[:, ::1], int32[::1],
         boolean[::1], PLAIN_CHANGE_TYPE, int64[::1], _ROOM, types.UniTuple(float32[::1], 2), int64, float32[:, :, ::1],
         types.UniTuple(boolean, 4), boolean[::1],
     )

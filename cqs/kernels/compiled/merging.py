@@ -53,7 +53,7 @@ def _merge_sums(room):
     store(weight_part / divisor, room + 5 * VECTOR_BYTES)
     merged, lost = _two_sum(shift, log1p(where_less(weight_total, weight_part, weight_total, weight_part)))
     merged, lost = _two_sum(merged, lost + rest)
-    merged = where_less(top, lowest, top, merged)
+    merged = where_less(top, lowest, where_less(both, one, top, merged), merged)  # no key was seen, and no NaN
     store(merged, room)
     store(where_less(merged - merged, one, lost, spread(_ZERO)), room + VECTOR_BYTES)  # inf - inf is NaN
 
