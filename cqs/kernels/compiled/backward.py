@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import boolean, float32, int32, int64, types, void
 
-from cqs.kernels.compiled.backward_tiles import PANEL_TYPE, Panel, add_pairs
+from cqs.kernels.compiled.backward_tiles import PANEL_TYPE, BackwardPanel, add_pairs
 from cqs.kernels.compiled.hiding import Keys
 from cqs.kernels.compiled.loops import address_of
 from cqs.kernels.compiled.reading import ROW, pack_queries, padded, read, readable, write
@@ -107,7 +107,7 @@ def _panel(block, n):
     """Return the n-th panel of a block."""
     lane, row = n * block.n_wide, n * ROW
     wide, value_wide = padded(block.depth) * row, padded(block.value_depth) * row
-    return Panel(
+    return BackwardPanel(
         block.queries + wide, block.douts + value_wide, block.q_rows + wide, block.dout_rows + value_wide, block.depth,
         block.value_depth, block.n_rows, lane, min(block.n_wide, block.n_lanes - lane), block.dq + wide,
         block.lse + row, block.delta + row, block.tokens,
@@ -194,9 +194,9 @@ def differentiate(
         Batch entry, key head, first query head and how many.
     blocks, pieces, bounds, hidden, change, tokens : see `cqs.kernels.compiled.loops.attend`
     room : tuple of float32 arrays
-        As large as `room_sizes` says.
+        As large as `room_sizes` says. Of a block whose pieces come in several calls, sums stay in it in between.
     sums : tuple of float32 arrays
-        Room for the gradients of all keys, and of all values, of one head.
+        Room for the gradients of all keys, and of all values, of one head; likewise for an item's blocks.
     most_keys : int
         Keys that are read for one panel after the other.
     dq : float32, `(heads, T, D)`
@@ -204,7 +204,7 @@ def differentiate(
     when : tuple of bool
         Whether these are the blocks' first pieces, and the last; and the items' first blocks, and the last.
     is_fit : bool, `(i,)`
-        Where it is noted whose gradients are not finite; of these, none were added to those of keys and values.
+        Becomes False where gradients are not finite; of these, none were added to those of keys and values.
     """
     changing, (begins, ends, opens, closes) = Change(*change), when
     tiles, keys, values, own_sums = address_of(room[4]), address_of(room[5]), address_of(room[6]), address_of(room[7])

@@ -26,14 +26,14 @@ from cqs.kernels.compiled.vectors import (
 from cqs.kernels.numba_scores import Change
 from cqs.schedule import TILE_KEYS
 
-__all__ = ["PANEL_TYPE", "Panel", "add_pairs"]
+__all__ = ["PANEL_TYPE", "BackwardPanel", "add_pairs"]
 
 _ZERO, _ONE, _FOUR = np.float32(0), np.float32(1), np.float32(4)
 _LOG2_E = np.float32(1.4426950408889634)
-_MOST, _NAN = np.float32(60), np.float32(np.nan)  # a weight is 1 at most, but for rounding
+_MOST, _NAN = np.float32(60), np.float32(np.nan)  # a power of 2 that no weight is, and what it is then
 
 
-class Panel(NamedTuple):
+class BackwardPanel(NamedTuple):
     """Queries side by side, and what belongs to them."""
 
     queries: int  # address, `(D, 64)`
@@ -51,11 +51,11 @@ class Panel(NamedTuple):
     tokens: int  # address of the token numbers of the block's rows
 
 
-PANEL_TYPE = types.NamedUniTuple(int64, 13, Panel)
+PANEL_TYPE = types.NamedUniTuple(int64, 13, BackwardPanel)
 
 
 @compiled(void(int64, int64, int64, int64, float32, float32))
-def _bend(tile, slopes, n_keys, n_vectors, factor, cap):
+def _cap(tile, slopes, n_keys, n_vectors, factor, cap):
     """Turn products into scores within the cap, and write the slope of what bends them.
 
     The slope is 1 - tanh(x)^2, which has no digits left where x is large: it is made of e^(-2|x|).
@@ -73,7 +73,10 @@ def _bend(tile, slopes, n_keys, n_vectors, factor, cap):
 
 @compiled(void(int64, int64, int64, float32, int64))
 def _weigh(tile, n_keys, n_vectors, factor, lse):
-    """Turn scores into weights, which are 2^32 times that, so that small ones have all their digits."""
+    """Turn scores into weights, which are 2^32 times that, so that small ones have all their digits.
+
+    A weight above 2^60, which no log-sum-exp of these scores gives, becomes NaN: array code then computes the rows.
+    """
     times, log2_e, most, nan = spread(factor), spread(_LOG2_E), spread(_MOST), spread(_NAN)
     for n in range(n_vectors):
         here = n * VECTOR_BYTES
@@ -85,8 +88,8 @@ def _weigh(tile, n_keys, n_vectors, factor, lse):
 
 
 @compiled(void(int64, int64, int64, int64, int64, int64, boolean))
-def _differentiate(weights, dweights, slopes, n_keys, n_vectors, delta, is_bent):
-    """Turn what weights change the result by into what scores do."""
+def _softmax_backward(weights, dweights, slopes, n_keys, n_vectors, delta, is_bent):
+    """Turn gradients of weights into those of scores, which are 2^32 times that, as weights are."""
     for n in range(n_vectors):
         here = n * VECTOR_BYTES
         mean = load(delta + here)
@@ -102,13 +105,27 @@ def _differentiate(weights, dweights, slopes, n_keys, n_vectors, delta, is_bent)
 def add_pairs(panel, keys, change, tile, between, room, factor, dk, dv):
     """Add what a panel and some keys add to the gradients of both.
 
-    There is room for three tiles, for three numbers of each lane, and for what changes scores.
+    Parameters
+    ----------
+    panel : BackwardPanel
+        Queries, to whose sums it is added.
+    keys : Keys
+        Keys and their values, whose rows are padded to whole vectors.
+    change : Change
+        What is done to scores.
+    tile, between, room : address
+        Of room for three tiles; for which keys each lane sees, as of `seen_by_lanes`; and for `change_scores`.
+    factor : float32
+        What products are multiplied by, to be scores, if these are not changed.
+    dk, dv : address of sums `(n, D')` and `(n, E')`
+        To which it is added.
     """
     n_vectors, end = -(-panel.n_lanes // LANES), keys.first + keys.n
     lane, n_lanes, n_rows = panel.lane, panel.n_lanes, panel.n_rows
     row, value_row = padded(panel.depth) * ITEM, padded(panel.value_depth) * ITEM
     dtile, slopes, is_bent = tile + TILE_KEYS * ROW, tile + 2 * TILE_KEYS * ROW, change.cap != _ZERO
-    unbent = Change(
+    # what is left to be done to scores that are capped, and scaled, already
+    rest_of_change = Change(
         True, _ONE if is_bent else change.factor, _ZERO, change.slope, change.offset, change.bias, change.bias_row,
         change.bias_item, change.bias_kind,
     )  # fmt: skip
@@ -120,15 +137,15 @@ def add_pairs(panel, keys, change, tile, between, room, factor, dk, dv):
         k, v = keys.k + n_before * keys.k_row, keys.v + n_before * keys.v_row
         multiply(k, keys.k_row, ITEM, panel.queries, ROW, tile, ROW, n, n_vectors, panel.depth, False)
         if is_bent:
-            _bend(tile, slopes, n, n_vectors, change.factor, change.cap)
+            _cap(tile, slopes, n, n_vectors, change.factor, change.cap)
         if change.is_made:
-            change_scores(unbent, tile, n, keys.token + here, panel.tokens, n_rows, lane, n_lanes, room)
+            change_scores(rest_of_change, tile, n, keys.token + here, panel.tokens, n_rows, lane, n_lanes, room)
         hide(tile, here, n, keys, seen, n_rows, lane, n_lanes, between)
         rounding = round_small_to_zero()
         _weigh(tile, n, n_vectors, _ONE if change.is_made else factor, panel.lse)
         round_as_before(rounding)
         multiply(v, keys.v_row, ITEM, panel.douts, ROW, dtile, ROW, n, n_vectors, panel.value_depth, False)
-        _differentiate(tile, dtile, slopes, n, n_vectors, panel.delta, is_bent)
+        _softmax_backward(tile, dtile, slopes, n, n_vectors, panel.delta, is_bent)
         n_wide, n_value_wide = padded(panel.depth) // LANES, padded(panel.value_depth) // LANES
         multiply(
             tile, ROW, ITEM, panel.dout_rows, value_row, dv + n_before * value_row, value_row, n, n_value_wide, n_lanes,
