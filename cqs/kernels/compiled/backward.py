@@ -81,6 +81,17 @@ def _add_up(gradients, batch, head, which, starts, sums, first, second):
             row += gradients[batch, n, which, 2]
 
 
+@compiled(boolean(int64[:, :, :, ::1], int64, int64, int64[::1], int64, int64, float32, float32))
+def _finish_keys(gradients, batch, head, starts, dk, dv, first, second):
+    """Add the sums of a head's keys and values to their gradients, if all are finite; return whether they are."""
+    n_keys, width, value_width = starts[-1], padded(gradients[batch, 0, 0, 5]), padded(gradients[batch, 0, 1, 5])
+    if not (_is_finite(dk, n_keys * width, first) and _is_finite(dv, n_keys * value_width, _ONE)):
+        return False
+    _add_up(gradients, batch, head, 0, starts, dk, first, second)
+    _add_up(gradients, batch, head, 1, starts, dv, _LOWER, _ONE)
+    return True
+
+
 class Block(NamedTuple):
     """The lanes of one block of rows, in panels side by side: queries of some heads, and what belongs to them."""
 
@@ -261,9 +272,5 @@ def differentiate(
                 total = kept if is_kept else own_sums
                 is_fit[item] &= _is_finite(total, n_sums, first_factor)
                 _write_queries(block, total, dq, first_head, first_row, first_factor, second_factor)
-        if closes:
-            n_wide, n_value_wide = n_keys * width, n_keys * value_width
-            is_fit[item] &= _is_finite(dk, n_wide, first_factor) and _is_finite(dv, n_value_wide, _ONE)
-            if is_fit[item]:
-                _add_up(gradients, batch, kv_head, 0, starts, dk, first_factor, second_factor)
-                _add_up(gradients, batch, kv_head, 1, starts, dv, _LOWER, _ONE)
+        if closes and is_fit[item]:
+            is_fit[item] = _finish_keys(gradients, batch, kv_head, starts, dk, dv, first_factor, second_factor)

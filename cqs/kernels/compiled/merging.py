@@ -36,8 +36,8 @@ def _two_sum(a, b):
 def _merge_sums(room):
     """Merge vectors of log-sum-exps, as `cqs.partial.merge_weights` does, and write the weights of both sides.
 
-    Six vectors stand below each other: log-sum-exps of the total and their rests, which are replaced; those of the part;
-    and the weights of total and part, which are written.
+    Six vectors stand below each other: log-sum-exps of the total and their rests, which are replaced; those of the
+    part; and the weights of total and part, which are written.
     """
     total, rest_total = load(room), load(room + VECTOR_BYTES)
     part, rest_part = load(room + 2 * VECTOR_BYTES), load(room + 3 * VECTOR_BYTES)
