@@ -46,6 +46,11 @@ def odd_qkv() -> list[np.ndarray]:
     return [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
 
 
+def dout_for(q: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """A gradient of the output."""
+    return np.random.default_rng(1).standard_normal((*q.shape[:-1], v.shape[-1])).astype(q.dtype)
+
+
 def fitted(mask: Mask, T: int, S: int) -> Mask:
     """The mask with its documents cut short where they have more tokens than there are."""
     match mask:

@@ -14,7 +14,7 @@ from budgets import tracing
 from engine_cases import ShuffledEngine
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import Problem, odd_qkv, problems
+from problems import Problem, dout_for, odd_qkv, problems
 
 import cqs
 from cqs import ArraySource
@@ -41,10 +41,6 @@ Arrays = list[np.ndarray]
 @pytest.fixture
 def qkv() -> Arrays:
     return odd_qkv()  # (4, 331, 16), (2, 331, 16), (2, 331, 24)
-
-
-def dout_for(q: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.random.default_rng(1).standard_normal((*q.shape[:-1], v.shape[-1])).astype(q.dtype)
 
 
 def gradients(qkv: Any, dout: Any = None, how: dict[str, Any] | None = None, **options: Any) -> Any:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+import zipfile
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -344,3 +345,16 @@ def test_results_of_devices_come_back_unrounded(job: Path) -> None:
     assert (plan.result_dtype, with_job.result_dtype) == ("float16", "float32")
     assert cqs.plan(x, x, x, workers=3, devices=[device]).keeps_sums_on_device
     assert not cqs.plan(x, x, x, workers=3, devices=[device], job=job).keeps_sums_on_device
+
+
+def test_a_result_that_lacks_something_is_computed_anew(qkv: Arrays, job: Path) -> None:
+    expected = cqs.attention(*qkv, workers=7, job=job)
+    path = job / "results" / "000002.npz"
+    with zipfile.ZipFile(path) as archive:
+        owner, kept_arrays = archive.comment, {name: archive.read(name) for name in ("out.npy", "lse.npy")}
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.comment = owner
+        for name, content in kept_arrays.items():
+            archive.writestr(name, content)
+    assert kept(job) == [0, 1, 3, 4, 5, 6]
+    assert cqs.attention(*qkv, job=job).tobytes() == expected.tobytes()

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from problems import odd_qkv
+from problems import dout_for, odd_qkv
 
 import cqs
 from cqs.backward import sink_logits_backward
@@ -15,10 +15,6 @@ Arrays = list[np.ndarray]
 @pytest.fixture
 def qkv() -> Arrays:
     return odd_qkv()  # (4, 331, 16), (2, 331, 16), (2, 331, 24)
-
-
-def dout_for(q: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.random.default_rng(1).standard_normal((*q.shape[:-1], v.shape[-1])).astype(q.dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])

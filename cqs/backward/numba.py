@@ -22,11 +22,11 @@ from cqs.kernels.blocks import row_blocks
 from cqs.kernels.numba import can_scale, factors
 from cqs.kernels.numba_modules import compiled
 from cqs.kernels.numba_scores import Change, change_of, is_compiled
-from cqs.kernels.numba_tables import KINDS, BlockTables, Tables, places
+from cqs.kernels.numba_tables import FLOAT32, KINDS, BlockTables, Tables, heads_together, places, places_of_keys
 from cqs.masks.mask import Integers
 from cqs.once import once
 from cqs.problem import DTYPES, dtype_name
-from cqs.schedule import BLOCK_BYTES, CallShape, even_cuts
+from cqs.schedule import BLOCK_BYTES, CallShape
 from cqs.schedule.scratch import BACKWARD_LANES, BACKWARD_SHARES, MOST_NUMBA_KEYS
 from cqs.types import Array
 
@@ -135,14 +135,7 @@ class _Call:
     @once
     def heads(self) -> Integers:
         """The heads that are computed together, their queries side by side, `(key heads of all entries, n, 4)`."""
-        shape, tallest = self.shape, max(map(len, self.blocks))
-        cuts = even_cuts(shape.shared, max(BACKWARD_LANES // tallest, 1))
-        found = np.empty((shape.batch * shape.kv_heads, len(cuts), 4), np.int64)
-        entries, kv_heads = np.divmod(np.arange(len(found)), shape.kv_heads)
-        found[..., 0], found[..., 1] = entries[:, None], kv_heads[:, None]
-        found[..., 2] = kv_heads[:, None] * shape.shared + [cut.start for cut in cuts]
-        found[..., 3] = list(map(len, cuts))
-        return found
+        return heads_together(self.shape, BACKWARD_LANES // max(map(len, self.blocks)))
 
     @once
     def shares(self) -> list[list[_Part]]:
@@ -181,14 +174,13 @@ class _Call:
     @once
     def arrays(self) -> tuple[Integers, Integers, Integers]:
         """Where queries are, gradients of outputs, and keys and values."""
-        kinds = (KINDS[dtype_name(x)] for x in (self.rows.q, self.rows.dout))
-        queries, douts = (places([x], kind)[:, 0] for x, kind in zip((self.rows.q, self.rows.dout), kinds, strict=True))
-        return queries, douts, _places_of_keys(self.chunks)
+        q, dout = (places([x], KINDS[dtype_name(x)])[:, 0] for x in (self.rows.q, self.rows.dout))
+        return q, dout, places_of_keys(self.chunks, KINDS[dtype_name(self.rows.q)])
 
     @once
     def places(self) -> list[Integers]:
         """Where it is that each share is added to."""
-        return [_places_of_keys(target) for target in self.targets]
+        return [places_of_keys(target, FLOAT32) for target in self.targets]
 
     @once
     def lse_and_delta(self) -> tuple[Array, Array]:
@@ -275,9 +267,3 @@ def _with_last(steps: Iterable[Tables]) -> Iterator[tuple[Tables, bool]]:
         before = step
     if before is not None:
         yield before, True
-
-
-def _places_of_keys(chunks: Sequence[KeyChunk]) -> Integers:
-    """Say where keys and values are, `(batch, chunks, 2, 6)`."""
-    found = places([array for chunk in chunks for array in chunk], KINDS[dtype_name(chunks[0].k)])
-    return found.reshape(-1, len(chunks), 2, found.shape[-1])

@@ -22,7 +22,7 @@ from cqs.kernels.blocks import columns_seen, row_blocks
 from cqs.kernels.contract import KeyChunk, Request
 from cqs.kernels.numba_modules import compiled, missing
 from cqs.kernels.numba_scores import Change, change_of, is_compiled
-from cqs.kernels.numba_tables import KINDS, BlockTables, Tables, places
+from cqs.kernels.numba_tables import KINDS, BlockTables, Tables, heads_together, places, places_of_keys
 from cqs.kernels.numpy_threads import Unit
 from cqs.kernels.numpy_unit import Floats
 from cqs.kernels.region import Region
@@ -193,13 +193,7 @@ class _Call:
     @once
     def heads(self) -> Integers:
         """The heads that are computed together, their queries side by side, as of `_Part`."""
-        shape, tallest = self.plain.shape, max(map(len, self.blocks))
-        cuts = even_cuts(shape.shared, max(self.block.lanes // tallest, 1))
-        found = np.empty((shape.batch, shape.kv_heads, len(cuts), 4), np.int64)
-        kv_heads = np.arange(shape.kv_heads)[:, None]
-        found[..., 0], found[..., 1] = np.arange(shape.batch)[:, None, None], kv_heads
-        found[..., 2], found[..., 3] = kv_heads * shape.shared + [cut.start for cut in cuts], list(map(len, cuts))
-        return found.reshape(-1, 4)
+        return heads_together(self.plain.shape, self.block.lanes // max(map(len, self.blocks))).reshape(-1, 4)
 
     def parts(self, n_threads: int) -> list[_Part]:
         """Cut the work into what a thread takes at a time, the largest first. Where does not matter to the result."""
@@ -227,9 +221,8 @@ class _Call:
     @once
     def arrays(self) -> tuple[Integers, Integers]:
         """Where queries are, and keys and values."""
-        kind, n_chunks = KINDS[dtype_name(self.q)], len(self.chunks)
-        of_chunks = places([array for chunk in self.chunks for array in chunk], kind)
-        return places([self.q], kind)[:, 0], of_chunks.reshape(-1, n_chunks, 2, of_chunks.shape[-1])
+        kind = KINDS[dtype_name(self.q)]
+        return places([self.q], kind)[:, 0], places_of_keys(self.chunks, kind)
 
     @once
     def tables(self) -> BlockTables:

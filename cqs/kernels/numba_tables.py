@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from cqs.kernels.blocks import columns_seen, in_chunks
+from cqs.kernels.contract import KeyChunk
 from cqs.kernels.region import Region
 from cqs.masks import Coverage
 from cqs.masks.mask import Booleans, Integers
 from cqs.once import once
+from cqs.schedule import CallShape, even_cuts
 
 __all__ = [
     "ALL_SEEN",
@@ -26,7 +28,9 @@ __all__ = [
     "KINDS",
     "BlockTables",
     "Tables",
+    "heads_together",
     "places",
+    "places_of_keys",
 ]
 
 FLOAT32, FLOAT16, _BFLOAT16, FLOAT64 = 0, 1, 2, 3
@@ -48,6 +52,29 @@ def places(arrays: Sequence[npt.NDArray[Any]], kind: int) -> Integers:
         for n, array in enumerate(arrays):
             for at, stride in zip(np.indices(batch), array.strides, strict=False):
                 found[:, n, 0] += at.reshape(-1) * stride
+    return found
+
+
+def places_of_keys(chunks: Sequence[KeyChunk], kind: int) -> Integers:
+    """Say where keys and values are, or what is as large, for each batch entry, `(batch, chunks, 2, 6)`."""
+    found = places([array for chunk in chunks for array in chunk], kind)
+    return found.reshape(-1, len(chunks), 2, found.shape[-1])
+
+
+def heads_together(shape: CallShape, most: int) -> Integers:
+    """Return the heads that are computed together: at most so many that share a key head.
+
+    Returns
+    -------
+    int64, `(key heads of all batch entries, n, 4)`
+        Of each of the n: batch entry, key head, first query head and how many.
+    """
+    cuts = even_cuts(shape.shared, max(most, 1))
+    found = np.empty((shape.batch * shape.kv_heads, len(cuts), 4), np.int64)
+    entries, kv_heads = np.divmod(np.arange(len(found)), shape.kv_heads)
+    found[..., 0], found[..., 1] = entries[:, None], kv_heads[:, None]
+    found[..., 2] = kv_heads[:, None] * shape.shared + [cut.start for cut in cuts]
+    found[..., 3] = list(map(len, cuts))
     return found
 
 
