@@ -244,7 +244,7 @@ def scaled(arrays: Arrays, *factors: float) -> Arrays:
         ((1e-25, 1e25, 1, 1e6), {"scale": 0.25}),  # of queries alone
         ((1e20, 1e-20, 1e-3, 1e12), {"scale": 0.25}),  # of keys alone
         ((1, 1, 1e-31, 1e31), {}),  # of values alone
-        ((1e-6, 1e-6, 1, 1e16), {"scale": 1e12}),  # when they are multiplied by a large scale
+        ((1e-6, 1e-6, 1, 1e24), {"scale": 1e12}),  # when they are multiplied by a large scale
     ],
 )
 def test_sums_that_overflow_before_they_are_scaled(factors: tuple[float, ...], options: dict[str, Any]) -> None:
@@ -270,26 +270,25 @@ def test_only_the_rows_that_overflow_are_computed_again() -> None:
 
 
 def test_the_slope_of_a_soft_cap_has_digits_where_scores_are_far_above_it(loops: None) -> None:
-    q, k, v, dout = drawn(2, 2, 100, 100, 8, 8)
-    check(scaled([q, k, v, dout], 5, 1, 1, 1), {"workers": 3}, softcap=2.0, scale=1.0)
+    check(scaled(drawn(2, 2, 100, 100, 8, 8), 30, 30, 1, 1), {"workers": 3}, softcap=2.0)
 
 
 @pytest.mark.parametrize("n_heads", [1, 8])
 def test_threads_look_often_whether_they_are_to_stop(n_heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = []
     monkeypatch.setattr(numba, "raise_if_stopped", lambda: looks.append(1))
-    monkeypatch.setattr(numba, "_MOST_WORK", 1 << 22)
+    monkeypatch.setattr(numba, "_MOST_WORK", 1 << 25)
     check(drawn(n_heads, 1, 300, 300, 16, 16), {"workers": 1, "strategy": "tiles"})
-    assert len(looks) >= n_heads * 300 * 300 * (5 * 16) / (1 << 22)
+    assert len(looks) >= n_heads * 300 * 300 * (5 * 16 + 50) / (1 << 25)
 
 
 def test_threads_share_the_sums_of_shares() -> None:
-    arrays = drawn(1, 1, 1024, 20_000, 32, 32)
+    arrays = drawn(1, 1, 1024, 60_000, 64, 64)
     out, lse = arrays[3], np.full((1, 1024), 20, np.float32)
     with tracing():
         cqs.attention_backward(arrays[3], *arrays[:3], out, lse, workers=1, strategy="tiles", engine=LocalEngine(4))
         # gradients, sums of three more shares, of four threads those of one head, and some MiB
-        assert tracemalloc.get_traced_memory()[1] < (1 + 3 + 4) * 2 * arrays[1].nbytes + (24 << 20)
+        assert tracemalloc.get_traced_memory()[1] < (1 + 3 + 4) * 2 * arrays[1].nbytes + (64 << 20)
 
 
 # Which is taken
