@@ -111,7 +111,7 @@ def test_a_budget_that_is_named_as_the_least_works(call: Call) -> None:
 @pytest.mark.parametrize("W", [1, 2, 3, 7, 21, 43, 57, 111, 157, 211, 273])
 def test_the_size_of_a_cover_is_known_without_making_it(W: int) -> None:
     """43, 111, 157 and 211 are q^2 + q + 1 for a q that is no prime power: there is no perfect cover."""
-    assert budget._cover_size(W) == cqs.difference_cover(W).size
+    assert budget.cover_size(W) == cqs.difference_cover(W).size
 
 
 @given(call=calls(most_tokens=700, most_scores=2e6), seed=st.integers(0, 2**32 - 1))
