@@ -30,12 +30,13 @@ from cqs.masks.mask import Integers
 from cqs.once import once
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
-from cqs.schedule import BLOCK_BYTES, MOST_ITEMS, NumbaBlock, careful_bytes, even_cuts, numba_block
+from cqs.schedule import BLOCK_BYTES, LEAST_ROWS, MOST_ITEMS, NumbaBlock, careful_bytes, even_cuts, numba_block
 from cqs.types import Array, Namespace
 
 __all__ = ["attend", "can_scale", "factors", "merge_into", "missing", "refusal"]
 
 _MOST_WORK = 1 << 33  # multiplications that a thread does without looking whether it is to stop: a tenth of a second
+_LEAST_WORK = 1 << 26  # that is worth a call of its own
 _WEIGHING = 50  # multiplications that take as long as what is done to a score
 _MOST_EXPONENT = 20  # of the scale in queries, which could be pushed out of range
 _MOST_FACTOR = 2.0**40  # of scores: with larger ones, products that are too small to have all digits might matter
@@ -199,11 +200,16 @@ class _Call:
         """Cut the work into what a thread takes at a time, the largest first. Where does not matter to the result."""
         shape, n_heads = self.plain.shape, len(self.heads)
         of_a_pair = shape.n_heads * (shape.width + shape.value_width + _WEIGHING)  # multiplications, for all heads
+        least_rows = -(-LEAST_ROWS // shape.shared)
         is_little = shape.n_queries * shape.n_keys * of_a_pair <= _MOST_WORK
         if n_threads == 1 and is_little and n_heads * len(self.blocks) <= MOST_ITEMS:
             return [_Part(self.heads, self.blocks, 0)]
-        sizes = [len(rows) * sum(map(len, columns_seen(self.plain.region, rows))) * of_a_pair for rows in self.blocks]
-        most = _MOST_WORK if n_threads == 1 else min(_MOST_WORK, sum(sizes) // (_PARTS_A_THREAD * n_threads))
+        sizes = [
+            max(len(rows), least_rows) * sum(map(len, columns_seen(self.plain.region, rows))) * of_a_pair
+            for rows in self.blocks
+        ]
+        share = max(sum(sizes) // (_PARTS_A_THREAD * n_threads), _LEAST_WORK)
+        most = _MOST_WORK if n_threads == 1 else min(_MOST_WORK, share)
         parts: list[_Part] = []
         for rows, size in zip(self.blocks, sizes, strict=True):
             last = parts[-1] if parts else _Part(self.heads, [], most + 1)

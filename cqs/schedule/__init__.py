@@ -1,7 +1,7 @@
 """From a problem to a plan: groups of tokens, tasks, and what they cost. Integers only."""
 
 from cqs.schedule.bundling import SMALL_ROWS, worth_one_piece
-from cqs.schedule.call_shape import CallShape
+from cqs.schedule.call_shape import LEAST_ROWS, CallShape
 from cqs.schedule.cost import Rates
 from cqs.schedule.cut import Cut
 from cqs.schedule.divide import divide
@@ -29,6 +29,7 @@ from cqs.schedule.traffic import Traffic
 
 __all__ = [
     "BLOCK_BYTES",
+    "LEAST_ROWS",
     "MERGE_BLOCK",
     "MOST_ITEMS",
     "PANEL",

@@ -6,9 +6,15 @@ from math import prod
 from cqs.problem import DTYPES, AttentionProblem
 from cqs.schedule.sizes import TaskSizes
 
-__all__ = ["SHARED_FLOPS", "CallShape"]
+__all__ = ["LEAST_ROWS", "SHARED_FLOPS", "CallShape", "effort"]
 
 SHARED_FLOPS = 500_000_000  # less work, a few milliseconds, is not worth another thread
+LEAST_ROWS = 16  # of queries that share keys: to read the keys takes as long as to compute with so many
+
+
+def effort(kv_heads: int, rows: int, n_keys: int, width: int) -> int:
+    """Return the multiplications and additions of some rows of each key head, at least what reading keys amounts to."""
+    return 2 * kv_heads * max(rows, LEAST_ROWS) * n_keys * width
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +86,8 @@ class CallShape:
     @property
     def is_shared(self) -> bool:
         """Whether it is work enough for several threads."""
-        flops = 2 * self.n_heads * self.n_queries * self.n_keys * (self.width + self.value_width)
-        return flops > SHARED_FLOPS
+        rows, width = self.shared * self.n_queries, self.width + self.value_width
+        return effort(self.batch * self.kv_heads, rows, self.n_keys, width) > SHARED_FLOPS
 
     @property
     def widest_bytes(self) -> int:

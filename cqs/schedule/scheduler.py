@@ -1,6 +1,7 @@
 """The Scheduler: a problem and the machine's wishes become a Plan."""
 
 from dataclasses import dataclass, field, replace
+from math import prod
 
 from cqs.checks import whole_number
 from cqs.errors import BudgetError, OptionError, QuorumError
@@ -9,15 +10,18 @@ from cqs.problem import AttentionProblem
 from cqs.quorum import CyclicQuorumSet, choose_workers, singer_moduli
 from cqs.quorum.choice import MOST_MODULUS
 from cqs.schedule.budget import Candidate, best_within, format_bytes_up, settings_within
+from cqs.schedule.call_shape import SHARED_FLOPS, effort
 from cqs.schedule.cut import Cut
 from cqs.schedule.grain import DEVICE_BLOCK_BYTES, Grain, Setting
 from cqs.schedule.plan import Plan
+from cqs.schedule.scratch import PANEL
 from cqs.units import format_bytes, parse_bytes
 
 __all__ = ["STRATEGIES", "Scheduler", "default_workers"]
 
 STRATEGIES = ("auto", "cqs", "tiles", "ring", "tree")
 _TASKS_OF_A_JOB = 31
+_UNITS_A_CPU = 4  # blocks of rows of a head, of which CPUs take the next when they are done with one
 _LEAST_GROUP = 256  # tokens; in smaller groups a kernel call costs more than it computes
 
 
@@ -36,6 +40,18 @@ def default_workers(n_tokens: int, n_cpus: int | None = None) -> int:
     )
     wanted = next(W for W in (1, 3, *singer_moduli(4 * n_cpus + 7)) if n_cpus <= W)
     return choose_workers(1, max(min(wanted, n_tokens // _LEAST_GROUP), 1))
+
+
+def _workers_of_few_queries(problem: AttentionProblem, n_cpus: int) -> int:
+    """Return how many tasks cut the keys of queries that are too few to give every CPU some; 1 if they are not few.
+
+    As where a model writes token by token, after a long text: heads alone may not be work for all CPUs.
+    """
+    kv_heads, rows = prod(problem.batch) * problem.n_kv_heads, problem.n_heads // problem.n_kv_heads * problem.n_queries
+    if problem.n_queries == problem.n_keys or kv_heads * -(-rows // PANEL) >= _UNITS_A_CPU * n_cpus:
+        return 1
+    width = problem.width + problem.value_width
+    return max(min(effort(kv_heads, rows, problem.n_keys, width) // SHARED_FLOPS, n_cpus), 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +169,8 @@ class Scheduler:
         if self.setting.keeps_results:  # a break loses the tasks that are computed, so these are to be a small part
             return default_workers(problem.n_queries, max(available_cpus(), _TASKS_OF_A_JOB))
         is_alone = self.setting.threads == self.setting.in_flight == 1  # as where a GPU has the arrays
-        return default_workers(problem.n_queries, 1 if is_alone else None)
+        n_cpus = 1 if is_alone else available_cpus()
+        return max(default_workers(problem.n_queries, n_cpus), _workers_of_few_queries(problem, n_cpus))
 
     def strategies_for(self, problem: AttentionProblem) -> tuple[str, ...]:
         """Return the strategies that may be taken, the preferred one first."""

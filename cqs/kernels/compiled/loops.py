@@ -10,8 +10,9 @@ from numba import boolean, float32, float64, int32, int64, void
 from numba.extending import register_jitable
 from numba.types import UniTuple
 
+from cqs.kernels.compiled.dots import are_few
 from cqs.kernels.compiled.hiding import Keys
-from cqs.kernels.compiled.reading import ROW, pack_queries, padded, read, readable, write
+from cqs.kernels.compiled.reading import ROW, copy_queries, pack_queries, padded, read, readable, write
 from cqs.kernels.compiled.rounding import round_as_before, round_small_to_zero
 from cqs.kernels.compiled.scores import CHANGE_ITEMS, PLAIN_CHANGE_TYPE
 from cqs.kernels.compiled.tiles import PANEL_TYPE, Panel, add_keys, fill, fold
@@ -184,9 +185,11 @@ def attend(
         own_tokens = address_of(tokens) + first_row * tokens.itemsize
         for n in range(n_panels if begins else 0):
             panel = _panel(n, n_wide, n_lanes, n_rows, depth, width, panels, sums, kept, tops, own_tokens)
-            pack_queries(
-                queries, batch, head, first_row, n_rows, panel.lane, panel.n_lanes, query_factor, rows, panel.queries
-            )
+            own = batch, head, first_row, n_rows, panel.lane, panel.n_lanes, query_factor
+            if are_few(panel.n_lanes, depth):
+                copy_queries(queries, *own, panel.queries)
+            else:
+                pack_queries(queries, *own, rows, panel.queries)
             fill(panel.sums, n_sums, _ZERO)
             fill(panel.tops, PANEL, _NOTHING)
         rounding = round_small_to_zero()

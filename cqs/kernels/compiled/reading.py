@@ -19,7 +19,7 @@ from cqs.kernels.compiled.vectors import (
 from cqs.kernels.numba_tables import FLOAT16, FLOAT32, FLOAT64
 from cqs.schedule import PANEL
 
-__all__ = ["ROW", "copy_row", "pack_queries", "padded", "read", "readable", "write"]
+__all__ = ["ROW", "copy_queries", "copy_row", "pack_queries", "padded", "read", "readable", "write"]
 
 ROW = ITEM * PANEL  # bytes of what belongs to one key, or to one number of each query
 _HALF_LIFT = np.float32(2.0**112)  # from the exponents of float16 to those of float32
@@ -113,11 +113,11 @@ def readable(chunks, batch, chunk, which, head, first, n_rows, room, room_width)
     return room, room_width * ITEM
 
 
-@compiled(void(int64[:, ::1], int64, int64, int64, int64, int64, int64, float32, int64, int64))
-def pack_queries(queries, batch, head, first, n_rows, lane, n_lanes, factor, rows, panel):
-    """Put the queries of some lanes side by side in a panel, times a factor; zeros up to a whole vector.
+@compiled(void(int64[:, ::1], int64, int64, int64, int64, int64, int64, float32, int64))
+def copy_queries(queries, batch, head, first, n_rows, lane, n_lanes, factor, rows):
+    """Write the queries of some lanes below each other, times a factor, and zeros up to a whole vector of lanes.
 
-    Lanes are counted row by row, head by head. `rows` is room for the queries as they are.
+    Lanes are counted row by row, head by head. Rows are as wide as whole vectors.
     """
     address, head_bytes, row_bytes = queries[batch, 0], queries[batch, 1], queries[batch, 2]
     item_bytes, kind, width = queries[batch, 3], queries[batch, 4], queries[batch, 5]
@@ -127,6 +127,14 @@ def pack_queries(queries, batch, head, first, n_rows, lane, n_lanes, factor, row
         row = address + (head + r) * head_bytes + (first + i) * row_bytes
         copy_row(row, item_bytes, kind, width if own < n_lanes else 0, factor, rows + own * stride, padded(width))
         r, i = (r, i + 1) if i + 1 < n_rows else (r + 1, 0)
+
+
+@compiled(void(int64[:, ::1], int64, int64, int64, int64, int64, int64, float32, int64, int64))
+def pack_queries(queries, batch, head, first, n_rows, lane, n_lanes, factor, rows, panel):
+    """Put the queries of some lanes, as of `copy_queries`, side by side in a panel; `rows` is room to copy them to."""
+    copy_queries(queries, batch, head, first, n_rows, lane, n_lanes, factor, rows)
+    width = queries[batch, 5]
+    stride = padded(width) * ITEM
     for own in range(0, n_lanes, LANES):
         for d in range(0, width, LANES):
             transpose(rows + own * stride + d * ITEM, stride, panel + d * ROW + own * ITEM, ROW)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import boolean, float32, int64, njit, types, void
 
+from cqs.kernels.compiled.dots import are_few, score_few
 from cqs.kernels.compiled.hiding import KEYS_TYPE, hide, seen_by_lanes
 from cqs.kernels.compiled.products import multiply
 from cqs.kernels.compiled.reading import ROW, read
@@ -110,7 +111,7 @@ def fold(sums, kept, n, adds):
 class Panel(NamedTuple):
     """Queries side by side, and what belongs to them."""
 
-    queries: int  # address, `(D, 64)`
+    queries: int  # address, `(D, 64)`, or where they are few `(n, D)`
     depth: int  # D
     n_rows: int  # of each head, of which lanes are counted row by row
     lane: int  # the first of the panel's
@@ -139,7 +140,10 @@ def add_keys(panel, keys, change, tile, between, room, factor, is_kept):
         if seen[3] <= here or seen[0] >= here + n:
             continue
         k, v = keys.k + (here - keys.first) * keys.k_row, keys.v + (here - keys.first) * keys.v_row
-        multiply(k, keys.k_row, ITEM, panel.queries, ROW, tile, ROW, n, n_vectors, panel.depth, False)
+        if are_few(panel.n_lanes, panel.depth):
+            score_few(k, keys.k_row, n, panel.queries, panel.depth * ITEM, panel.n_lanes, panel.depth, tile)
+        else:
+            multiply(k, keys.k_row, ITEM, panel.queries, ROW, tile, ROW, n, n_vectors, panel.depth, False)
         if change.is_made:
             token, lane, n_lanes = keys.token + here, panel.lane, panel.n_lanes
             change_scores(change, tile, n, token, panel.tokens, panel.n_rows, lane, n_lanes, room)

@@ -22,10 +22,12 @@ __all__ = [
     "LIFT",
     "VECTOR",
     "VECTOR_BYTES",
+    "VECTOR_TYPE",
     "all_less",
     "any_less",
     "compiled",
     "exp",
+    "interleaved",
     "lifted_exp2",
     "load",
     "load_bfloat16",
@@ -61,7 +63,7 @@ class _VectorType(types.Type):
         super().__init__(name=f"vector_of_{LANES}")
 
 
-_vector = _VectorType()
+VECTOR_TYPE = _VectorType()
 
 
 @register_model(_VectorType)
@@ -85,7 +87,7 @@ def spread_value(builder, number):
 @intrinsic
 def load(typing, address):
     """Return the vector at an address, which need not be a multiple of anything."""
-    return _vector(int64), lambda _, builder, __, args: builder.load(pointer(builder, args[0], VECTOR), align=1)
+    return VECTOR_TYPE(int64), lambda _, builder, __, args: builder.load(pointer(builder, args[0], VECTOR), align=1)
 
 
 @intrinsic
@@ -96,13 +98,13 @@ def store(typing, vector, address):
         builder.store(args[0], pointer(builder, args[1], VECTOR), align=1)
         return context.get_dummy_value()
 
-    return types.void(_vector, int64), generate
+    return types.void(VECTOR_TYPE, int64), generate
 
 
 @intrinsic
 def spread(typing, number):
     """Return a vector of which each number is the one that is given."""
-    return _vector(float32), lambda _, builder, __, args: spread_value(builder, args[0])
+    return VECTOR_TYPE(float32), lambda _, builder, __, args: spread_value(builder, args[0])
 
 
 @intrinsic
@@ -112,7 +114,7 @@ def where_less(typing, a, b, this, that):
     def generate(_, builder, __, args):
         return builder.select(builder.fcmp_ordered("<", args[0], args[1]), args[2], args[3])
 
-    return _vector(_vector, _vector, _vector, _vector), generate
+    return VECTOR_TYPE(VECTOR_TYPE, VECTOR_TYPE, VECTOR_TYPE, VECTOR_TYPE), generate
 
 
 def _compared(is_enough):
@@ -124,7 +126,7 @@ def _compared(is_enough):
             bits = builder.bitcast(builder.fcmp_ordered("<", *args), ir.IntType(LANES))
             return is_enough(builder, bits)
 
-        return boolean(_vector, _vector), generate
+        return boolean(VECTOR_TYPE, VECTOR_TYPE), generate
 
     return compare
 
@@ -134,11 +136,15 @@ any_less = _compared(lambda builder, bits: builder.icmp_unsigned("!=", bits, bit
 all_less = _compared(lambda builder, bits: builder.icmp_unsigned("==", bits, bits.type(2**LANES - 1)))
 
 
+def interleaved(builder, a, b):
+    """Return the first halves of two vectors, number by number, and their second halves."""
+    halves = [[n // 2 + (n % 2) * LANES + half * LANES // 2 for n in range(LANES)] for half in range(2)]
+    return [builder.shuffle_vector(a, b, ir.Constant(_INTEGERS, places)) for places in halves]
+
+
 @intrinsic
 def transpose(typing, source, source_row, target, target_row):
     """Write a square of numbers, as wide as a vector, with rows and columns exchanged; rows are so many bytes apart."""
-    halves = [[n // 2 + (n % 2) * LANES + half * LANES // 2 for n in range(LANES)] for half in range(2)]
-    merges = [ir.Constant(_INTEGERS, places) for places in halves]  # of two vectors, number by number
 
     def generate(context, builder, _, args):
         def place(address, row, n):
@@ -148,7 +154,7 @@ def transpose(typing, source, source_row, target, target_row):
         rows = [builder.load(place(source, source_row, n), align=1) for n in range(LANES)]
         for _ in range(LANES.bit_length() - 1):
             pairs = zip(rows[: LANES // 2], rows[LANES // 2 :], strict=True)
-            rows = [builder.shuffle_vector(a, b, merge) for a, b in pairs for merge in merges]
+            rows = [row for a, b in pairs for row in interleaved(builder, a, b)]
         for n, row in enumerate(rows):
             builder.store(row, place(target, target_row, n), align=1)
         return context.get_dummy_value()
@@ -165,7 +171,7 @@ def _widened(widen):
             halves = ir.VectorType(ir.IntType(16), LANES)
             return widen(builder, builder.zext(builder.load(pointer(builder, args[0], halves), align=1), _INTEGERS))
 
-        return _vector(int64), generate
+        return VECTOR_TYPE(int64), generate
 
     return load_halves
 
@@ -200,12 +206,12 @@ def _arithmetic(instruction):
 
     @intrinsic
     def compute(typing, a, b):
-        return _vector(_vector, _vector), lambda _, builder, __, args: getattr(builder, instruction)(
+        return VECTOR_TYPE(VECTOR_TYPE, VECTOR_TYPE), lambda _, builder, __, args: getattr(builder, instruction)(
             *args, flags=("contract",)
         )
 
     def of_vectors(a, b):
-        return (lambda a, b: compute(a, b)) if a is b is _vector else None
+        return (lambda a, b: compute(a, b)) if a is b is VECTOR_TYPE else None
 
     return of_vectors
 
@@ -234,7 +240,7 @@ def _times_power_of_2(lift):
             powers = builder.fsub(args[1], ir.Constant(VECTOR, [float(_ROUNDER) - lift] * LANES))
             return builder.call(scale, [args[0], powers, args[0], mask(-1), rounding(4)])  # rounded as everywhere
 
-        return _vector(_vector, _vector), by_instruction if _HAS_512_BITS else by_exponents
+        return VECTOR_TYPE(VECTOR_TYPE, VECTOR_TYPE), by_instruction if _HAS_512_BITS else by_exponents
 
     return multiply
 
