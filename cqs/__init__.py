@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cqs.api import attention, plan
     from cqs.backward import attention_backward
     from cqs.errors import CQSError
+    from cqs.maps import attention_map
     from cqs.partial import Partial, merge
     from cqs.problem import AttentionProblem
     from cqs.quorum import CyclicQuorumSet, DifferenceCover, difference_cover
@@ -58,6 +59,7 @@ __all__ = [
     "Worker",
     "attention",
     "attention_backward",
+    "attention_map",
     "autograd",
     "default_workers",
     "difference_cover",
@@ -89,6 +91,7 @@ _FROM = {
     "api": ("attention", "plan"),
     "backward": ("attention_backward",),
     "errors": ("CQSError",),
+    "maps": ("attention_map",),
     "partial": ("Partial", "merge"),
     "problem": ("AttentionProblem",),
     "quorum": ("CyclicQuorumSet", "DifferenceCover", "difference_cover"),

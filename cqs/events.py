@@ -1,7 +1,8 @@
 """What happens in a run, as values: for progress, traces and counters. Times are `time.perf_counter`, in seconds."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TypeAlias
@@ -20,6 +21,7 @@ __all__ = [
     "TaskRetried",
     "TaskStarted",
     "TileDone",
+    "task_events",
 ]
 
 
@@ -244,3 +246,18 @@ class BytesWritten(Event):
 
 # Is called with each event, from whichever thread it happened in; None where nobody listens
 Emit: TypeAlias = Callable[[Event], object] | None
+
+
+@contextmanager
+def task_events(task: int, emit: Emit, records: bool) -> Iterator[tuple[Emit, list[Event]]]:
+    """Tell that a worker takes up a task, and that it is done with it.
+
+    Give what it is to tell of the rest, and the list of what was told, which is only kept if the worker `records`.
+    """
+    kept: list[Event] = []
+    tell, start = kept.append if records else emit, perf_counter()
+    if tell is not None:
+        tell(TaskStarted(task=task, start=start))
+    yield tell, kept
+    if tell is not None:
+        tell(TaskDone(task=task, start=start))

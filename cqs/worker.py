@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
 
 from cqs.backend import quiet_floats, single_threaded_blas
 from cqs.checks import check_listener
 from cqs.computing import Computation, joined
 from cqs.errors import OptionError, ShapeError
-from cqs.events import Emit, Event, TaskDone, TaskStarted
+from cqs.events import Emit, Event, task_events
 from cqs.kernels import Attend
 from cqs.partial import Partial
 from cqs.problem import AttentionProblem, dtype_name
@@ -123,16 +122,10 @@ class Worker:
         """
         if not isinstance(task, Task):
             raise OptionError.of("task", "be a `Task`", type(task).__name__, "take one of a plan, as in `plan.task(0)`")
-        events: list[Event] = []
-        emit = events.append if self.records else self.emit
-        start = perf_counter()
-        if emit is not None:
-            emit(TaskStarted(task=task.index, start=start))
-        with quiet_floats(), single_threaded_blas():  # so that bits do not depend on who calls
-            computation = Computation(self.problem, self.attend, self.scores, self.grain, self.source, threads, emit)
-            partials = computation.partials(task, feed or Direct(self.source, emit))
-        if emit is not None:
-            emit(TaskDone(task=task.index, start=start))
+        told = task_events(task.index, self.emit, self.records)
+        with told as (emit, events), quiet_floats(), single_threaded_blas():  # so bits do not depend on who calls
+            how = Computation(self.problem, self.attend, self.scores, self.grain, self.source, threads, emit)
+            partials = how.partials(task, feed or Direct(self.source, emit))
         return TaskResult(task, partials, tuple(events), self.scores is not None)
 
     def join(self, task: Task, parts: Sequence[TaskResult]) -> TaskResult:

@@ -186,7 +186,7 @@ print(f"largest score {largest / 32**0.5:.1f} with the scale, {largest:.1f} with
 assert np.log(float(np.finfo(np.float16).max)) < largest / 32**0.5 < largest < np.log(float(np.finfo(np.float32).max))
 
 # %% [markdown]
-# Now the run: 7 workers, causal as the model was, one task after the other. Each worker holds 3/7 = 43 % of the
+# Now the run: 7 workers, causal, one task after the other. Each worker holds 3/7 = 43 % of the
 # tokens. It reads less, since under a causal mask it needs no keys of its last group, and no queries of its first,
 # unless the diagonal tile is its own.
 

@@ -45,6 +45,7 @@ def written(ax: plt.Axes) -> list[str]:
         lambda ax: plot.memory_against_tokens({"a": ([1, 2], [3, 4])}, ax=ax),
         lambda ax: plot.time_against_tokens({"a": ([1, 2], [3, 4])}, ax=ax),
         lambda ax: plot.timeline([], ax=ax),
+        lambda ax: plot.attention_heatmap(np.eye(3), 30, 60, ax=ax),
     ],
 )
 def test_a_picture_is_drawn_on_the_axes_given_or_on_new_ones(draw, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,8 +80,19 @@ def test_nothing_of_a_picture_is_cut_off(W: int) -> None:
         assert top <= height + 2, ax.get_title()
 
 
+def test_a_heatmap_shows_each_bin_and_leaves_out_what_is_hidden() -> None:
+    ax = plot.attention_heatmap(np.array([[1.0, 0.0], [0.25, 0.75]]), 100, 200)
+    (image,) = ax.get_images()
+    assert image.get_array().mask.tolist() == [[False, True], [False, False]]
+    assert image.get_extent() == (0, 200, 100, 0)  # query 0 at the top
+    assert image.norm.vmax == 1
+    with pytest.raises(cqs.errors.ShapeError, match="take one head"):
+        plot.attention_heatmap(np.ones((2, 3, 3)), 10, 10)
+    plot.attention_heatmap(np.zeros((2, 2)), 10, 10).figure.canvas.draw()
+
+
 def test_every_public_function_is_tried_above() -> None:
-    assert len(plot.__all__) == 10
+    assert len(plot.__all__) == 11
 
 
 def test_workers_differ_in_lightness_and_labels_can_be_read() -> None:

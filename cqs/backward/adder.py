@@ -3,7 +3,7 @@
 from cqs.backend import dtype_of, namespace_of, quiet_floats
 from cqs.backward.gradients import Gradients
 from cqs.backward.worker import GradientResult
-from cqs.errors import TileError
+from cqs.in_order import InOrder
 from cqs.problem import AttentionProblem
 from cqs.schedule import HeadBlock, Plan
 from cqs.types import Array
@@ -29,13 +29,7 @@ class GradientAdder:
         self._dq, self._dk, self._dv = (
             self._xp.zeros(shape, dtype=dtype, device=like.device) for shape in p.input_shapes.values()
         )
-        self._waiting: dict[int, GradientResult] = {}
-        self._next = 0
-
-    @property
-    def n_added(self) -> int:
-        """How many results have come."""
-        return self._next + len(self._waiting)
+        self._results = InOrder[GradientResult](plan, self._sum)
 
     def add(self, result: GradientResult) -> None:
         """Take the result of one task. O((T D + S D + S E) / sqrt(W)) a head.
@@ -45,16 +39,8 @@ class GradientAdder:
         TileError
             If the task is not of this plan, or came before.
         """
-        i = result.task.index
-        if not 0 <= i < len(self._plan) or result.task != self._plan.task(i):
-            raise TileError(f"task {i} is not of this plan; run the tasks that the plan gives")
-        if i < self._next or i in self._waiting:
-            raise TileError(f"task {i} came twice; each task is added once")
-        self._waiting[i] = result
-        while self._next in self._waiting:
-            with quiet_floats():
-                self._sum(self._waiting.pop(self._next))
-            self._next += 1
+        with quiet_floats():
+            self._results.add(result)
 
     def result(self) -> Gradients:
         """Return the gradients, in the inputs' type, once every task has come.
@@ -64,9 +50,7 @@ class GradientAdder:
         TileError
             Naming a task that never came.
         """
-        if self._next < len(self._plan):
-            n_missing = len(self._plan) - self.n_added
-            raise TileError(f"{n_missing} of {len(self._plan)} tasks never came, the first of them task {self._next}")
+        self._results.check_complete()
         dtype = dtype_of(self._xp, self._plan.problem.dtype)
         with quiet_floats():  # a gradient may be too large for 16 bits
             return Gradients(*(self._xp.astype(x, dtype, copy=False) for x in (self._dq, self._dk, self._dv)))

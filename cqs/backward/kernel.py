@@ -16,16 +16,13 @@ All are sums over pairs. So whoever has some queries, with their o, do and l, an
 add, and parts add up, in any order.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
-from cqs.backend import Workspace, is_numpy, namespace_of
+from cqs.backend import Workspace, namespace_of
 from cqs.kernels import KeyChunk, Region
 from cqs.kernels.blocks import column_blocks, in_chunks, split_scale
-from cqs.kernels.reference import weighted_sum
-from cqs.kernels.region import Hidden
+from cqs.kernels.known_rows import Blocks, set_hidden, unseeing
 from cqs.masks.mask import Booleans
 from cqs.schedule import BLOCK_BYTES, blockwise_block, even_cuts
 from cqs.types import Array, DType, Namespace
@@ -92,13 +89,13 @@ def differentiate(
     n_rows, D = rows.q.shape
     for_q, for_scores = split_scale(scale)
     dq = xp.zeros((n_rows, D), dtype=dtype, device=rows.q.device)
-    never = xp.where(rows.lse == -xp.inf, xp.full_like(rows.lse, xp.inf), rows.lse)  # of a row that sees nothing
+    lse_of_rows = unseeing(xp, rows.lse)
     most_rows, most_columns = blockwise_block(block_bytes)
-    arrays = _Blocks(xp, space or Workspace())
+    arrays = Blocks(xp, space or Workspace())
     for own in _cuts([range(n_rows)] if blocks is None else blocks, most_rows):
         here = slice(own.start, own.stop)
         q, dout = (xp.astype(x[here, :], dtype, copy=False) for x in (rows.q, rows.dout))
-        lse, delta = never[here, None], rows.delta[here, None]
+        lse, delta = lse_of_rows[here, None], rows.delta[here, None]
         scaled = q * for_q
         for pieces in column_blocks(region, own, most_columns):
             places = in_chunks(pieces, [chunk.k.shape[-2] for chunk in chunks])
@@ -107,18 +104,13 @@ def differentiate(
             if for_scores != 1:
                 scores *= for_scores
             slopes = _slopes_of_cap(xp, region, scores)
-            region.change(xp, scores, own, pieces)
-            hidden = list(region.hidden(own, pieces))
-            _set(xp, scores, hidden, -xp.inf)
-            scores -= lse
-            weights = arrays.exp(scores)
+            weights, hidden = arrays.weights(scores, lse, region, own, pieces)
             dscores = arrays.product("dscores", dout, v.T)
             dscores -= delta
             dscores *= weights
             if slopes is not None:
                 dscores *= slopes
-            for block in (weights, dscores):  # which are not 0 there if a value or a log-sum-exp is not finite
-                _set(xp, block, hidden, 0.0)
+            set_hidden(xp, dscores, hidden, 0.0)  # which is not 0 there if a value is not finite
 
             def sees(own: range = own, pieces: Sequence[range] = pieces) -> Booleans:
                 return region.visible(own, pieces)
@@ -136,51 +128,11 @@ def _cuts(blocks: Sequence[range], most: int) -> Iterator[range]:
     return (rows[cut.start : cut.stop] for rows in blocks for cut in even_cuts(len(rows), most))
 
 
-class _Blocks:
-    """Blocks of scores, which NumPy can write where others have been."""
-
-    def __init__(self, xp: Namespace, space: Workspace) -> None:
-        self._xp, self._space, self._is_numpy = xp, space, is_numpy(xp)
-
-    def product(self, name: str, a: Array, b: Array) -> Array:
-        """Return `a @ b`; with NumPy in the buffer of that name."""
-        if not self._is_numpy:
-            return a @ b
-        return np.matmul(a, b, out=self._space.buffer(name, (a.shape[0], b.shape[1]), a.dtype))
-
-    def weighted(self, name: str, weights: Array, values: Array, visible: Callable[[], Booleans]) -> Array:
-        """Return `weighted_sum`; with NumPy in the buffer of that name, if all values are finite."""
-        if self._is_numpy and np.isfinite(values).all():
-            return self.product(name, weights, values)
-        return weighted_sum(self._xp, weights, values, visible)
-
-    def joined(self, name: str, arrays: Sequence[Array], places: Sequence[tuple[int, range]], dtype: DType) -> Array:
-        """Put rows of arrays below each other, as a type: a view where they are so, or with NumPy in a buffer."""
-        parts = [arrays[n][part.start : part.stop, :] for n, part in places]
-        if len(parts) == 1:
-            return self._xp.astype(parts[0], dtype, copy=False)
-        if not self._is_numpy:
-            return self._xp.concat([self._xp.astype(part, dtype, copy=False) for part in parts], axis=0)
-        shape = sum(len(part) for part in parts), parts[0].shape[1]
-        return np.concatenate(parts, axis=0, out=self._space.buffer(name, shape, np.dtype(dtype)))
-
-    def exp(self, x: Array) -> Array:
-        """Return the exponentials; with NumPy in place."""
-        return np.exp(x, out=x) if self._is_numpy else self._xp.exp(x)
-
-
 def _slopes_of_cap(xp: Namespace, region: Region, scores: Array) -> Array | None:
     """Return the derivative of `c tanh(s / c)` at each score, if they are bent."""
     softcap = None if region.scores is None else region.scores.softcap
     # 1 - tanh^2 would have no digits left where scores are far above the cap
     return None if softcap is None else 1 / xp.cosh(scores / softcap) ** 2
-
-
-def _set(xp: Namespace, block: Array, hidden: Sequence[Hidden], value: float) -> None:
-    """Set what is hidden of a block to a number, in place."""
-    for window, pairs in hidden:
-        part = block[window]
-        block[window] = value if pairs is True else xp.where(xp.asarray(pairs, device=part.device), value, part)
 
 
 def _add(sums: Array, places: Sequence[tuple[int, range]], arrays: Sequence[Array]) -> None:

@@ -5,6 +5,7 @@ from math import prod
 from cqs.backend import dtype_of, namespace_of, quiet_floats, refuse_gradients
 from cqs.backward.source import delta_of
 from cqs.errors import DTypeError, ShapeError
+from cqs.kernels.known_rows import unseeing
 from cqs.problem import DTYPES, dtype_name
 from cqs.schedule import MERGE_BLOCK, even_cuts
 from cqs.types import Array
@@ -56,13 +57,13 @@ def sink_logits_backward(dout: Array, out: Array, lse: Array, sink_logits: Array
     wide = dtype_of(xp, dtype_name(lse))
     with quiet_floats():
         logits = xp.astype(sink_logits, wide, copy=False)[..., None]
-        never = xp.where(lse == -xp.inf, xp.full_like(lse, xp.inf), lse)  # of a row without even a sink
+        of_rows = unseeing(xp, lse)
         of_heads = xp.zeros(tuple(lse.shape[:-1]), dtype=wide, device=lse.device)
         a_row = max(prod(of_heads.shape) * out.shape[-1], 1)
         for rows in even_cuts(lse.shape[-1], max(MERGE_BLOCK // a_row, 1)):  # so that little is held meanwhile
             here = (..., slice(rows.start, rows.stop))
             delta = delta_of(dout[(*here, slice(None))], out[(*here, slice(None))], wide)
-            of_heads -= xp.sum(xp.exp(logits - never[here]) * delta, axis=-1)
+            of_heads -= xp.sum(xp.exp(logits - of_rows[here]) * delta, axis=-1)
         n_more = of_heads.ndim - sink_logits.ndim
         shape = (1,) * n_more + tuple(sink_logits.shape)
         summed = tuple(i for i, n in enumerate(shape) if n == 1)

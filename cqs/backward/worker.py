@@ -3,13 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from time import perf_counter
 
 from cqs.backend import dtype_of, namespace_of, quiet_floats
 from cqs.backward.heads import Differentiate, differentiate_per_head
 from cqs.backward.kernel import QueryRows
 from cqs.backward.source import GradientSource
-from cqs.events import Emit, Event, TaskDone, TaskStarted
+from cqs.events import Emit, Event, task_events
 from cqs.kernels import KeyChunk, Region
 from cqs.problem import AttentionProblem
 from cqs.reading import Feed
@@ -89,12 +88,7 @@ class GradientWorker:
         GradientResult
             The same task always gives the same result, bit for bit. About 2.5 times the operations of attention.
         """
-        events: list[Event] = []
-        emit = events.append if self.records else self.emit
-        start = perf_counter()
-        if emit is not None:
-            emit(TaskStarted(task=task.index, start=start))
-        with quiet_floats():
+        with task_events(task.index, self.emit, self.records) as (_, events), quiet_floats():
             keys = {group: self.source.keys(group, task.heads) for group in task.key_groups}
             sums = {group: self._zeros(chunk) for group, chunk in keys.items()}
             queries = [
@@ -104,8 +98,6 @@ class GradientWorker:
                     task, bundle, [keys[g] for g in bundle.keys], [sums[g] for g in bundle.keys], threads
                 )
             ]
-        if emit is not None:
-            emit(TaskDone(task=task.index, start=start))
         return GradientResult(task, tuple(queries), tuple(sums[group] for group in task.key_groups), tuple(events))
 
     def _bundle(

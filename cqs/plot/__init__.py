@@ -6,12 +6,14 @@ Ito for kinds.
 """
 
 from cqs.plot.growth import memory_against_tokens, time_against_tokens
+from cqs.plot.heatmap import attention_heatmap
 from cqs.plot.loads import load_bars, subsequence_lengths, tokens_held
 from cqs.plot.quorums import difference_table, ownership_matrix, quorum_circle
 from cqs.plot.tiles import tile_map
 from cqs.plot.timeline import timeline
 
 __all__ = [
+    "attention_heatmap",
     "difference_table",
     "load_bars",
     "memory_against_tokens",

@@ -15,6 +15,7 @@ import cqs.errors
 import cqs.jobs
 import cqs.kernels.cudnn
 import cqs.kernels.gemm
+import cqs.maps
 import cqs.plot
 import cqs.quorum
 import cqs.schedule
@@ -45,6 +46,7 @@ CHAPTERS = (
             (None, ("cqs.attention", "cqs.plan", "cqs.work", "cqs.default_workers")),
             (cqs.backward, ("cqs.attention_backward", "cqs.backward.sink_logits_backward")),
             (cqs.autograd, ("cqs.autograd.attention",)),
+            (cqs.maps, ("cqs.attention_map",)),
         ),
     ),
     Chapter(
