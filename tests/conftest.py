@@ -24,7 +24,9 @@ settings.register_profile("long", max_examples=3000, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
 
 # Numba looks at the file of a function only, not at what it imports: what it keeps is for one version of all of them
-_COMPILED = sorted((Path(cqs.__file__).parent / "kernels" / "compiled").glob("*.py"))
+_ROOT = Path(cqs.__file__).parent
+_CONSTANTS = _ROOT / "kernels" / "numba_tables.py", _ROOT / "schedule" / "scratch.py"
+_COMPILED = [*sorted((_ROOT / "kernels" / "compiled").glob("*.py")), *_CONSTANTS]
 _VERSION = hashlib.sha256(b"".join(path.read_bytes() for path in _COMPILED)).hexdigest()[:16]
 os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"cqs-numba-{_VERSION}"))
 

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ HAS_COMPILER = shutil.which("g++") is not None
 @cache
 def library(file: str, option: str) -> ctypes.CDLL:
     """Compile a source as C++, with a function `launch_NAME` for each kernel."""
-    folder, source = Path(mkdtemp(prefix="cqs-cuda-")), cuda_source(file)
+    source = cuda_source(file)
     names = re.findall(r'extern "C" __global__ void (\w+)', source)
     launchers = [
         f'extern "C" void launch_{name}(int grid, int threads, void** arguments)'
@@ -28,10 +28,11 @@ def library(file: str, option: str) -> ctypes.CDLL:
     ]
     header = Path(__file__).with_name("cuda_on_cpu.hpp")
     text = "\n".join([f'#include "{header}"', source, *launchers])
-    (folder / "kernel.cpp").write_text(text, encoding="utf-8")
     command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off", option, "kernel.cpp", "-o", "it.so"]
-    subprocess.run(command, cwd=folder, check=True)
-    return ctypes.CDLL(str(folder / "it.so"))
+    with TemporaryDirectory(prefix="cqs-cuda-") as folder:  # what is loaded does not need its file
+        (Path(folder) / "kernel.cpp").write_text(text, encoding="utf-8")
+        subprocess.run(command, cwd=folder, check=True)
+        return ctypes.CDLL(str(Path(folder) / "it.so"))
 
 
 def launch(file: str, option: str, name: str, n_blocks: int, n_threads: int, arguments: tuple[Any, ...]) -> None:

@@ -165,7 +165,7 @@ def test_results_that_are_damaged_are_removed_and_named(qkv: Arrays, job: Path, 
         damaged = bytearray(path.read_bytes())
         damaged[int(len(damaged) * where)] ^= 1
         path.write_bytes(damaged)
-    with pytest.raises(cqs.errors.SourceError, match=r"000002\.npz is damaged.*; 2 results have been removed"):
+    with pytest.raises(cqs.errors.SourceError, match=r"000002\.npz is damaged.*; removed 2 results: run again"):
         cqs.attention(*qkv, job=job)
     assert kept(job) == [0, 1, 3, 5, 6]
     assert cqs.attention(*qkv, job=job).tobytes() == expected.tobytes()

@@ -98,7 +98,7 @@ class _Place:
             result, n_bytes = self.directory.load(self.manifest, plan.task(i), plan.setting.has_scores)
         except SourceError as error:
             damaged = plural(len(self.directory.drop_damaged(self.manifest)), "result")
-            raise SourceError(f"{error}; {damaged} have been removed: run again, which computes them anew") from None
+            raise SourceError(f"{error}; removed {damaged}: run again, which computes anew what is missing") from None
         if emit is not None:
             emit(ResultLoaded(task=i, start=start, n_bytes=n_bytes))
         return result
