@@ -19,7 +19,7 @@ add, and parts add up, in any order.
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from cqs.backend import Workspace, namespace_of
+from cqs.backend import Workspace, namespace_of, raise_if_stopped
 from cqs.kernels import KeyChunk, Region
 from cqs.kernels.blocks import column_blocks, in_chunks, split_scale
 from cqs.kernels.known_rows import Blocks, set_hidden, unseeing
@@ -93,6 +93,7 @@ def differentiate(
     most_rows, most_columns = blockwise_block(block_bytes)
     arrays = Blocks(xp, space or Workspace())
     for own in _cuts([range(n_rows)] if blocks is None else blocks, most_rows):
+        raise_if_stopped()
         here = slice(own.start, own.stop)
         q, dout = (xp.astype(x[here, :], dtype, copy=False) for x in (rows.q, rows.dout))
         lse, delta = lse_of_rows[here, None], rows.delta[here, None]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
-from cqs.backend import dtype_of, namespace_of
+from cqs.backend import dtype_of, namespace_of, raise_if_stopped
 from cqs.kernels.blocks import column_blocks, in_chunks, split_scale
 from cqs.kernels.contract import KeyChunk
 from cqs.kernels.reference import softmax_parts, weighted_sum
@@ -40,6 +40,7 @@ def attend(
     split = Partial.empty(xp, (*batch, G, H // G, T, E), dtype, q.device)
     most_rows, most_columns = blockwise_block(block_bytes)
     for rows in even_cuts(T, most_rows):
+        raise_if_stopped()
         here = slice(rows.start, rows.stop)
         q_rows = xp.reshape(q[..., here, :], (*batch, G, H // G, len(rows), D))
         q_rows = xp.astype(q_rows, dtype) * for_q

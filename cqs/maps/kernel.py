@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from cqs.backend import Workspace, namespace_of, on_host
+from cqs.backend import Workspace, namespace_of, on_host, raise_if_stopped
 from cqs.kernels import Region
 from cqs.kernels.blocks import column_blocks, in_chunks, split_scale
 from cqs.kernels.known_rows import Blocks, unseeing
@@ -51,6 +51,7 @@ def sum_weights(
     of_rows, most = unseeing(xp, lse), blockwise_block(block_bytes)
     arrays = Blocks(xp, space or Workspace())
     for own in even_cuts(q.shape[0], most[0]):
+        raise_if_stopped()
         here = slice(own.start, own.stop)
         scaled, own_lse = xp.astype(q[here, :], dtype, copy=False) * for_q, of_rows[here, None]
         for pieces in column_blocks(region, own, most[1]):
