@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         engines,
         errors,
         events,
+        huggingface,
         jobs,
         kernels,
         masks,
@@ -67,6 +68,7 @@ __all__ = [
     "engines",
     "errors",
     "events",
+    "huggingface",
     "jobs",
     "kernels",
     "masks",
@@ -84,8 +86,8 @@ __all__ = [
 # Everything is imported when it is first asked for, so that `import cqs` alone costs next to nothing: the modules of
 # the same names as public ones, and these names from others.
 _MODULES = (
-    "autograd", "engines", "errors", "events", "jobs", "kernels", "masks", "plot", "quorum", "scores", "testing",
-    "trace", "verify",
+    "autograd", "engines", "errors", "events", "huggingface", "jobs", "kernels", "masks", "plot", "quorum", "scores",
+    "testing", "trace", "verify",
 )  # fmt: skip
 _FROM = {
     "api": ("attention", "plan"),

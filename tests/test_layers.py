@@ -35,6 +35,7 @@ LAYERS = (
     ("call",),
     ("api",),
     ("autograd", "sharing", "maps"),
+    ("huggingface",),
     ("__init__",),
     ("cli",),
     ("__main__",),

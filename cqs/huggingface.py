@@ -1,0 +1,194 @@
+"""Attention for models of Hugging Face's `transformers`, which then hold no T x S array for any of their masks.
+
+`register()` makes cqs an implementation that a model can be told to use, as in
+`model.set_attn_implementation("cqs")`. Causal masks, sliding windows and padding become rules (`cqs.masks`); whatever
+else a model builds is taken as the boolean array that it would give PyTorch.
+"""
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any, cast
+
+import numpy as np
+
+import cqs.api
+import cqs.autograd
+from cqs.errors import BackendError, OptionError
+from cqs.masks import Causal, Dense, KeyLengths, Mask, NoMask, SlidingWindow
+from cqs.types import Array
+
+__all__ = ["register"]
+
+_ALL = 2**60  # keys on one side of a query, which are farther than any is
+_OPTIONS = ("workers", "memory", "strategy", "engine")
+
+
+def register(name: str = "cqs", **options: Any) -> None:
+    """Make cqs an attention implementation of `transformers`, 4.56 or newer.
+
+    Parameters
+    ----------
+    name : str
+        By which models are told to use it.
+    **options
+        `workers`, `memory`, `strategy` or `engine`, as of `cqs.attention`, for every call. A budget is that of one
+        layer's attention.
+
+    Raises
+    ------
+    BackendError
+        If transformers is not installed, or too old.
+    OptionError
+        If there is no such option.
+
+    Notes
+    -----
+    Masks, grouped heads, soft caps, sink logits and position biases are those of the model. Where gradients are
+    recorded it is `cqs.autograd.attention`, by which a bias cannot be learned. It refuses dropout, and gives no
+    weights: see `cqs.attention_map`.
+
+    Examples
+    --------
+    >>> cqs.huggingface.register(memory="2 GiB")  # doctest: +SKIP
+    >>> model.set_attn_implementation("cqs")  # doctest: +SKIP
+    """
+    unknown = next((option for option in options if option not in _OPTIONS), None)
+    if unknown is not None:
+        raise OptionError.of(unknown, f"be one of {', '.join(_OPTIONS)}", repr(options[unknown]), "leave it out")
+    try:
+        from transformers import AttentionInterface, AttentionMaskInterface
+    except ImportError:
+        remedy = "pip install 'transformers>=4.56' torch"
+        raise BackendError.of("transformers", "be installed, 4.56 or newer", "none that is", remedy) from None
+    AttentionInterface.register(name, _attention(options))
+    AttentionMaskInterface.register(name, mask_of)
+
+
+def _attention(options: dict[str, Any]) -> Callable[..., tuple[Array, None]]:
+    """Return the function that a model's layers call."""
+
+    def attention(
+        module: Any,
+        query: Array,
+        key: Array,
+        value: Array,
+        attention_mask: Array | None,
+        *,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        is_causal: bool | None = None,
+        softcap: float | None = None,
+        s_aux: Array | None = None,
+        position_bias: Array | None = None,
+        **_: Any,
+    ) -> tuple[Array, None]:
+        """Compute attention of `(B, H, T, D)`, `(B, G, S, D)` and `(B, G, S, E)`; return it as `(B, T, H, E)`."""
+        import torch
+
+        if dropout:
+            remedy = "set the model's `attention_dropout` to 0, or call `model.eval()`"
+            raise OptionError.of("dropout", "be 0, since cqs computes exact attention", dropout, remedy)
+        mask, bias = attention_mask, position_bias
+        if mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+            mask = Causal() if query.shape[-2] > 1 else None
+        elif mask is not None and mask.device.type == "meta":
+            mask = _carried(mask)
+        elif mask is not None and mask.dtype != torch.bool:
+            mask, bias = None, mask if bias is None else bias + mask  # numbers to add
+        given = {"bias": bias, "sink_logits": s_aux}
+        arrays = [query, key, value, *(x for x in given.values() if x is not None)]
+        if torch.is_grad_enabled() and any(x.requires_grad for x in arrays):
+            attend: Callable[..., Array] = cqs.autograd.attention
+        else:
+            attend = cqs.api.attention
+            query, key, value = (x.detach() for x in (query, key, value))
+            given = {name: None if x is None else x.detach() for name, x in given.items()}
+        how = {"mask": mask, "scale": scaling, "softcap": softcap or None}
+        return attend(query, key, value, **how, **given, **options).transpose(1, 2).contiguous(), None
+
+    return attention
+
+
+def mask_of(
+    *,
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any],
+    attention_mask: Array | None = None,
+    **others: Any,
+) -> Array:
+    """Return what layers are given as their mask: a boolean tensor `(B, 1, T, S)`.
+
+    If a rule is known it has no data, and carries the rule as its attribute `rule`. The arguments are those that
+    `transformers` gives to `sdpa_mask`.
+    """
+    import torch
+    from transformers.masking_utils import prepare_padding_mask, sdpa_mask
+
+    rule = _rule(mask_function, int(q_offset) - int(kv_offset))
+    if rule is None:
+        others |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        where = {"q_offset": q_offset, "kv_offset": kv_offset, "attention_mask": attention_mask}
+        sizes = {"batch_size": batch_size, "q_length": q_length, "kv_length": kv_length}
+        return sdpa_mask(**sizes, **where, mask_function=mask_function, **others)
+    if attention_mask is not None:
+        padded = prepare_padding_mask(attention_mask, kv_length, kv_offset)[:, kv_offset : kv_offset + kv_length]
+        padding = _of_keys(padded.bool())
+        rule = rule if padding is None else _both(rule, padding)
+    carrier: Array = torch.empty((batch_size, 1, q_length, kv_length), dtype=torch.bool, device="meta")
+    carrier.rule = rule
+    return carrier
+
+
+def _carried(mask: Array) -> Mask:
+    """Return the rule that a tensor of `mask_of` carries, unless the model has made another tensor of it."""
+    rule: Mask | None = getattr(mask, "rule", None)
+    if rule is None:
+        rule_broken, remedy = "be the one that cqs made", "such a model needs another implementation of attention"
+        raise BackendError.of("attention_mask", rule_broken, "one that the model derived from it", remedy)
+    return rule
+
+
+def _rule(function: Callable[..., Any], offset: int) -> Mask | None:
+    """Return the rule that a mask function of `transformers` stands for, or None if it is none that is known."""
+    name = getattr(function, "__qualname__", "")
+    if name == "causal_mask_function":
+        return Causal(offset)
+    if name == "bidirectional_mask_function":
+        return NoMask()
+    held = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)) if name else {}
+    if name == "sliding_window_overlay.<locals>.inner_mask":
+        return SlidingWindow(held["sliding_window"].cell_contents - 1, _ALL, offset)
+    if name == "sliding_window_bidirectional_overlay.<locals>.inner_mask":
+        width = held["sliding_window"].cell_contents
+        return SlidingWindow(width, width, offset)
+    if name != "and_masks.<locals>.and_mask":
+        return None
+    rules = [_rule(part, offset) for part in held["mask_functions"].cell_contents]
+    known, everything = [rule for rule in rules if rule is not None], cast(Mask, NoMask())
+    return reduce(_both, known, everything) if len(known) == len(rules) else None
+
+
+def _both(a: Mask, b: Mask) -> Mask:
+    """Return `a & b`, as one rule if there is one."""
+    if NoMask() in (a, b):
+        return b if a == NoMask() else a
+    if isinstance(a, SlidingWindow) and isinstance(b, Causal) and a.offset == b.offset:
+        return SlidingWindow(a.left, 0, a.offset)
+    return a & b
+
+
+def _of_keys(counts: Array) -> Mask | None:
+    """Return the mask of keys that count, `(B, S)`, of which padding does not; None if all do."""
+    found = counts.cpu().numpy()
+    n, S = found.sum(axis=-1), found.shape[-1]
+    if (n == S).all():
+        return None
+    if (found == (np.arange(S) < n[:, None])).all():
+        return KeyLengths(n)
+    if (found == (np.arange(S) >= S - n[:, None])).all():
+        return ~KeyLengths(S - n)
+    return Dense(found[:, None, None, :])

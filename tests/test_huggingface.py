@@ -1,0 +1,182 @@
+"""Models of Hugging Face's transformers give the same logits and gradients by cqs as by their own attention."""
+
+import numpy as np
+import pytest
+
+import cqs
+from cqs import huggingface
+from cqs.errors import BackendError, OptionError
+from cqs.masks import Causal, KeyLengths, NoMask, SlidingWindow
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers", minversion="4.56")
+
+SIZES = {
+    "vocab_size": 100, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+MODELS = {
+    "llama": {},
+    "mistral": {"sliding_window": 9},
+    "gemma2": {"sliding_window": 9, "attn_logit_softcapping": 0.5, "query_pre_attn_scalar": 16},
+    "gpt_oss": {"sliding_window": 9, "num_local_experts": 2, "num_experts_per_tok": 1},
+    "qwen3": {},
+}
+
+pytestmark = pytest.mark.filterwarnings("default")  # what transformers warns of is not ours
+
+
+@pytest.fixture(autouse=True)
+def registered() -> None:
+    huggingface.register()
+    torch.manual_seed(0)
+
+
+def model_of(kind: str):
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(kind, **SIZES, **MODELS[kind])
+    )
+    for name, x in model.named_parameters():
+        if "sinks" in name or x.ndim > 1:
+            torch.nn.init.normal_(x, std=0.3)  # so that scores differ
+    return model.eval()
+
+
+def by(model, implementation: str, *args, **kwargs):
+    model.set_attn_implementation(implementation)
+    return model(*args, **kwargs)
+
+
+def near(a, b) -> None:
+    torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_logits_are_those_of_the_models_own_attention(kind: str) -> None:
+    model, tokens = model_of(kind), torch.randint(3, 100, (2, 40))
+    with torch.no_grad():
+        near(by(model, "cqs", tokens).logits, by(model, "eager", tokens).logits)
+
+
+@pytest.mark.parametrize("side", ["left", "right", "holes"])
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_padding_is_left_out(kind: str, side: str) -> None:
+    model, tokens = model_of(kind), torch.randint(3, 100, (3, 40))
+    counts = torch.ones(3, 40, dtype=torch.long)
+    if side == "holes":
+        counts[1, [3, 7]] = 0
+    else:
+        counts[1, :12] = counts[2, :30] = 0
+        counts = counts if side == "left" else counts.flip(1)
+    with torch.no_grad():
+        found, expected = (by(model, how, tokens, attention_mask=counts).logits for how in ("cqs", "eager"))
+    near(found[counts.bool()], expected[counts.bool()])
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_texts_are_continued_alike(kind: str, cache: str) -> None:
+    model, tokens = model_of(kind), torch.randint(3, 100, (2, 25))
+    counts = torch.ones(2, 25, dtype=torch.long)
+    counts[1, :10] = 0
+    written = []
+    for how in ("cqs", "eager"):
+        model.set_attn_implementation(how)
+        options = {"max_new_tokens": 15, "do_sample": False, "cache_implementation": cache, "disable_compile": True}
+        written.append(model.generate(tokens, attention_mask=counts, **options))
+    assert torch.equal(*written)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_oss"])
+def test_gradients_are_those_of_the_models_own_attention(kind: str) -> None:
+    model, tokens = model_of(kind), torch.randint(3, 100, (2, 30))
+    gradients = []
+    for how in ("cqs", "eager"):
+        model.zero_grad()
+        by(model, how, tokens, labels=tokens).loss.backward()
+        gradients.append([x.grad.clone() for x in model.parameters() if x.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 10
+    for a, b in zip(*gradients, strict=True):
+        near(a, b)
+
+
+def test_models_that_read_both_ways() -> None:
+    sizes = {name: n for name, n in SIZES.items() if name not in ("num_key_value_heads", "head_dim")}
+    model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model("bert", **sizes)).eval()
+    tokens, counts = torch.randint(3, 100, (2, 40)), torch.ones(2, 40, dtype=torch.long)
+    counts[1, 30:] = 0
+    with torch.no_grad():
+        found, expected = (by(model, how, tokens, attention_mask=counts)[0] for how in ("cqs", "eager"))
+    near(found[counts.bool()], expected[counts.bool()])
+
+
+def test_packed_texts_do_not_see_each_other() -> None:
+    model, tokens = model_of("llama"), torch.randint(3, 100, (1, 40))
+    positions = torch.cat([torch.arange(15), torch.arange(25)])[None]
+    with torch.no_grad():
+        found, expected = (
+            by(model, how, tokens, position_ids=positions, use_cache=False).logits for how in ("cqs", "eager")
+        )
+    near(found, expected)
+
+
+def test_options_are_those_of_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(cqs.api, "attention", lambda q, k, v, **how: seen.append(how) or torch.zeros_like(q))
+    huggingface.register("frugal", memory="64 MiB", workers=3)
+    with torch.no_grad():
+        by(model_of("llama"), "frugal", torch.randint(3, 100, (1, 20)))
+    assert [(how["memory"], how["workers"], how["mask"]) for how in seen] == [("64 MiB", 3, Causal())] * 2
+    with pytest.raises(OptionError, match="`kernel` must be one of workers"):
+        huggingface.register(kernel="numpy")
+
+
+def test_dropout_is_refused() -> None:
+    config = transformers.AutoConfig.for_model("llama", **SIZES, attention_dropout=0.1)
+    model = transformers.AutoModelForCausalLM.from_config(config).train()
+    with pytest.raises(OptionError, match="`dropout` must be 0"):
+        by(model, "cqs", torch.randint(3, 100, (1, 20)))
+
+
+def test_masks_become_rules() -> None:
+    from transformers import masking_utils as masks
+
+    def rule(function, **more):
+        sizes = {"batch_size": 2, "q_length": 4, "kv_length": 10, "q_offset": 6}
+        found = huggingface.mask_of(**(sizes | more), mask_function=function)
+        assert found.shape == (2, 1, 4, 10)
+        return getattr(found, "rule", found)
+
+    assert rule(masks.causal_mask_function) == Causal(6)
+    assert rule(masks.bidirectional_mask_function) == NoMask()
+    assert rule(masks.sliding_window_causal_mask_function(3)) == SlidingWindow(2, 0, 6)
+    assert rule(masks.sliding_window_bidirectional_mask_function(3)) == SlidingWindow(3, 3, 6)
+    padded = torch.tensor([[1] * 10, [1] * 7 + [0] * 3])
+    assert rule(masks.causal_mask_function, attention_mask=padded) == Causal(6) & KeyLengths([10, 7])
+    assert rule(masks.bidirectional_mask_function, attention_mask=padded.flip(1)) == ~KeyLengths([0, 3])
+    unknown = rule(lambda b, h, q, k: (q - k) % 2 == 0, attention_mask=padded.bool())
+    expected = (np.arange(6, 10)[:, None] - np.arange(10)) % 2 == 0
+    assert np.array_equal(unknown[0, 0].numpy(), expected)
+    assert np.array_equal(unknown[1, 0].numpy(), expected & (np.arange(10) < 7))
+
+
+def test_a_mask_that_a_model_has_changed_is_refused() -> None:
+    from transformers.masking_utils import causal_mask_function
+
+    attend = transformers.AttentionInterface()["cqs"]
+    q = torch.zeros(1, 2, 4, 8)
+    mask = huggingface.mask_of(batch_size=1, q_length=4, kv_length=5, mask_function=causal_mask_function)
+    with pytest.raises(BackendError, match="`attention_mask` must be the one that cqs made"):
+        attend(torch.nn.Module(), q, q, q, mask[..., :4])
+
+
+def test_masks_that_are_numbers_are_added() -> None:
+    attend = transformers.AttentionInterface()["cqs"]
+    q, k, v = torch.randn(3, 1, 2, 6, 8)
+    added, bias = (
+        torch.zeros(1, 1, 6, 6).masked_fill(torch.ones(6, 6).triu(1).bool(), -torch.inf),
+        torch.randn(1, 2, 6, 6),
+    )
+    found, _ = attend(torch.nn.Module(), q, k, v, added, position_bias=bias, scaling=0.5)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=added + bias, scale=0.5)
+    near(found, expected.transpose(1, 2))
