@@ -7,6 +7,7 @@ else a model builds is taken as the boolean array that it would give PyTorch.
 
 from collections.abc import Callable
 from functools import reduce
+from importlib import import_module
 from typing import Any, cast
 
 import numpy as np
@@ -126,16 +127,17 @@ def mask_of(
     `transformers` gives to `sdpa_mask`.
     """
     import torch
-    from transformers.masking_utils import prepare_padding_mask, sdpa_mask
 
+    theirs = import_module("transformers.masking_utils")
     rule = _rule(mask_function, int(q_offset) - int(kv_offset))
     if rule is None:
         others |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
         where = {"q_offset": q_offset, "kv_offset": kv_offset, "attention_mask": attention_mask}
         sizes = {"batch_size": batch_size, "q_length": q_length, "kv_length": kv_length}
-        return sdpa_mask(**sizes, **where, mask_function=mask_function, **others)
+        tensor: Array = theirs.sdpa_mask(**sizes, **where, mask_function=mask_function, **others)
+        return tensor
     if attention_mask is not None:
-        padded = prepare_padding_mask(attention_mask, kv_length, kv_offset)[:, kv_offset : kv_offset + kv_length]
+        padded = theirs.prepare_padding_mask(attention_mask, kv_length, kv_offset)[:, kv_offset : kv_offset + kv_length]
         padding = _of_keys(padded.bool())
         rule = rule if padding is None else _both(rule, padding)
     carrier: Array = torch.empty((batch_size, 1, q_length, kv_length), dtype=torch.bool, device="meta")
