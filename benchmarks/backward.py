@@ -8,15 +8,13 @@ alone, whose forward pass has kept what it needs, as is `cqs.attention_backward`
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from cpu import PAUSE, describe_machine, name_of
+from cpu import describe_machine, interleaved, name_of
 
 import cqs
 from cqs.machine import available_cpus
@@ -61,14 +59,7 @@ def measured(shape: tuple[int, int, int], is_causal: bool, rounds: int) -> dict[
         "array code, W = 1": partial(backward, kernel="blockwise", workers=1),
         **{f"W = {W}": partial(backward, workers=W) for W in WORKERS},
     }
-    times: dict[str, list[float]] = {who: [] for who in contestants}
-    for _ in range(rounds + 1):
-        for who, run in contestants.items():
-            time.sleep(PAUSE)
-            start = time.perf_counter()
-            run()
-            times[who].append(time.perf_counter() - start)
-    return {who: statistics.median(found[1:]) for who, found in times.items()}
+    return interleaved(contestants, rounds)
 
 
 if __name__ == "__main__":

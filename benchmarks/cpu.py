@@ -17,7 +17,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,8 @@ from cqs.machine import available_cpus
 SHAPES = [(8, 8192, 64), (8, 4096, 128), (8, 2048, 64), (1, 16384, 64)]
 WORKERS = [1, 7, 13, 31, 57]
 PAUSE = 0.2  # seconds
+
+Key = TypeVar("Key")
 
 
 def main() -> None:
@@ -91,19 +93,25 @@ def measure_shape(H: int, N: int, D: int, rounds: int) -> list[dict[str, Any]]:
         if _torch():
             contestants["torch", is_causal] = torch_attention(q, k, v, is_causal), flops
         contestants["plain NumPy", is_causal] = (lambda c=is_causal: plain(q, k, v, c)), flops
-    times: dict[tuple[str, bool], list[float]] = {key: [] for key in contestants}
+    medians = interleaved({key: run for key, (run, _) in contestants.items()}, rounds)
+    rows = []
+    for (name, is_causal), (_, flops) in contestants.items():
+        seconds = medians[name, is_causal]
+        shape = {"H": H, "N": N, "D": D, "name": name, "is_causal": is_causal}
+        rows.append(shape | {"seconds": seconds, "gflops": flops / seconds / 1e9, "tokens_per_s": N / seconds})
+    return rows
+
+
+def interleaved(contestants: dict[Key, Callable[[], object]], rounds: int) -> dict[Key, float]:
+    """Run each once a round, in turn, and return the median seconds of each; the first round does not count."""
+    times: dict[Key, list[float]] = {key: [] for key in contestants}
     for _ in range(rounds + 1):
-        for key, (run, _) in contestants.items():
+        for key, run in contestants.items():
             time.sleep(PAUSE)
             start = time.perf_counter()
             run()
             times[key].append(time.perf_counter() - start)
-    rows = []
-    for (name, is_causal), (_, flops) in contestants.items():
-        seconds = statistics.median(times[name, is_causal][1:])
-        shape = {"H": H, "N": N, "D": D, "name": name, "is_causal": is_causal}
-        rows.append(shape | {"seconds": seconds, "gflops": flops / seconds / 1e9, "tokens_per_s": N / seconds})
-    return rows
+    return {key: statistics.median(found[1:]) for key, found in times.items()}
 
 
 def plain(q: np.ndarray, k: np.ndarray, v: np.ndarray, is_causal: bool) -> np.ndarray:

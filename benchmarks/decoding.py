@@ -8,14 +8,12 @@ more: what counts is how fast they come, so the bytes of keys and values a secon
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from cpu import PAUSE, describe_machine, name_of
+from cpu import describe_machine, interleaved, name_of
 
 import cqs
 from cqs.machine import available_cpus
@@ -74,14 +72,7 @@ def measured(shape: tuple[int, int, int, int, int], dtype: str, rounds: int) -> 
         "cqs": lambda: cqs.attention(*tensors),
         "cqs, one task": lambda: cqs.attention(*tensors, workers=1),
     }
-    times: dict[str, list[float]] = {who: [] for who in contestants}
-    for _ in range(rounds + 1):
-        for who, run in contestants.items():
-            time.sleep(PAUSE)
-            start = time.perf_counter()
-            run()
-            times[who].append(time.perf_counter() - start)
-    return {who: statistics.median(found[1:]) for who, found in times.items()}
+    return interleaved(contestants, rounds)
 
 
 if __name__ == "__main__":

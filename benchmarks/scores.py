@@ -8,14 +8,12 @@ Contestants are the kernel that cqs takes by itself, its NumPy kernel, and torch
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cpu import PAUSE, describe_machine, name_of
+from cpu import describe_machine, interleaved, name_of
 
 import cqs
 from cqs.machine import available_cpus
@@ -45,14 +43,7 @@ def main() -> None:
     contestants = {
         (name, who): run for name, case in cases.items() for who, run in contestants_of(case, q, k, v).items()
     }
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in contestants}
-    for _ in range(options.rounds + 1):
-        for key, run in contestants.items():
-            time.sleep(PAUSE)
-            start = time.perf_counter()
-            run()
-            times[key].append(time.perf_counter() - start)
-    seconds = {key: statistics.median(found[1:]) for key, found in times.items()}
+    seconds = interleaved(contestants, options.rounds)
     rows = [{"scores": name, "who": who, "seconds": took} for (name, who), took in seconds.items()]
     machine = describe_machine()
     print(", ".join(f"{name}: {value}" for name, value in machine.items()))
