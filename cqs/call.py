@@ -24,7 +24,7 @@ from cqs.kernels import Kernel
 from cqs.masks import Mask
 from cqs.placing import Place, placed
 from cqs.problem import AttentionProblem
-from cqs.schedule import Plan, Scheduler
+from cqs.schedule import Plan, Scheduler, planned
 from cqs.scores import ALiBi, Scores, checked_sink_logits
 from cqs.sources import InputSource, Sink, Target, like_of, open_inputs, open_output, refuse_overlap
 from cqs.types import Array
@@ -171,7 +171,9 @@ def _plan(
         read_bytes=place.setting.read_bytes + target.write_bytes,
     )
     scheduler = Scheduler(workers, strategy, place.memory, setting)
-    return scheduler.plan(problem) if kept is None else kept.plan(scheduler, problem)
+    if kept is not None:
+        return kept.plan(scheduler, problem)
+    return planned(scheduler, problem)
 
 
 def _check_keeping(job: Job, engine: Engine, out: Any) -> None:

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 import cqs
 from cqs.backend import blas_libraries
 from cqs.cli import main
+from cqs.schedule import forget_plans
 
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 settings.register_profile("default", max_examples=60, **_COMMON)
@@ -36,6 +37,12 @@ def what_is_compiled_is_ready() -> None:
     """Compiled code is compiled and loaded before any test counts time or memory."""
     x = np.zeros((1, 2, 4), np.float32)
     cqs.attention(x, x, x)
+
+
+@pytest.fixture(autouse=True)
+def no_plan_is_remembered() -> None:
+    """A test may change what plans follow from."""
+    forget_plans()
 
 
 @pytest.fixture(scope="session")

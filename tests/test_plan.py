@@ -305,3 +305,18 @@ def test_going_through_many_tasks_keeps_few_of_them() -> None:
     finally:
         tracemalloc.stop()
     assert kept < 100 * max(one, 2**14)
+
+
+def test_the_same_call_again_has_the_same_plan_and_another_has_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    def plan(n: int = 100, **options: Any) -> Plan:
+        return cqs.plan(*[(2, n, 8)] * 3, **options)
+
+    first = plan(mask=Causal(), memory="64 MiB")
+    assert plan(is_causal=True, memory=64 << 20) is first
+    others = [plan(99, is_causal=True, memory="64 MiB"), plan(memory="64 MiB"), plan(is_causal=True), plan(workers=7)]
+    assert len({first, *others}) == 5
+    assert plan(mask=np.eye(100, dtype=bool)) is not plan(mask=np.eye(100, dtype=bool))  # whose array would live on
+    many = plan(100_000)
+    monkeypatch.setattr("cqs.schedule.remembered.available_cpus", lambda: 61)
+    monkeypatch.setattr("cqs.schedule.scheduler.available_cpus", lambda: 61)
+    assert plan(100_000).workers > many.workers

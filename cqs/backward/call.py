@@ -20,7 +20,7 @@ from cqs.events import Emit
 from cqs.kernels.numba_modules import missing
 from cqs.masks import Mask
 from cqs.problem import AttentionProblem, dtype_name
-from cqs.schedule import Scheduler, Setting
+from cqs.schedule import Scheduler, Setting, planned
 from cqs.scores import ALiBi, Scores
 from cqs.sources import ArrayInput, Input, like_of, open_input, open_inputs
 from cqs.types import Array, Namespace
@@ -134,7 +134,7 @@ def attention_backward(
         runner = as_engine(engine)
         scheduler = Scheduler(workers, strategy, memory, _setting(runner, like, scores is not None, name))
         read = [inputs.q, inputs.k, inputs.v, *opened.values()]
-        plan = scheduler.plan(problem) if memory is None else plan_within(problem, scheduler, read)
+        plan = planned(scheduler, problem) if memory is None else plan_within(problem, scheduler, read)
         source = GradientSource(problem, inputs, **opened, lse=ArrayInput(lse[..., None]))
         worker = GradientWorker(problem, source, _KERNELS[name], scores, plan.grain, on_event)
         adder = GradientAdder(plan, like)

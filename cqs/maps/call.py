@@ -17,7 +17,7 @@ from cqs.maps.bins import Bins
 from cqs.maps.worker import MapWorker
 from cqs.masks import Mask
 from cqs.problem import AttentionProblem, dtype_name
-from cqs.schedule import Scheduler, Setting
+from cqs.schedule import Scheduler, Setting, planned
 from cqs.scores import ALiBi, Scores
 from cqs.sources import ArrayInput, like_of, open_input
 from cqs.types import Array, Namespace
@@ -121,7 +121,8 @@ def attention_map(
             _, lse = cqs.api.attention(q, k, v, return_lse=True, **rule, **changes, **how)
         _check_lse(problem, like, lse)
         runner = as_engine(engine)
-        plan = Scheduler(workers, strategy, setting=_setting(runner, xp, scores is not None)).plan(problem)
+        scheduler = Scheduler(workers, strategy, setting=_setting(runner, xp, scores is not None))
+        plan = planned(scheduler, problem)
         adder = MapAdder(plan, bins)
         of_rows = ArrayInput(lse[..., None])
         worker = MapWorker(problem, inputs["q"], inputs["k"], of_rows, bins, scores, plan.grain, on_event)

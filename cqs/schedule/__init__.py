@@ -9,6 +9,7 @@ from cqs.schedule.grain import BLOCK_BYTES, Grain, Setting
 from cqs.schedule.layout import BalancedLayout, GridLayout, Layout, QuorumLayout, RingLayout, TreeLayout
 from cqs.schedule.memory import UNSEEN_BYTES, WRITE_BYTES, Footprint, SlotBytes
 from cqs.schedule.plan import Plan
+from cqs.schedule.remembered import forget_plans, planned
 from cqs.schedule.scheduler import Scheduler, default_workers
 from cqs.schedule.scratch import (
     MERGE_BLOCK,
@@ -67,11 +68,13 @@ __all__ = [
     "default_workers",
     "divide",
     "even_cuts",
+    "forget_plans",
     "group",
     "numba_block",
     "numpy_rows",
     "numpy_unit",
     "parts_of",
+    "planned",
     "reads",
     "scratch_bytes",
     "worth_one_piece",
