@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from math import prod
 from typing import Any, NamedTuple
@@ -61,8 +62,9 @@ def places_of_keys(chunks: Sequence[KeyChunk], kind: int) -> Integers:
     return found.reshape(-1, len(chunks), 2, found.shape[-1])
 
 
+@lru_cache(maxsize=64)
 def heads_together(shape: CallShape, most: int) -> Integers:
-    """Return the heads that are computed together: at most so many that share a key head.
+    """Return the heads that are computed together: at most so many that share a key head. Not to be written to.
 
     Returns
     -------
