@@ -14,6 +14,7 @@ using std::exp, std::fmax, std::isfinite, std::log;
 #define __global__
 #define __device__
 #define __shared__ static
+#define __align__(n) alignas(n)
 
 struct Place { unsigned x = 0, y = 0, z = 0; };
 static Place threadIdx, blockIdx, blockDim, gridDim;

@@ -169,6 +169,7 @@ class pygraph:  # noqa: N801
     def execute(self, pointers: dict[int, int], workspace: int, handle: Handle) -> None:
         assert tuple(self.done) == STEPS
         assert handle.device == now().device
+        self.stream = handle.stream
         with handle.used():
             uses: list[Any] = []
             q, k, v, out, stats = (t.at(pointers[t.uid], uses) for t in self.tensors.values())

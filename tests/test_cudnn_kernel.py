@@ -16,7 +16,8 @@ import pytest
 from fake_cupy import Machine, cupy, fake_gpu  # noqa: F401
 
 from cqs.backend import CudaDevice
-from cqs.kernels import KeyChunk, Region, attend_per_head
+from cqs.errors import BackendError
+from cqs.kernels import KeyChunk, Region, attend_per_head, cudnn_graphs
 from cqs.kernels.contract import Request
 from cqs.kernels.cudnn import attend, refusal
 from cqs.masks import (
@@ -218,7 +219,8 @@ def test_each_device_has_handles_of_its_own(cupy: ModuleType, cudnn: ModuleType)
 def test_work_is_queued_on_the_current_stream(cupy: ModuleType, cudnn: ModuleType) -> None:  # noqa: F811
     with cupy.cuda.Stream(non_blocking=True) as stream:
         check(cupy, CASES["causal, off the grid"])
-    assert {graph.handle.stream for graph in cudnn.graphs} == {stream.ptr}
+    assert {graph.stream for graph in cudnn.graphs} == {stream.ptr}
+    assert {graph.handle.stream for graph in cudnn.graphs} == {0}  # when it is lent to nobody
 
 
 def test_a_bundle_leaves_foreign_pairs_out(cupy: ModuleType, cudnn: ModuleType) -> None:  # noqa: F811
@@ -355,3 +357,31 @@ def _compat_cupy() -> Any:
     except ImportError:
         return np
     return xp
+
+
+def test_a_frontend_that_takes_a_kernel_of_its_own_is_refused(
+    fake_gpu: Machine,  # noqa: F811
+    cupy: Any,  # noqa: F811
+    cudnn: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fake_cudnn.pygraph, "selected_engine", object(), raising=False)
+    q, k, v = (cupy.asarray(x) for x in Case().arrays())
+    with pytest.raises(
+        BackendError, match=r"got object, which nvidia-cudnn-frontend 1\.32\.0 chose"
+    ):
+        attend(q, [KeyChunk(k, v)], scale=0.25)
+
+
+def test_two_libraries_of_cudnn_are_named(
+    fake_gpu: Machine,  # noqa: F811
+    cudnn: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load() -> None:
+        raise AssertionError("Found 2 libcudnn.so.x in nvidia-cudnn-cuXX.")
+
+    monkeypatch.setattr(cudnn_graphs, "_load", load)
+    cudnn_graphs.missing_libraries.cache_clear()
+    assert "cannot be loaded (Found 2 libcudnn" in (refusal(request()) or "")
+    cudnn_graphs.missing_libraries.cache_clear()

@@ -16,7 +16,8 @@ from problems import DTYPES, odd_qkv
 
 import cqs
 from cqs.backend import CudaDevice, HostDevice, import_cupy
-from cqs.errors import BackendError, OptionError
+from cqs.errors import BackendError, BudgetError, OptionError
+from cqs.events import TaskRetried
 from cqs.kernels import cudnn_missing
 from cqs.masks import Causal, Dense, Documents, SlidingWindow
 from cqs.sources import ArraySink
@@ -102,7 +103,7 @@ def test_slots_for_the_next_task_fit_the_memory_that_is_left(machine: Machine) -
 def test_a_device_that_is_full_divides_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((4, 1200, 64), dtype=np.float32) for _ in range(3))
-    machine, recorder = install(monkeypatch, n_devices=1, memory=5 << 20), Recorder()
+    machine, recorder = install(monkeypatch, n_devices=1, memory=6 << 20), Recorder()
     out = cqs.attention(
         q, k, v, backend="cupy", memory="64 MiB", workers=1, on_event=recorder
     )  # which it does not have
@@ -326,3 +327,31 @@ def test_the_command_line_takes_a_backend(machine: Machine, qkv: list[np.ndarray
     assert_exact(np.load("out.npy"), *qkv)
     code, _, _ = cli("plan q.npy k.npy v.npy --backend cupy --memory 8MiB")
     assert code == 0
+
+
+def normal(H: int, G: int, n: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((heads, n, 64), dtype=np.float32) for heads in (H, G, G)]
+
+
+@pytest.mark.parametrize("memory", ["16 MiB", "20 MiB", "30 MiB"])
+def test_what_was_planned_to_fit_is_not_divided(machine: Machine, memory: str) -> None:
+    """A pool that is asked for pieces of other sizes, call after call, may have room in pieces that are too small."""
+    q, k, v = normal(8, 2, 3000)
+    recorder = Recorder()
+    out = cqs.attention(q, k, v, backend="cupy", memory=memory, on_event=recorder)
+    assert_exact(out[:, :50], q[:, :50], k, v)
+    assert not any(isinstance(event, TaskRetried) for event in recorder.events)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_sums_of_arrays_on_a_device_are_not_spilled(machine: Machine, dtype: str) -> None:
+    import cupy
+
+    arrays = [x.astype(dtype) for x in normal(1, 1, 1845)]
+    for memory in (1_500_000, 3_000_000, 4_404_019, 6_000_000):
+        try:
+            out = cqs.attention(*map(cupy.asarray, arrays), memory=memory, is_causal=True, workers=3)
+        except BudgetError:
+            continue
+        assert_exact(out.get(), *arrays, is_causal=True)

@@ -1,5 +1,7 @@
 """benchmarks/gpu.py runs to its end: on a fake GPU, with sizes that show nothing but that."""
 
+import ast
+import importlib
 import importlib.util
 import json
 import sys
@@ -125,3 +127,12 @@ def test_without_a_gpu_it_says_so(
         run(benchmark, tmp_path)
     assert stopped.value.code == 2
     assert "must have a CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.parent.glob("*.py")), ids=lambda path: path.name)
+def test_benchmarks_import_what_there_is(path: Path) -> None:
+    """Even where a branch is not taken on this machine."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "cqs":
+            module = importlib.import_module(node.module)
+            assert not [name.name for name in node.names if not hasattr(module, name.name)]

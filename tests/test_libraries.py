@@ -141,3 +141,19 @@ def _tensor(torch, x: np.ndarray):
 
 def _array(torch, x, like: np.ndarray) -> np.ndarray:
     return x.view(torch.int16).numpy().view(like.dtype) if like.dtype.name == "bfloat16" else x.numpy()
+
+
+@pytest.mark.parametrize("library", ["torch", "array_api_strict"])
+def test_sums_of_other_libraries_are_not_spilled(library: str) -> None:
+    xp = pytest.importorskip(library)
+    arrays = [np.random.default_rng(n).standard_normal((1, 1845, 64)).astype(np.float32) for n in range(3)]
+    given = [xp.asarray(x) for x in arrays]
+    if library == "torch":
+        given = [x.to(xp.float16) for x in given]
+        arrays = [x.numpy() for x in given]
+    for memory in range(3_000_000, 9_000_000, 500_000):
+        try:
+            out = cqs.attention(*given, memory=memory, is_causal=True, workers=3, kernel="blockwise")
+        except cqs.errors.BudgetError:
+            continue
+        assert_exact(np.asarray(out), *arrays, is_causal=True)

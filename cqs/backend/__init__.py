@@ -19,7 +19,7 @@ from cqs.backend.choosing import BACKENDS, chosen_devices, numbered
 from cqs.backend.cuda import CudaDevice, arrays_device
 from cqs.backend.cuda_libraries import cuda_devices, import_cupy, load_libraries, missing_library
 from cqs.backend.device import Device, Download, Session, Slot, TimedSession, slot_bytes
-from cqs.backend.dlpack import borrowed
+from cqs.backend.dlpack import borrowed, cupy_as_tensor
 from cqs.backend.host import HostDevice
 from cqs.backend.threads import Stopped, Threads, Workspace, compute_threads, raise_if_stopped, stopped_by
 
@@ -42,6 +42,7 @@ __all__ = [
     "chosen_devices",
     "compute_threads",
     "cuda_devices",
+    "cupy_as_tensor",
     "dtype_of",
     "import_cupy",
     "is_cupy",

@@ -12,7 +12,7 @@ from cqs.backend.cuda_libraries import import_cupy
 from cqs.errors import BackendError, CQSError
 from cqs.types import Array
 
-__all__ = ["borrowed"]
+__all__ = ["borrowed", "cupy_as_tensor"]
 
 
 def borrowed(
@@ -41,7 +41,7 @@ def borrowed(
     """
     first, given = next(iter(given.values())), {**given, "out": out}
     if by_cupy and _is_cuda_tensor(first):
-        view, back = _cuda_tensor_as_cupy, _cupy_as_tensor
+        view, back = _cuda_tensor_as_cupy, cupy_as_tensor
     elif by_numpy and _is_cpu_tensor(first):
         view, back = _cpu_tensor_as_numpy, _numpy_as_tensor
     else:
@@ -88,7 +88,8 @@ def _cuda_tensor_as_cupy(tensor: Array) -> Array:
     return cupy.from_dlpack(tensor.detach().view(torch.int16)).view(ml_dtypes.bfloat16)
 
 
-def _cupy_as_tensor(array: Array) -> Array:
+def cupy_as_tensor(array: Array) -> Array:
+    """View a CuPy array as a torch tensor of the same memory."""
     import torch
 
     if array.dtype.name != "bfloat16":

@@ -10,7 +10,7 @@ from cqs.types import Array
 __all__ = ["scan_values"]
 
 _THREADS = 256  # of a block of threads
-_MOST_BLOCKS = 2048  # of threads, where each takes more than one number
+_MOST_BLOCKS = 2048  # of threads, where each takes more than 16 bytes
 
 # type -> bits of its exponent, and how many bits are below them
 _EXPONENTS = {
@@ -38,6 +38,6 @@ def scan_values(array: Array, n_keys: int, facts: Array) -> None:
     large = ones if name == "float16" else ones - 1 - n_keys.bit_length() - 1
     limits = np.uint64(ones << shift), np.uint64(large << shift)
     for (part,) in stacks(array) if array.size else ():
-        n_blocks = min(-(-part.size // (4 * _THREADS)), _MOST_BLOCKS)
+        n_blocks = min(-(-part.size * part.itemsize // (16 * _THREADS)), _MOST_BLOCKS)
         kernel = "scan_values.cu", f"-DWORD_BYTES={part.itemsize}", "scan_values"
         launch(*kernel, n_blocks, _THREADS, part, *part.shape, *steps_of(part, 3), *limits, facts)

@@ -7,7 +7,7 @@ from math import prod
 from cqs.backend import CudaDevice, dtype_of, is_cupy, namespace_of
 from cqs.kernels import blockwise, cudnn_graphs
 from cqs.kernels.blocks import in_chunks
-from cqs.kernels.by_coverage import Part, Rest, Shape, cut_by_coverage, part_of
+from cqs.kernels.by_coverage import Part, Shape, cut_by_coverage, part_of
 from cqs.kernels.contract import Attend, KeyChunk, Request
 from cqs.kernels.cudnn_repair import Repair
 from cqs.kernels.region import Region
@@ -82,8 +82,8 @@ def attend(
     H and G count the heads of all batch entries. cuDNN's graphs, code on the device, stay for later calls.
 
     *Values that are not finite.* A key that is hidden by a diagonal still takes part in its tile with weight 0, so an
-    infinite or NaN number there can make NaN of rows that do not see it. So where some part has a diagonal, all keys
-    and values are looked at once, and if one is not finite, `cqs.kernels.cudnn_repair` computes rows again that are
+    infinite or NaN number there can make NaN of rows that do not see it. So the keys and values of parts that have a
+    diagonal are looked at once, and if one is not finite, `cqs.kernels.cudnn_repair` computes rows again that are
     not. Keys that no query of a part sees, as padding, are never read by cuDNN.
     """
     xp = namespace_of(q=q)
@@ -98,15 +98,15 @@ def attend(
         chunks = _joined(xp, chunks, block_bytes)
         total = _Total.of(xp, q, E)
         cut = cut_by_coverage(region, [chunk.k.shape[-2] for chunk in chunks])
-        is_cut = total.out.size and any(part.shape is not Shape.FULL for part in cut.parts)
-        repair = Repair(chunks) if is_cut else None
+        cut_off = [part.columns for part in cut.parts if part.shape is not Shape.FULL]
+        repair = Repair(_columns(chunks, merged(cut_off))) if total.out.size and cut_off else None
         for part in cut.parts if total.out.size else ():
             total.add_part(q, chunks, part, scale, repair)
         for rest in cut.rest if total.out.size else ():
             own = part_of(region, rest.rows, rest.pieces)
             found = other(
                 q[:, :, rest.rows.start : rest.rows.stop, :],
-                _columns(chunks, rest),
+                _columns(chunks, rest.pieces),
                 scale=scale,
                 region=own,
                 threads=threads,
@@ -205,9 +205,9 @@ def _side_by_side(xp: Namespace, arrays: Sequence[Array]) -> Array:
     return xp.concat([array.view(xp.uint16) for array in arrays], axis=-2).view(arrays[0].dtype)
 
 
-def _columns(chunks: Sequence[KeyChunk], rest: Rest) -> list[KeyChunk]:
+def _columns(chunks: Sequence[KeyChunk], pieces: Sequence[range]) -> list[KeyChunk]:
     """View the keys and values of some pieces of the columns."""
     return [
         KeyChunk(*(array[:, :, part.start : part.stop, :] for array in chunks[number]))
-        for number, part in in_chunks(rest.pieces, [chunk.k.shape[-2] for chunk in chunks])
+        for number, part in in_chunks(pieces, [chunk.k.shape[-2] for chunk in chunks])
     ]

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from cqs.backend import import_cupy, load_libraries, missing_library
+from cqs.errors import BackendError
 from cqs.kernels.by_coverage import Shape
 from cqs.problem import dtype_name
 from cqs.types import Array
@@ -86,7 +87,7 @@ def missing_libraries() -> str | None:
     try:
         cudnn = _load()
         found = tuple(int(part) for part in cudnn.__version__.split(".")[:2]), cudnn.backend_version()
-    except (ImportError, OSError, RuntimeError) as error:
+    except (ImportError, OSError, RuntimeError, AssertionError) as error:  # the last if there are two of cuDNN
         is_absent = isinstance(error, ModuleNotFoundError) and error.name == "cudnn"
         what = "is not installed" if is_absent else f"cannot be loaded ({error})"
         return f"nvidia-cudnn-frontend {what}; {_INSTALL}"
@@ -167,6 +168,13 @@ def build_graph(cudnn: Any, spec: Spec, **where: Any) -> Any:
     graph.validate()
     graph.build_operation_graph()
     graph.create_execution_plans([cudnn.heur_mode.A])
+    engine = getattr(graph, "selected_engine", None)  # of a frontend that has kernels of its own, in Python
+    if engine is not None:
+        rule, got = (
+            "be computed by cuDNN",
+            f"{type(engine).__name__}, which nvidia-cudnn-frontend {cudnn.__version__} chose",
+        )
+        raise BackendError.of("kernel", rule, got, "take kernel='gemm', or another version of the frontend")
     graph.check_support()
     graph.build_plans()
     return graph
@@ -224,6 +232,7 @@ def _lent(cupy: Any) -> Iterator[tuple[Any, _Runner]]:
     try:
         yield cudnn, runner
     finally:
+        cudnn.set_stream(handle=runner.handle, stream=0)  # the stream may end, and another begin at its address
         with _lock:
             idle.append(runner)
 

@@ -9,7 +9,7 @@ float32 is multiplied as float32 whatever CuPy's or the environment's setting is
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
@@ -78,9 +78,11 @@ def attend_in_blocks(
         prod(batch), G, H // G, T, S, D, E, dtype.itemsize, True, region.is_masked or bool(region.foreign)
     )
     with q.device, quiet_floats():
+        block, products = gemm_block(shape, block_bytes), Products(cupy, dtype, uses_tf32)
+        # the largest first, where the call before had its own: a pool that splits that for a result has no such piece
+        buffers = {"scores": cupy.empty(buffer_sizes(shape, block)["scores"], dtype)}
         result = Partial(cupy.empty((*batch, H, T, E), dtype), cupy.empty((*batch, H, T), dtype))
-        products = Products(cupy, dtype, uses_tf32)
-        call = _Call(xp, cupy, q, chunks, scale, region, result, shape, gemm_block(shape, block_bytes), products)
+        call = _Call(xp, cupy, q, chunks, scale, region, result, shape, block, products, buffers)
         with products.in_own_precision():
             call.run()
     return result
@@ -117,7 +119,7 @@ class _Call:
     shape: CallShape
     block: GemmBlock
     products: Products
-    buffers: dict[str, Array] = field(default_factory=dict)
+    buffers: dict[str, Array]
 
     def run(self) -> None:
         """Compute the result: for some rows at a time, block by block of the columns that they see."""

@@ -209,7 +209,8 @@ def settings_within(problem: AttentionProblem, strategy: str, setting: Setting) 
 
 
 def _spilling(problem: AttentionProblem, strategy: str, setting: Setting) -> tuple[bool, ...]:
-    return (False,) if setting.is_in_place(problem) or strategy == "tiles" else (False, True)
+    may_spill = setting.may_spill and not setting.is_in_place(problem) and strategy != "tiles"
+    return (False, True) if may_spill else (False,)
 
 
 def _fewer(setting: Setting) -> Iterator[Setting]:

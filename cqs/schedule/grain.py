@@ -123,6 +123,11 @@ class Setting:
         return self.kernel in ("numba", "numpy")
 
     @property
+    def may_spill(self) -> bool:
+        """Whether sums may wait in a scratch file, which takes numbers of NumPy: not of other libraries."""
+        return self.has_own_threads or len(self.devices) > 0
+
+    @property
     def sums_on_device(self) -> bool:
         """Whether incomplete sums, if there are any, are kept on the device: if no other computes, or keeps results."""
         return len(self.devices) == 1 and not self.is_spilled and not self.keeps_results
