@@ -14,13 +14,15 @@ import numpy as np
 
 import cqs.api
 import cqs.autograd
-from cqs.errors import BackendError, OptionError
+from cqs.errors import BackendError, DTypeError, OptionError
 from cqs.masks import Causal, Dense, KeyLengths, Mask, NoMask, SlidingWindow
 from cqs.types import Array
 
 __all__ = ["register"]
 
 _ALL = 2**60  # keys on one side of a query, which are farther than any is
+_NOT_COMPUTED = ("sinks", "indices", "block_indices", "head_mask")  # that some models give to their attention
+_OTHERWISE = "such a model needs another implementation of attention"
 _OPTIONS = ("workers", "memory", "strategy", "engine")
 
 
@@ -81,7 +83,7 @@ def _attention(options: dict[str, Any]) -> Callable[..., tuple[Array, None]]:
         softcap: float | None = None,
         s_aux: Array | None = None,
         position_bias: Array | None = None,
-        **_: Any,
+        **others: Any,
     ) -> tuple[Array, None]:
         """Compute attention of `(B, H, T, D)`, `(B, G, S, D)` and `(B, G, S, E)`; return it as `(B, T, H, E)`."""
         import torch
@@ -89,13 +91,18 @@ def _attention(options: dict[str, Any]) -> Callable[..., tuple[Array, None]]:
         if dropout:
             remedy = "set the model's `attention_dropout` to 0, or call `model.eval()`"
             raise OptionError.of("dropout", "be 0, since cqs computes exact attention", dropout, remedy)
-        mask, bias = attention_mask, position_bias
+        unknown = next((name for name in _NOT_COMPUTED if others.get(name) is not None), None)
+        if unknown is not None:
+            rule, remedy = "be left out: it changes attention in a way that cqs does not know", _OTHERWISE
+            raise OptionError.of(unknown, rule, f"one from {type(module).__name__}", remedy)
+        mask, bias = _carried(attention_mask), position_bias
         if mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
             mask = Causal() if query.shape[-2] > 1 else None
-        elif mask is not None and mask.device.type == "meta":
-            mask = _carried(mask)
-        elif mask is not None and mask.dtype != torch.bool:
-            mask, bias = None, mask if bias is None else bias + mask  # numbers to add
+        elif isinstance(mask, torch.Tensor) and mask.dtype != torch.bool:
+            if not mask.dtype.is_floating_point:
+                rule, remedy = "be booleans, or numbers to add to scores", "convert it first, as in `mask.bool()`"
+                raise DTypeError.of("attention_mask", rule, str(mask.dtype), remedy)
+            mask, bias = None, mask if bias is None else bias + mask
         given = {"bias": bias, "sink_logits": s_aux}
         arrays = [query, key, value, *(x for x in given.values() if x is not None)]
         if torch.is_grad_enabled() and any(x.requires_grad for x in arrays):
@@ -121,37 +128,47 @@ def mask_of(
     attention_mask: Array | None = None,
     **others: Any,
 ) -> Array:
-    """Return what layers are given as their mask: a boolean tensor `(B, 1, T, S)`.
+    """Return what layers are given as their mask: a tensor `(B, 1, T, S)` without data, see `_carrier`.
 
-    If a rule is known it has no data, and carries the rule as its attribute `rule`. The arguments are those that
-    `transformers` gives to `sdpa_mask`.
+    What it carries is a rule, if one is known, or else the boolean tensor that PyTorch would be given. The arguments
+    are those that `transformers` gives to `sdpa_mask`.
     """
-    import torch
-
     theirs = import_module("transformers.masking_utils")
     rule = _rule(mask_function, int(q_offset) - int(kv_offset))
     if rule is None:
         others |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
         where = {"q_offset": q_offset, "kv_offset": kv_offset, "attention_mask": attention_mask}
         sizes = {"batch_size": batch_size, "q_length": q_length, "kv_length": kv_length}
-        tensor: Array = theirs.sdpa_mask(**sizes, **where, mask_function=mask_function, **others)
-        return tensor
+        found = theirs.sdpa_mask(**sizes, **where, mask_function=mask_function, **others)
+        return _carrier(found, *found.shape)
     if attention_mask is not None:
         padded = theirs.prepare_padding_mask(attention_mask, kv_length, kv_offset)[:, kv_offset : kv_offset + kv_length]
         padding = _of_keys(padded.bool())
         rule = rule if padding is None else _both(rule, padding)
-    carrier: Array = torch.empty((batch_size, 1, q_length, kv_length), dtype=torch.bool, device="meta")
-    carrier.rule = rule
+    return _carrier(rule, batch_size, 1, q_length, kv_length)
+
+
+def _carrier(mask: Mask | Array, *shape: int) -> Array:
+    """Return a boolean tensor without data that has a mask as its attribute.
+
+    A model that does not go through the attention interface, but adds the mask to scores of its own, then fails, and
+    does not go on with a mask of another kind than it takes.
+    """
+    import torch
+
+    carrier: Array = torch.empty(shape, dtype=torch.bool, device="meta")
+    carrier.cqs_mask = mask
     return carrier
 
 
-def _carried(mask: Array) -> Mask:
-    """Return the rule that a tensor of `mask_of` carries, unless the model has made another tensor of it."""
-    rule: Mask | None = getattr(mask, "rule", None)
-    if rule is None:
-        rule_broken, remedy = "be the one that cqs made", "such a model needs another implementation of attention"
-        raise BackendError.of("attention_mask", rule_broken, "one that the model derived from it", remedy)
-    return rule
+def _carried(mask: Array | None) -> Mask | Array | None:
+    """Return what a tensor of `mask_of` carries, unless the model has made another tensor of it."""
+    if mask is None or mask.device.type != "meta":
+        return mask
+    carried: Mask | Array | None = getattr(mask, "cqs_mask", None)
+    if carried is None:
+        raise BackendError.of("attention_mask", "be the one that cqs made", "one that was derived from it", _OTHERWISE)
+    return carried
 
 
 def _rule(function: Callable[..., Any], offset: int) -> Mask | None:

@@ -367,9 +367,7 @@ def test_a_frontend_that_takes_a_kernel_of_its_own_is_refused(
 ) -> None:
     monkeypatch.setattr(fake_cudnn.pygraph, "selected_engine", object(), raising=False)
     q, k, v = (cupy.asarray(x) for x in Case().arrays())
-    with pytest.raises(
-        BackendError, match=r"got object, which nvidia-cudnn-frontend 1\.32\.0 chose"
-    ):
+    with pytest.raises(BackendError, match=r"got object, which nvidia-cudnn-frontend 1\.32\.0 chose"):
         attend(q, [KeyChunk(k, v)], scale=0.25)
 
 

@@ -5,7 +5,7 @@ import pytest
 
 import cqs
 from cqs import huggingface
-from cqs.errors import BackendError, OptionError
+from cqs.errors import BackendError, DTypeError, OptionError
 from cqs.masks import Causal, KeyLengths, NoMask, SlidingWindow
 
 torch = pytest.importorskip("torch")
@@ -145,7 +145,8 @@ def test_masks_become_rules() -> None:
         sizes = {"batch_size": 2, "q_length": 4, "kv_length": 10, "q_offset": 6}
         found = huggingface.mask_of(**(sizes | more), mask_function=function)
         assert found.shape == (2, 1, 4, 10)
-        return getattr(found, "rule", found)
+        assert found.device.type == "meta"  # nobody can compute with it by mistake
+        return found.cqs_mask
 
     assert rule(masks.causal_mask_function) == Causal(6)
     assert rule(masks.bidirectional_mask_function) == NoMask()
@@ -180,3 +181,64 @@ def test_masks_that_are_numbers_are_added() -> None:
     found, _ = attend(torch.nn.Module(), q, k, v, added, position_bias=bias, scaling=0.5)
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=added + bias, scale=0.5)
     near(found, expected.transpose(1, 2))
+
+
+def test_what_cqs_does_not_know_is_refused() -> None:
+    attend, q = transformers.AttentionInterface()["cqs"], torch.zeros(1, 2, 4, 8)
+    with pytest.raises(OptionError, match="`sinks` must be left out"):
+        attend(torch.nn.Module(), q, q, q, None, sinks=torch.zeros(1, 2, 4, 1))
+    with pytest.raises(DTypeError, match="`attention_mask` must be booleans, or numbers"):
+        attend(torch.nn.Module(), q, q, q, torch.ones(1, 1, 4, 4, dtype=torch.long))
+
+
+def test_a_model_with_attention_of_its_own_fails_and_gives_no_other_result() -> None:
+    sizes = {name: n for name, n in SIZES.items() if name not in ("num_key_value_heads", "head_dim")}
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model("git", **sizes)).eval()
+    tokens = torch.randint(3, 100, (1, 20))
+    with torch.no_grad(), pytest.raises(RuntimeError, match="meta"):
+        by(model, "cqs", tokens)
+
+
+def test_without_a_mask_the_module_says_whether_it_is_causal() -> None:
+    attend, module = transformers.AttentionInterface()["cqs"], torch.nn.Module()
+    q, k, v = torch.randn(3, 1, 2, 6, 8)
+
+    def near_to(found, is_causal: bool, rows: int = 6) -> None:
+        q_rows = q[:, :, :rows]
+        expected = torch.nn.functional.scaled_dot_product_attention(q_rows, k, v, is_causal=is_causal)
+        near(found[0], expected.transpose(1, 2))
+        assert found[0].is_contiguous()
+
+    near_to(attend(module, q, k, v, None), True)  # by default, as for PyTorch's attention there
+    near_to(attend(module, q, k, v, None, is_causal=False, softcap=0.0), False)
+    near_to(attend(module, q[:, :, :1], k, v, None), False, 1)  # one query sees what there is
+    module.is_causal = False
+    near_to(attend(module, q, k, v, None), False)
+    near_to(attend(module, q, k, v, None, is_causal=True), True)
+
+
+def test_gradients_are_recorded_only_where_they_are_wanted() -> None:
+    attend, q = transformers.AttentionInterface()["cqs"], torch.randn(1, 2, 4, 8)
+    sinks = torch.zeros(2, requires_grad=True)
+    assert attend(torch.nn.Module(), q, q, q, None, s_aux=sinks)[0].requires_grad
+    with torch.no_grad():
+        assert not attend(torch.nn.Module(), q, q, q.clone().requires_grad_(), None, s_aux=sinks)[0].requires_grad
+
+
+def test_a_cache_that_has_dropped_keys_counts_from_where_it_begins() -> None:
+    from transformers.masking_utils import causal_mask_function, sliding_window_overlay
+
+    sizes = {"batch_size": 1, "q_length": 2, "kv_length": 5, "q_offset": 9, "kv_offset": 6}
+    counts = torch.tensor([[True] * 7 + [False] + [True] * 3])
+    found = huggingface.mask_of(**sizes, mask_function=causal_mask_function, attention_mask=counts).cqs_mask
+    rows, columns = np.arange(9, 11)[:, None], np.arange(6, 11)
+    assert np.array_equal(
+        found.bind((1,), 1, 2, 5).at((0, 0)).visible(np.arange(2)[:, None], np.arange(5)),
+        (columns <= rows) & counts[0, 6:].numpy(),
+    )
+    window = huggingface.mask_of(**sizes, mask_function=sliding_window_overlay(3)).cqs_mask
+    assert np.array_equal(window.visible(np.arange(2)[:, None], np.arange(5)), columns > rows - 3)
+    other = huggingface.mask_of(
+        **sizes, mask_function=lambda b, h, q, k: (q + k) % 3 > 0, attention_mask=counts, allow_is_causal_skip=True
+    ).cqs_mask
+    assert np.array_equal(other[0, 0].numpy(), ((rows + columns) % 3 > 0) & counts[0, 6:].numpy())
