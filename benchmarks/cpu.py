@@ -102,12 +102,12 @@ def measure_shape(H: int, N: int, D: int, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def interleaved(contestants: dict[Key, Callable[[], object]], rounds: int) -> dict[Key, float]:
+def interleaved(contestants: dict[Key, Callable[[], object]], rounds: int, pause: float = PAUSE) -> dict[Key, float]:
     """Run each once a round, in turn, and return the median seconds of each; the first round does not count."""
     times: dict[Key, list[float]] = {key: [] for key in contestants}
     for _ in range(rounds + 1):
         for key, run in contestants.items():
-            time.sleep(PAUSE)
+            time.sleep(pause)
             start = time.perf_counter()
             run()
             times[key].append(time.perf_counter() - start)
