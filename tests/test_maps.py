@@ -187,10 +187,14 @@ def test_other_libraries_get_arrays_of_their_own() -> None:
 def test_tensors_come_back_as_tensors() -> None:
     torch = pytest.importorskip("torch")
     q, k = inputs(2, 1, 100, 100, dtype=np.float32)
-    for how in ({}, {"score_mod": lambda score, b, h, i, j: score * 2}):
+    seen = set()
+    for how in ({}, {"score_mod": lambda score, b, h, i, j: seen.add(type(score)) or score * 2}):
         found = cqs.attention_map(torch.from_numpy(q), torch.from_numpy(k), rows=4, columns=5, **how)
         assert isinstance(found, torch.Tensor)
+        assert seen <= {torch.Tensor}  # a function of the caller's is called with tensors
         np.testing.assert_allclose(found.numpy(), cqs.attention_map(q, k, rows=4, columns=5, **how), rtol=1e-5)
+    with pytest.raises(BackendError, match="`q` must not require gradients"):
+        cqs.attention_map(torch.from_numpy(q).requires_grad_(), torch.from_numpy(k))
 
 
 @pytest.mark.parametrize(
@@ -209,6 +213,7 @@ def test_tensors_come_back_as_tensors() -> None:
         ({"lse": 3.0}, BackendError, "`lse` must be an array"),
         ({"k": np.zeros((2, 10, 7))}, ShapeError, "width"),
         ({"q": [1, 2]}, BackendError, "`q`"),
+        ({"on_event": 3}, OptionError, "`on_event`"),
         ({"memory": "1 GiB"}, OptionError, "`memory` must be an option of `attention_map`"),
     ],
 )
@@ -234,3 +239,30 @@ def test_each_task_is_added_once() -> None:
         adder.result()
     with pytest.raises(TileError, match="not of this plan"):
         adder.add(worker.run(cqs.plan(q, k, k, workers=7).task(0)))
+
+
+def test_it_is_cut_as_the_strategy_says_and_heads_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    original = MapWorker.run
+
+    def run(self, task, threads=1, feed=None):
+        seen.append((len(task.strips), threads))
+        return original(self, task, threads, feed)
+
+    monkeypatch.setattr(MapWorker, "run", run)
+    q, k = inputs(2, 2, 300, 300)
+    expected = cqs.attention_map(q, k, workers=1, engine=LocalEngine(2))
+    assert seen == [(1, 2)]
+    seen.clear()
+    found = cqs.attention_map(q, k, workers=5, strategy="tree", engine=LocalEngine(1))
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    assert seen == [(1, 1)] * 5
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_overflows_warns_of_nothing(threads: int) -> None:
+    q, k = inputs(4, 4, 50, 50, dtype=np.float32)
+    q[:, 3], k[:, 4] = 3e38, 1e38
+    with np.errstate(all="raise"):
+        found = cqs.attention_map(q, k, rows=50, columns=50, engine=LocalEngine(threads), workers=1)
+    assert np.isfinite(found[:, 10:, 10:]).all()
