@@ -14,20 +14,24 @@ import numpy as np
 
 import cqs.api
 import cqs.autograd
+from cqs.engines import as_engine
 from cqs.errors import BackendError, DTypeError, OptionError
 from cqs.masks import Causal, Dense, KeyLengths, Mask, NoMask, SlidingWindow
+from cqs.schedule import Scheduler
 from cqs.types import Array
 
 __all__ = ["register"]
 
 _ALL = 2**60  # keys on one side of a query, which are farther than any is
-_NOT_COMPUTED = ("sinks", "indices", "block_indices", "head_mask")  # that some models give to their attention
+# tensors that layers are given beside those that attention is made of, and which do not change it
+_HARMLESS = ("position_ids", "cache_position", "cu_seq_lens_q", "cu_seq_lens_k", "num_items_in_batch", "labels")
 _OTHERWISE = "such a model needs another implementation of attention"
+_OLDEST, _INSTALL = (5, 4), "pip install 'transformers>=5.4' torch"
 _OPTIONS = ("workers", "memory", "strategy", "engine")
 
 
 def register(name: str = "cqs", **options: Any) -> None:
-    """Make cqs an attention implementation of `transformers`, 4.56 or newer.
+    """Make cqs an attention implementation of `transformers`, 5.4 or newer.
 
     Parameters
     ----------
@@ -42,7 +46,7 @@ def register(name: str = "cqs", **options: Any) -> None:
     BackendError
         If transformers is not installed, or too old.
     OptionError
-        If there is no such option.
+        If there is no such option, or it cannot have that value.
 
     Notes
     -----
@@ -58,13 +62,19 @@ def register(name: str = "cqs", **options: Any) -> None:
     unknown = next((option for option in options if option not in _OPTIONS), None)
     if unknown is not None:
         raise OptionError.of(unknown, f"be one of {', '.join(_OPTIONS)}", repr(options[unknown]), "leave it out")
+    if not isinstance(name, str) or not name:
+        raise OptionError.of("name", "be a name", repr(name), "as in 'cqs'")
+    Scheduler(options.get("workers"), options.get("strategy", "auto"), options.get("memory"))
+    as_engine(options.get("engine"))
     try:
-        from transformers import AttentionInterface, AttentionMaskInterface
+        transformers = import_module("transformers")
     except ImportError:
-        remedy = "pip install 'transformers>=4.56' torch"
-        raise BackendError.of("transformers", "be installed, 4.56 or newer", "none that is", remedy) from None
-    AttentionInterface.register(name, _attention(options))
-    AttentionMaskInterface.register(name, mask_of)
+        raise BackendError.of("transformers", "be installed", "none that is", _INSTALL) from None
+    if tuple(map(int, transformers.__version__.split(".")[:2])) < _OLDEST:
+        raise BackendError.of("transformers", "be 5.4 or newer", transformers.__version__, _INSTALL)
+    torch = import_module("torch")
+    transformers.AttentionInterface.register(name, torch.compiler.disable(_attention(options)))
+    transformers.AttentionMaskInterface.register(name, torch.compiler.disable(mask_of))
 
 
 def _attention(options: dict[str, Any]) -> Callable[..., tuple[Array, None]]:
@@ -91,11 +101,17 @@ def _attention(options: dict[str, Any]) -> Callable[..., tuple[Array, None]]:
         if dropout:
             remedy = "set the model's `attention_dropout` to 0, or call `model.eval()`"
             raise OptionError.of("dropout", "be 0, since cqs computes exact attention", dropout, remedy)
-        unknown = next((name for name in _NOT_COMPUTED if others.get(name) is not None), None)
-        if unknown is not None:
-            rule, remedy = "be left out: it changes attention in a way that cqs does not know", _OTHERWISE
-            raise OptionError.of(unknown, rule, f"one from {type(module).__name__}", remedy)
-        mask, bias = _carried(attention_mask), position_bias
+        unknown = [name for name, x in others.items() if isinstance(x, torch.Tensor) and name not in _HARMLESS]
+        if unknown:
+            rule, got = (
+                "be left out, which may change attention as cqs does not know",
+                f"one of {type(module).__name__}",
+            )
+            raise OptionError.of(unknown[0], rule, got, _OTHERWISE)
+        mask, bias = _carried(attention_mask, query.shape[-2], key.shape[-2]), position_bias
+        if torch.is_grad_enabled() and bias is not None and bias.requires_grad:
+            rule, remedy = "not require gradients, of which none is computed", "compute `with torch.no_grad():`"
+            raise BackendError.of("position_bias", rule, "requires_grad=True", remedy)
         if mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
             mask = Causal() if query.shape[-2] > 1 else None
         elif isinstance(mask, torch.Tensor) and mask.dtype != torch.bool:
@@ -161,34 +177,37 @@ def _carrier(mask: Mask | Array, *shape: int) -> Array:
     return carrier
 
 
-def _carried(mask: Array | None) -> Mask | Array | None:
+def _carried(mask: Array | None, n_queries: int, n_keys: int) -> Mask | Array | None:
     """Return what a tensor of `mask_of` carries, unless the model has made another tensor of it."""
     if mask is None or mask.device.type != "meta":
         return mask
     carried: Mask | Array | None = getattr(mask, "cqs_mask", None)
-    if carried is None:
-        raise BackendError.of("attention_mask", "be the one that cqs made", "one that was derived from it", _OTHERWISE)
+    if carried is None or tuple(mask.shape[-2:]) != (n_queries, n_keys):
+        remedy = f"with checkpoints, use `use_reentrant=False`; if the model changes it, {_OTHERWISE}"
+        got = f"one of shape {tuple(mask.shape)} for {n_queries} queries and {n_keys} keys"
+        raise BackendError.of("attention_mask", "be the one that cqs made, as it was", got, remedy)
     return carried
 
 
 def _rule(function: Callable[..., Any], offset: int) -> Mask | None:
     """Return the rule that a mask function of `transformers` stands for, or None if it is none that is known."""
-    name = getattr(function, "__qualname__", "")
-    if name == "causal_mask_function":
+    theirs = import_module("transformers.masking_utils")
+    if function is theirs.causal_mask_function:
         return Causal(offset)
-    if name == "bidirectional_mask_function":
+    if function is theirs.bidirectional_mask_function:
         return NoMask()
-    held = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)) if name else {}
-    if name == "sliding_window_overlay.<locals>.inner_mask":
-        return SlidingWindow(held["sliding_window"].cell_contents - 1, _ALL, offset)
-    if name == "sliding_window_bidirectional_overlay.<locals>.inner_mask":
-        width = held["sliding_window"].cell_contents
+    code = getattr(function, "__code__", None)  # which all have that one function made, and no other has
+    held = dict(zip(code.co_freevars, function.__closure__ or (), strict=True)) if code is not None else {}
+    if code is theirs.and_masks().__code__:
+        rules = [_rule(part, offset) for part in held["mask_functions"].cell_contents]
+        known, everything = [rule for rule in rules if rule is not None], cast(Mask, NoMask())
+        return reduce(_both, known, everything) if len(known) == len(rules) else None
+    width = held["sliding_window"].cell_contents if "sliding_window" in held else 0
+    if code is theirs.sliding_window_overlay(1).__code__ and width > 0:
+        return SlidingWindow(width - 1, _ALL, offset)
+    if code is theirs.sliding_window_bidirectional_overlay(1).__code__ and width >= 0:
         return SlidingWindow(width, width, offset)
-    if name != "and_masks.<locals>.and_mask":
-        return None
-    rules = [_rule(part, offset) for part in held["mask_functions"].cell_contents]
-    known, everything = [rule for rule in rules if rule is not None], cast(Mask, NoMask())
-    return reduce(_both, known, everything) if len(known) == len(rules) else None
+    return None
 
 
 def _both(a: Mask, b: Mask) -> Mask:

@@ -1,5 +1,8 @@
 """Few queries against many keys, as where a model writes token by token: dot products, and tasks that cut the keys."""
 
+import ctypes
+import mmap
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -117,3 +120,23 @@ def test_threads_do_not_matter(T: int, threads: int, shared: int) -> None:
             cqs.attention(*arrays, strategy="tiles", workers=1, engine=cqs.engines.LocalEngine(n)) for n in (1, threads)
         )
     assert np.array_equal(one, more)
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MAP_ANONYMOUS"), reason="needs pages that can be forbidden")
+@pytest.mark.parametrize("n_keys", [1, 5, 15, 17, 95, 97])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_nothing_is_read_beyond_the_arrays(n_keys: int, dtype: type) -> None:
+    """The page after each array must not be touched: whoever does so ends the process."""
+    given = [guarded(x) for x in inputs(2, 2, 3, n_keys, 32, 32, dtype)]
+    assert_exact(cqs.attention(*given, strategy="tiles", kernel="numba"), *given)
+
+
+def guarded(x: np.ndarray) -> np.ndarray:
+    """The array at the end of a page, before one that is forbidden."""
+    n_pages = -(-x.nbytes // mmap.PAGESIZE)
+    memory = mmap.mmap(-1, (n_pages + 1) * mmap.PAGESIZE)
+    end = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + n_pages * mmap.PAGESIZE
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(end), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+    found = np.ndarray(x.shape, x.dtype, memory, n_pages * mmap.PAGESIZE - x.nbytes)
+    found[...] = x
+    return found

@@ -1,15 +1,17 @@
 """Models of Hugging Face's transformers give the same logits and gradients by cqs as by their own attention."""
 
+import sys
+
 import numpy as np
 import pytest
 
 import cqs
 from cqs import huggingface
-from cqs.errors import BackendError, DTypeError, OptionError
+from cqs.errors import BackendError, CQSError, DTypeError, OptionError
 from cqs.masks import Causal, KeyLengths, NoMask, SlidingWindow
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers", minversion="4.56")
+transformers = pytest.importorskip("transformers", minversion="5.4")
 
 SIZES = {
     "vocab_size": 100, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -127,8 +129,49 @@ def test_options_are_those_of_every_call(monkeypatch: pytest.MonkeyPatch) -> Non
     with torch.no_grad():
         by(model_of("llama"), "frugal", torch.randint(3, 100, (1, 20)))
     assert [(how["memory"], how["workers"], how["mask"]) for how in seen] == [("64 MiB", 3, Causal())] * 2
-    with pytest.raises(OptionError, match="`kernel` must be one of workers"):
-        huggingface.register(kernel="numpy")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"kernel": "numpy"}, "`kernel` must be one of workers"),
+        ({"workers": 0}, "`workers`"),
+        ({"memory": "lots"}, "`memory`"),
+        ({"strategy": "x"}, "`strategy`"),
+        ({"engine": 3}, "`engine`"),
+        ({"name": ""}, "`name`"),
+    ],
+)
+def test_options_are_checked_when_it_is_registered(options, words: str) -> None:
+    with pytest.raises(CQSError, match=words):
+        huggingface.register(**options)
+
+
+def test_an_old_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", "5.3.0")
+    with pytest.raises(BackendError, match=r"`transformers` must be 5\.4 or newer, got 5\.3\.0"):
+        huggingface.register()
+
+
+def test_a_function_is_known_by_what_it_is_and_not_by_its_name() -> None:
+    from functools import wraps
+
+    from transformers.masking_utils import causal_mask_function
+
+    @wraps(causal_mask_function)
+    def other(b, h, q, k):
+        return k > q - 3
+
+    found = huggingface.mask_of(batch_size=1, q_length=5, kv_length=5, mask_function=other).cqs_mask
+    assert np.array_equal(found[0, 0].numpy(), np.arange(5) > np.arange(5)[:, None] - 3)
+
+
+def test_a_window_of_nothing_is_made_where_a_model_does_not_use_it() -> None:
+    from transformers.masking_utils import sliding_window_causal_mask_function
+
+    function = sliding_window_causal_mask_function(0)
+    found = huggingface.mask_of(batch_size=1, q_length=5, kv_length=5, mask_function=function).cqs_mask
+    assert not found.any()
 
 
 def test_dropout_is_refused() -> None:
@@ -167,8 +210,9 @@ def test_a_mask_that_a_model_has_changed_is_refused() -> None:
     attend = transformers.AttentionInterface()["cqs"]
     q = torch.zeros(1, 2, 4, 8)
     mask = huggingface.mask_of(batch_size=1, q_length=4, kv_length=5, mask_function=causal_mask_function)
-    with pytest.raises(BackendError, match="`attention_mask` must be the one that cqs made"):
-        attend(torch.nn.Module(), q, q, q, mask[..., :4])
+    for changed in (mask[..., :4], mask):  # derived from it; and for five keys
+        with pytest.raises(BackendError, match="`attention_mask` must be the one that cqs made"):
+            attend(torch.nn.Module(), q, q, q, changed)
 
 
 def test_masks_that_are_numbers_are_added() -> None:
@@ -185,6 +229,9 @@ def test_masks_that_are_numbers_are_added() -> None:
 
 def test_what_cqs_does_not_know_is_refused() -> None:
     attend, q = transformers.AttentionInterface()["cqs"], torch.zeros(1, 2, 4, 8)
+    attend(torch.nn.Module(), q, q, q, None, position_ids=torch.arange(4)[None], use_cache=True, sliding_window=3)
+    with pytest.raises(BackendError, match=r"`position_bias` must not require gradients.*no_grad"):
+        attend(torch.nn.Module(), q, q, q, None, position_bias=torch.zeros(1, 2, 4, 4, requires_grad=True))
     with pytest.raises(OptionError, match="`sinks` must be left out"):
         attend(torch.nn.Module(), q, q, q, None, sinks=torch.zeros(1, 2, 4, 1))
     with pytest.raises(DTypeError, match="`attention_mask` must be booleans, or numbers"):

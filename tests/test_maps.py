@@ -206,6 +206,8 @@ def test_tensors_come_back_as_tensors() -> None:
         ({"rows": [1, 5]}, OptionError, "increase from 0 to less than 10"),
         ({"rows": [0, 5, 5]}, OptionError, "increase"),
         ({"rows": [0, 10]}, OptionError, "less than 10"),
+        ({"rows": [False, True]}, OptionError, "`rows`"),
+        ({"lse": np.zeros((2, 10)), "sink_logits": np.zeros(3)}, ShapeError, "`sink_logits`"),
         ({"rows": "3"}, OptionError, "`rows`"),
         ({"rows": []}, OptionError, "`rows`"),
         ({"lse": np.zeros((2, 9))}, ShapeError, "`lse` must have shape (2, 10)"),
@@ -237,6 +239,9 @@ def test_each_task_is_added_once() -> None:
         adder.add(worker.run(plan.task(1)))
     with pytest.raises(TileError, match="2 of 3 tasks never came, the first of them task 0"):
         adder.result()
+    adder.add(worker.run(plan.task(0)))
+    with pytest.raises(TileError, match="task 0 came twice"):  # which was passed on already
+        adder.add(worker.run(plan.task(0)))
     with pytest.raises(TileError, match="not of this plan"):
         adder.add(worker.run(cqs.plan(q, k, k, workers=7).task(0)))
 

@@ -47,8 +47,8 @@ class Bins:
         """
         remedy = "give a number of bins, as in 256, or where each begins, as in [0, 100, 150]"
         try:
-            n = None if isinstance(wanted, bool) else operator.index(wanted)
-        except TypeError:
+            n = _whole(wanted)
+        except (TypeError, ValueError):
             n = None
         if n is not None:
             if n < 1:
@@ -57,8 +57,8 @@ class Bins:
             return cls(tuple(i * n_tokens // n for i in range(n)), n_tokens)
         try:
             is_many = isinstance(wanted, Iterable) and not isinstance(wanted, str | bytes)
-            starts = tuple(map(operator.index, wanted)) if is_many else ()
-        except TypeError:
+            starts = tuple(map(_whole, wanted)) if is_many else ()
+        except (TypeError, ValueError):
             starts = ()
         is_increasing = all(a < b for a, b in pairwise((*starts, n_tokens)))
         if starts[:1] != (0,) or not is_increasing:
@@ -79,3 +79,10 @@ class Bins:
         """Return which bin each token is in."""
         found: Integers = np.searchsorted(np.array(self.starts, np.int64), tokens, side="right") - 1
         return found
+
+
+def _whole(n: Any) -> int:
+    """Return a whole number, which True is not."""
+    if isinstance(n, bool | np.bool_):
+        raise TypeError
+    return operator.index(n)

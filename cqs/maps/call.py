@@ -18,7 +18,7 @@ from cqs.maps.worker import MapWorker
 from cqs.masks import Mask
 from cqs.problem import AttentionProblem, dtype_name
 from cqs.schedule import Scheduler, Setting, planned
-from cqs.scores import ALiBi, Scores
+from cqs.scores import ALiBi, Scores, checked_sink_logits
 from cqs.sources import ArrayInput, like_of, open_input
 from cqs.types import Array, Namespace
 
@@ -114,6 +114,8 @@ def attention_map(
         like, xp = like_of(inputs["q"]), namespace_of(**{name: like_of(x) for name, x in inputs.items()})
         bins = Bins.of("rows", rows, problem.n_queries), Bins.of("columns", columns, problem.n_keys)
         scores = Scores.of(problem, like, softcap, bias, score_mod)
+        if sink_logits is not None:
+            checked_sink_logits(sink_logits, problem, like)
         how: dict[str, Any] = {"workers": workers, "engine": engine, "strategy": strategy}
         if lse is None:
             v = _no_values(problem, xp, like)
