@@ -84,7 +84,7 @@ def test_a_heatmap_shows_each_bin_and_leaves_out_what_is_hidden() -> None:
     ax = plot.attention_heatmap(np.array([[1.0, 0.0], [0.25, 0.75]]), 100, 200)
     (image,) = ax.get_images()
     assert image.get_array().mask.tolist() == [[False, True], [False, False]]
-    assert image.get_extent() == (0, 200, 100, 0)  # query 0 at the top
+    assert list(image.get_extent()) == [0, 200, 100, 0]  # query 0 at the top
     assert image.norm.vmax == 1
     with pytest.raises(cqs.errors.ShapeError, match="take one head"):
         plot.attention_heatmap(np.ones((2, 3, 3)), 10, 10)
