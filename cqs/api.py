@@ -144,9 +144,10 @@ def attention(
         share key head h (grouped-query attention). E may differ from D, and S from T.
     workers : int, optional
         W, the number of tasks. By default the smallest perfect modulus (1, 3, 7, 13, 21, 31, ...) with a task for
-        each CPU, less for short sequences, see `cqs.default_workers`; for arrays on a GPU 1, and with `devices` what
-        suits them. The result is the same to rounding for every W, which may exceed T; but beyond about T / 256 tasks
-        are so small that more of them cost time.
+        each CPU, less for short sequences, see `cqs.default_workers`; for few queries of few heads against many keys,
+        which are then cut, one for each CPU; for arrays on a GPU 1, and with `devices` what suits them. The result is
+        the same to rounding for every W, which may exceed T; but beyond about T / 256 tasks are so small that more of
+        them cost time.
     memory : int or str, optional
         The most bytes to hold beyond the caller's arrays, as in "256 MiB": inputs that are read from disk, partial
         results, kernels' blocks, the output if it is not given. Workers, blocks and threads are chosen to fit.

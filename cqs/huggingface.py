@@ -1,8 +1,8 @@
-"""Attention for models of Hugging Face's `transformers`, which then hold no T x S array for any of their masks.
+"""Attention for models of Hugging Face's `transformers`, which then hold no T x S scores.
 
 `register()` makes cqs an implementation that a model can be told to use, as in
-`model.set_attn_implementation("cqs")`. Causal masks, sliding windows and padding become rules (`cqs.masks`); whatever
-else a model builds is taken as the boolean array that it would give PyTorch.
+`model.set_attn_implementation("cqs")`. Causal masks, sliding windows and padding become rules (`cqs.masks`), and cost
+no array either; whatever else a model builds is taken as the boolean array that it would give PyTorch.
 """
 
 from collections.abc import Callable
@@ -103,11 +103,8 @@ def _attention(options: dict[str, Any]) -> Callable[..., tuple[Array, None]]:
             raise OptionError.of("dropout", "be 0, since cqs computes exact attention", dropout, remedy)
         unknown = [name for name, x in others.items() if isinstance(x, torch.Tensor) and name not in _HARMLESS]
         if unknown:
-            rule, got = (
-                "be left out, which may change attention as cqs does not know",
-                f"one of {type(module).__name__}",
-            )
-            raise OptionError.of(unknown[0], rule, got, _OTHERWISE)
+            rule = "be left out, which may change attention as cqs does not know"
+            raise OptionError.of(unknown[0], rule, f"one of {type(module).__name__}", _OTHERWISE)
         mask, bias = _carried(attention_mask, query.shape[-2], key.shape[-2]), position_bias
         if torch.is_grad_enabled() and bias is not None and bias.requires_grad:
             rule, remedy = "not require gradients, of which none is computed", "compute `with torch.no_grad():`"

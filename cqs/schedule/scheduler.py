@@ -61,9 +61,10 @@ class Scheduler:
     Parameters
     ----------
     workers : int, optional
-        W, the number of tasks; by default `default_workers(T)`, 1 if a single thread computes them one by one, or with
-        a budget what suits it; where results are kept at least 31, of groups of at least 256 tokens. More workers than
-        tokens are allowed: the groups that are then empty cost nothing.
+        W, the number of tasks; by default `default_workers(T)`, one for each CPU if queries are too few to be cut, 1
+        if a single thread computes them one by one, or with a budget what suits it; where results are kept at least 31,
+        of groups of at least 256 tokens. More workers than tokens are allowed: the groups that are then empty cost
+        nothing.
     strategy : {"auto", "cqs", "tiles", "ring", "tree"}
         "cqs" cuts by a cyclic quorum set, and wants as many queries as keys. "tiles" cuts by a ragged grid; under a
         budget into groups of queries that stay, while keys are streamed. "ring" and "tree" cut as ring and tree
