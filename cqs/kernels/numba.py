@@ -9,7 +9,7 @@ is not needed.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import copysign, e, log2
 from typing import NamedTuple, Self
 
@@ -43,6 +43,7 @@ _MOST_FACTOR = 2.0**40  # of scores: with larger ones, products that are too sma
 _PARTS_A_THREAD = 8
 _MOST_KEYS = 1 << 22  # of a piece, which are counted in float32
 _FLOAT32 = np.dtype(np.float32).num
+_PIECES = {"float32": 3, "float16": 2, "bfloat16": 1}
 _SMALL_ROWS = 16  # of strips that may share a block with others: no more than fill a vector
 
 
@@ -99,6 +100,13 @@ def _are_mergeable(*arrays: Array) -> bool:
         if x.strides[-1] != x.itemsize or not x.flags.aligned:
             return False
     return True
+
+
+@cache
+def _pieces(dtype: str) -> int:
+    """Return of how many 16-bit numbers AMX makes a number; 0 without AMX."""
+    loops = compiled("loops")
+    return _PIECES[dtype] if loops is not None and loops.has_amx() else 0
 
 
 @lru_cache(maxsize=16)
@@ -249,28 +257,36 @@ class _Call:
                 self._attend(part.heads, table, work)
 
     def _attend(self, heads: Integers, table: Tables, work: Workspace) -> None:
+        n_blocks = len(table.blocks)
+        items = np.empty((len(heads) * n_blocks, 5), np.int64)
+        items[:, :4], items[:, 4] = np.repeat(heads, n_blocks, axis=0), np.tile(np.arange(n_blocks), len(heads))
+        pieces = _pieces(dtype_name(self.q))
+        left = self._loop(items, table, pieces, work)
+        if pieces > 0 and len(left) > 0 and table.begins and table.ends:  # or sums would be lacking
+            left = self._loop(left, table, 0, work)
+        if len(left) > 0:
+            work.clear()
+            for entry, kv_head, head, n_heads, n in left.tolist():
+                rows = range(*table.blocks[n, :2].tolist())
+                self._attend_carefully(entry, kv_head, head, n_heads, rows, work)
+            work.clear()
+
+    def _loop(self, items: Integers, table: Tables, pieces: int, work: Workspace) -> Integers:
+        """Compute items, as of `attend` in `cqs.kernels.compiled.loops`; return those whose result does not count."""
         raise_if_stopped()
-        loops, result, n_blocks = compiled("loops"), self.plain.result, len(table.blocks)
+        loops, result = compiled("loops"), self.plain.result
         assert loops is not None  # or another kernel would compute
         (change, tokens), (out, lse, rest) = self.change, (result.out, result.lse, result.rest)
         *_, T, E = out.shape
-        items = np.empty((len(heads) * n_blocks, 5), np.int64)
-        items[:, :4], items[:, 4] = np.repeat(heads, n_blocks, axis=0), np.tile(np.arange(n_blocks), len(heads))
         is_fit = np.ones(len(items), bool)
         sizes = loops.room_sizes(self.block.lanes, self.block.keys, self.q.shape[-1], E)
         room = tuple(work.buffer(f"numba {n}", (size,), out.dtype) for n, size in enumerate(sizes))
         loops.attend(
             *self.arrays, *self.factors, self.score_scale, items, table.blocks, table.pieces, table.bounds,
             table.hidden, tuple(change), tokens, room, self.block.keys, out.reshape(-1, T, E), lse.reshape(-1, T),
-            rest.reshape(-1, T), table.begins, table.ends, is_fit,
+            rest.reshape(-1, T), table.begins, table.ends, is_fit, pieces,
         )  # fmt: skip
-        if not is_fit.all():
-            del room
-            work.clear()
-            for entry, kv_head, head, n_heads, n in items[~is_fit].tolist():
-                rows = range(*table.blocks[n, :2].tolist())
-                self._attend_carefully(entry, kv_head, head, n_heads, rows, work)
-            work.clear()
+        return items[~is_fit]
 
     def _attend_carefully(
         self, entry: int, kv_head: int, head: int, n_heads: int, rows: range, work: Workspace

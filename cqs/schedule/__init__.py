@@ -12,10 +12,12 @@ from cqs.schedule.plan import Plan
 from cqs.schedule.remembered import forget_plans, planned
 from cqs.schedule.scheduler import Scheduler, default_workers
 from cqs.schedule.scratch import (
+    LEAST_SPLIT_LANES,
     MERGE_BLOCK,
     MOST_ITEMS,
     PANEL,
     TILE_KEYS,
+    TILE_WIDTH,
     NumbaBlock,
     UnitShape,
     blockwise_block,
@@ -31,11 +33,13 @@ from cqs.schedule.traffic import Traffic
 __all__ = [
     "BLOCK_BYTES",
     "LEAST_ROWS",
+    "LEAST_SPLIT_LANES",
     "MERGE_BLOCK",
     "MOST_ITEMS",
     "PANEL",
     "SMALL_ROWS",
     "TILE_KEYS",
+    "TILE_WIDTH",
     "UNSEEN_BYTES",
     "WRITE_BYTES",
     "BalancedLayout",

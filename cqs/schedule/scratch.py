@@ -11,12 +11,14 @@ from cqs.schedule.task import largest_cut
 __all__ = [
     "BACKWARD_LANES",
     "BACKWARD_SHARES",
+    "LEAST_SPLIT_LANES",
     "LEAST_UNITS",
     "MERGE_BLOCK",
     "MOST_ITEMS",
     "MOST_NUMBA_KEYS",
     "PANEL",
     "TILE_KEYS",
+    "TILE_WIDTH",
     "NumbaBlock",
     "UnitShape",
     "backward_bytes",
@@ -38,6 +40,8 @@ MOST_NUMBA_KEYS = 5 * TILE_KEYS  # that are read for one panel after the other
 BACKWARD_LANES = 256  # queries that the compiled backward pass computes together
 BACKWARD_SHARES = 4  # that it deals work out in, if key heads are fewer
 _LONGEST_VECTOR = 16  # numbers
+TILE_WIDTH = 32  # numbers of 16 bits that a register for tiles is as wide as
+LEAST_SPLIT_LANES = 32  # that are worth splitting keys into numbers of 16 bits
 _TABLE_COPIES = 3  # of what is said about rows: while it is found, and as it is handed on
 _HEAD_BYTES, _PLACE_BYTES, _ITEM_BYTES = 100, 100, 128  # of the compiled kernel's tables, while they are made
 _TOKEN_BYTES = 16  # of a row, if scores are changed: its token number, twice while they are put together
@@ -250,10 +254,14 @@ def _numba(call: CallShape, block_bytes: int, has_scores: bool) -> int:
     """Bound what a thread of the compiled kernel holds, or what it leaves to NumPy, letting go of its room."""
     most, a, n_heads = _most_lanes(call, block_bytes), call.itemsize, call.n_heads
     lanes = -(-min(most, call.shared * call.n_queries) // PANEL) * PANEL
-    width = -(-call.width // _LONGEST_VECTOR) * _LONGEST_VECTOR
-    value_width = -(-call.value_width // _LONGEST_VECTOR) * _LONGEST_VECTOR
-    room = lanes * (width + 2 * value_width + 3) * a + (2 * TILE_KEYS + width + 4) * PANEL * a + _LONGEST_VECTOR**2 * a
-    room += min(most, MOST_NUMBA_KEYS, call.n_keys) * (width + value_width) * a
+    width, value_width = (-(-n // TILE_WIDTH) * TILE_WIDTH for n in (call.width, call.value_width))
+    keys = min(most, MOST_NUMBA_KEYS, call.n_keys)
+    room = lanes * (width + 2 * value_width + 3) + PANEL * (2 * max(width, value_width) + TILE_KEYS + 4)
+    room += keys * (width + value_width) + _LONGEST_VECTOR**2 + 12 * _LONGEST_VECTOR
+    if most >= LEAST_SPLIT_LANES:  # pieces of numbers, in case that the processor multiplies these
+        room += lanes * width // 2 + 3 * (keys + TILE_WIDTH) // 2 * (width + value_width)
+        room += PANEL * (5 * TILE_KEYS + value_width + 3)
+    room *= a
     tables = _HEAD_BYTES * n_heads + _PLACE_BYTES * call.batch * (1 + 2 * call.n_chunks)
     tables += _ITEM_BYTES * min(n_heads * call.n_queries, MOST_ITEMS)
     tables += _TOKEN_BYTES * call.n_queries * has_scores

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import boolean, float32, int64, njit, types, void
+from numba.extending import register_jitable
 
 from cqs.kernels.compiled.dots import are_few, score_few
 from cqs.kernels.compiled.hiding import KEYS_TYPE, hide, seen_by_lanes
@@ -25,11 +26,12 @@ from cqs.kernels.compiled.vectors import (
 )
 from cqs.schedule import PANEL, TILE_KEYS
 
-__all__ = ["PANEL_TYPE", "Panel", "add_keys", "fill", "fold", "weigh"]
+__all__ = ["PANEL_TYPE", "Panel", "add_keys", "compared", "fill", "fold", "raise_tops", "rescale", "weigh"]
 
 _ZERO, _NOTHING = np.float32(0), np.float32(-np.inf)
 _LIFTED, _LOWER = np.float32(2.0**LIFT), np.float32(2.0**-LIFT)
 _LOWEST = np.finfo(np.float32).min
+_ENOUGH = np.float32(8)  # powers of 2 that a weight may be more than 1, before what it is compared with is raised
 
 
 @njit(nogil=True, forceinline=True)
@@ -49,33 +51,53 @@ def _largest(scores, n_keys, top):
     return where_less(a, c, c, a)
 
 
+@njit(nogil=True, forceinline=True)
+def raise_tops(scores, n_keys, times, top, total, factor):
+    """Raise what the scores of a vector of lanes are compared with, where that is much less than the largest of them.
+
+    The totals of weights are multiplied by what they are less now, and that is written to `factor`, lifted as weights
+    are. Return whether anything was raised.
+    """
+    one, grew = spread(_LIFTED), False
+    before, growth = load(top), one
+    largest = _largest(scores, n_keys, before)
+    largest = where_less((largest - before) * times, spread(_ENOUGH), before, largest)
+    if any_less(before, largest):
+        grew, growth = True, where_less(before, largest, lifted_exp2((before - largest) * times), one)
+        store(load(total) * spread(_LOWER) * growth, total)
+        store(largest, top)
+    store(growth, factor)
+    return grew
+
+
+@njit(nogil=True, forceinline=True)
+def compared(tops):
+    """Return what scores are compared with: the largest, or where that is -inf 0, since -inf - -inf would be NaN."""
+    return where_less(tops, spread(_LOWEST), spread(_ZERO), tops)
+
+
 @compiled(int64(int64, int64, int64, float32, int64, int64, int64))
 def weigh(scores, n_keys, n_vectors, factor, tops, totals, factors):
     """Turn a tile of scores into weights, and add them to the totals.
 
-    A weight is 2 to the power of `factor` times what a score is less than the maximum: so it is as exact for large
-    scores as for small ones. Weights, sums of them and factors are 2^32 times that, so that those of keys that matter
-    little, and what they are multiplied with, have all their digits. Return in which vectors of lanes a maximum grew, a
-    bit for each: what was summed up before then has to be multiplied by `factors`.
+    A weight is 2 to the power of `factor` times what a score is less than the top, which is the largest score before,
+    but for some: so it is as exact for large scores as for small ones. Weights, sums of them and factors are 2^32 times
+    that, so that those of keys that matter little, and what they are multiplied with, have all their digits. Return in
+    which vectors of lanes a top was raised, a bit for each: what was summed up has to be multiplied by `factors`.
     """
-    grew, zero, one, times, lower = 0, spread(_ZERO), spread(_LIFTED), spread(factor), spread(_LOWER)
+    grew, times = 0, spread(factor)
     for n in range(n_vectors):
         here = n * VECTOR_BYTES
-        before, total, growth = load(tops + here), load(totals + here), one
-        top = _largest(scores + here, n_keys, before)
-        if any_less(before, top):
-            grew, growth = grew | 1 << n, where_less(before, top, lifted_exp2((before - top) * times), one)
-            total = total * lower * growth
-            store(top, tops + here)
-        store(growth, factors + here)
-        shift = where_less(top, spread(_LOWEST), zero, top)  # -inf - -inf would be NaN
-        part = zero  # summed up by itself, so that small weights are not lost beside what came before
+        if raise_tops(scores + here, n_keys, times, tops + here, totals + here, factors + here):
+            grew |= 1 << n
+        shift = compared(load(tops + here))
+        part = spread(_ZERO)  # summed up by itself, so that small weights are not lost beside what came before
         for i in range(n_keys):
             place = scores + i * ROW + here
             weight = lifted_exp2((load(place) - shift) * times)
             store(weight, place)
             part = part + weight
-        store(total + part, totals + here)
+        store(load(totals + here) + part, totals + here)
     return grew
 
 
@@ -84,17 +106,6 @@ def fill(address, n, number):
     """Write a number n times, a multiple of the numbers of a vector."""
     for place in range(address, address + n * ITEM, VECTOR_BYTES):
         store(spread(number), place)
-
-
-@compiled(void(int64, int64, int64, int64))
-def _rescale(sums, width, factors, grew):
-    """Multiply the sums of each lane by its factor, which is lifted, in the vectors that have a bit in `grew`."""
-    lower = spread(_LOWER)
-    for n in range(PANEL // LANES):
-        for j in range(n * LANES, (n + 1) * LANES if grew >> n & 1 else 0):
-            factor, row = spread(read(factors + j * ITEM, _ZERO)), sums + j * width * ITEM
-            for e in range(0, width, LANES):
-                store(load(row + e * ITEM) * lower * factor, row + e * ITEM)
 
 
 @compiled(void(int64, int64, int64, boolean))
@@ -121,9 +132,41 @@ class Panel(NamedTuple):
     width: int  # E'
     tops: int  # address of the largest scores
     tokens: int  # address of the token numbers of the block's rows
+    pieces: int  # of each number, if AMX multiplies; then of queries are pieces, and sums are `(E', 64)`; otherwise 0
 
 
-PANEL_TYPE = types.NamedUniTuple(int64, 10, Panel)
+PANEL_TYPE = types.NamedUniTuple(int64, 11, Panel)
+
+
+@register_jitable
+def _rescale_sums(sums, panel, factors, grew):
+    lower, width = spread(_LOWER), panel.width
+    for n in range(PANEL // LANES):
+        if grew >> n & 1 == 0:
+            continue
+        if panel.pieces > 0:
+            times = load(factors + n * VECTOR_BYTES)
+            for place in range(sums + n * VECTOR_BYTES, sums + width * ROW, ROW):
+                store(load(place) * lower * times, place)
+            continue
+        for j in range(n * LANES, (n + 1) * LANES):
+            factor, row = spread(read(factors + j * ITEM, _ZERO)), sums + j * width * ITEM
+            for e in range(0, width, LANES):
+                store(load(row + e * ITEM) * lower * factor, row + e * ITEM)
+
+
+@compiled(void(PANEL_TYPE, int64, int64, boolean))
+def rescale(panel, factors, grew, is_kept):
+    """Multiply the sums of each lane by its factor, which is lifted, in the vectors that have a bit in `grew`.
+
+    Those that are kept are multiplied, too, and their totals; those of recent keys `weigh` has multiplied.
+    """
+    _rescale_sums(panel.sums, panel, factors, grew)
+    if is_kept:
+        _rescale_sums(panel.kept, panel, factors, grew)
+        for place in range(0, -(-panel.n_lanes // LANES) * VECTOR_BYTES, VECTOR_BYTES):
+            total = panel.kept + panel.width * ROW + place
+            store(load(total) * spread(_LOWER) * load(factors + place), total)
 
 
 @compiled(void(PANEL_TYPE, KEYS_TYPE, CHANGE_TYPE, int64, int64, int64, float32, boolean))
@@ -150,11 +193,6 @@ def add_keys(panel, keys, change, tile, between, room, factor, is_kept):
         hide(tile, here, n, keys, seen, panel.n_rows, panel.lane, panel.n_lanes, between)
         grew = weigh(tile, n, n_vectors, factor, panel.tops, totals, factors)
         if grew != 0:
-            _rescale(panel.sums, panel.width, factors, grew)
-            if is_kept:
-                _rescale(panel.kept, panel.width, factors, grew)
-                for place in range(0, n_vectors * VECTOR_BYTES, VECTOR_BYTES):
-                    total = panel.kept + panel.width * ROW + place
-                    store(load(total) * spread(_LOWER) * load(factors + place), total)
+            rescale(panel, factors, grew, is_kept)
         row = panel.width * ITEM
         multiply(tile, ITEM, ROW, v, keys.v_row, panel.sums, row, panel.n_lanes, panel.width // LANES, n, True)

@@ -15,6 +15,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, overload, register_model
 
 __all__ = [
+    "FEATURES",
     "FLOAT",
     "HAS_32_REGISTERS",
     "ITEM",
@@ -42,9 +43,9 @@ __all__ = [
     "where_less",
 ]
 
-_FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")  # what Numba compiles for
-_HAS_512_BITS, _HAS_256_BITS = "+avx512f" in _FEATURES, "+avx2" in _FEATURES
-HAS_32_REGISTERS = _HAS_512_BITS or "+neon" in _FEATURES
+FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")  # what Numba compiles for
+_HAS_512_BITS, _HAS_256_BITS = "+avx512f" in FEATURES, "+avx2" in FEATURES
+HAS_32_REGISTERS = _HAS_512_BITS or "+neon" in FEATURES
 LANES = 16 if _HAS_512_BITS else 8 if _HAS_256_BITS else 4  # numbers of a vector
 ITEM = 4  # bytes of a number
 VECTOR_BYTES = ITEM * LANES

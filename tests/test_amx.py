@@ -1,0 +1,120 @@
+"""AMX: numbers are split into pieces that lack nothing, and what is multiplied by it is as exact as by vectors."""
+
+from collections.abc import Callable
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import cqs
+from cqs.kernels import KERNELS, numba
+from cqs.kernels.compiled import pieces
+from cqs.kernels.compiled.loops import has_amx
+from cqs.kernels.compiled.vectors import LANES
+from cqs.kernels.contract import KeyChunk
+from cqs.testing import assert_exact
+
+needs_amx = pytest.mark.skipif(not has_amx(), reason="needs a processor with AMX")
+DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
+
+
+@pytest.fixture(params=["amx", "vectors"])
+def _by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "vectors":
+        monkeypatch.setattr(numba, "_pieces", lambda dtype: 0)
+    elif not has_amx():
+        pytest.skip("needs a processor with AMX")
+
+
+@given(
+    numbers=st.lists(
+        st.floats(-(2.0**120), 2.0**120, width=32).filter(lambda x: x == 0 or abs(x) > 2.0**-100), max_size=4 * LANES
+    )
+)
+def test_pieces_add_up_to_the_number(numbers: list[float]) -> None:
+    keys = np.zeros((2 * LANES, 2 * LANES), np.float32)
+    keys.flat[: len(numbers)] = numbers
+    target = np.zeros((3, 2, LANES, LANES, 2), np.uint16)  # piece, tile, row, pair, which
+    address, row = keys.ctypes.data, keys.strides[0]
+    if LANES == 16:  # which all processors with AMX have
+        assert not pieces.split_keys(address, row, len(keys), 1, 3, target.ctypes.data)
+        found = target.astype(np.uint32) << 16
+        values = found.view(np.float32).astype(np.float64).sum(axis=0).reshape(len(keys), LANES, 2)
+        np.testing.assert_array_equal(np.concatenate([values[..., 0], values[..., 1]], axis=1), keys)
+
+
+@pytest.mark.parametrize(("number", "is_small"), [(0.0, False), (1e-29, False), (1e-31, True), (-1e-45, True)])
+@pytest.mark.skipif(LANES != 16, reason="needs vectors of 512 bits")
+def test_numbers_whose_pieces_lack_digits_are_noticed(number: float, is_small: bool) -> None:
+    numbers = np.ones((32, 32), np.float32)
+    numbers[17, 5] = number
+    target, room = np.zeros(3 * 1024, np.float32), np.zeros(1024, np.float32)
+    address = numbers.ctypes.data
+    assert pieces.split_keys(address, 128, 32, 1, 3, target.ctypes.data) == is_small
+    assert pieces.split_values(address, 128, 32, 2, 3, target.ctypes.data, room.ctypes.data) == is_small
+
+
+@pytest.mark.usefixtures("_by")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape", [(1, 33, 32, 32), (2, 300, 64, 64), (1, 517, 40, 72), (1, 200, 256, 16), (3, 97, 5, 33)]
+)
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_it_is_exact(shape: tuple[int, int, int, int], dtype: type, is_causal: bool) -> None:
+    heads, n, width, value_width = shape
+    rng = np.random.default_rng(n)
+    q, k, v = (rng.standard_normal((heads, n, w)).astype(dtype) for w in (width, width, value_width))
+    out = cqs.attention(q, k, v, kernel="numba", workers=1, is_causal=is_causal)
+    assert_exact(out, q, k, v, is_causal=is_causal)
+    out = cqs.attention(q, k, v, kernel="numba", workers=3, is_causal=is_causal)
+    assert_exact(out, q, k, v, is_causal=is_causal)
+
+
+@pytest.mark.usefixtures("_by")
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, -3.0])
+def test_it_is_exact_for_peaked_scores(scale: float) -> None:
+    q, k, v = np.random.default_rng(1).standard_normal((3, 2, 700, 64), np.float32)
+    out = cqs.attention(q, k, v, kernel="numba", workers=1, scale=scale)
+    assert_exact(out, q, k, v, scale=scale)
+
+
+@pytest.mark.usefixtures("_by")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda q, k, v: (q * np.float32(2.0**120), k * np.float32(2.0**-120), v),
+        lambda q, k, v: (q * np.float32(2.0**-120), k * np.float32(2.0**120), v),
+        lambda q, k, v: (q, k, v * np.float32(2.0**-110)),
+        lambda q, k, v: (q, k, v * np.float32(2.0**100)),
+        lambda q, k, v: (q, k, np.where(v > 1, np.float32(1e-36), v)),
+    ],
+)
+def test_numbers_that_amx_takes_for_zero_are_multiplied_by_vectors(
+    change: Callable[..., tuple[np.ndarray, ...]],
+) -> None:
+    q, k, v = change(*np.random.default_rng(2).standard_normal((3, 2, 300, 64), np.float32))
+    out = cqs.attention(q, k, v, kernel="numba", workers=1)
+    assert_exact(out, q, k, v)
+
+
+@pytest.mark.usefixtures("_by")
+def test_what_is_not_finite_stays_where_it_belongs() -> None:
+    q, k, v = np.random.default_rng(3).standard_normal((3, 2, 300, 64), np.float32)
+    v[0, 250, 3], k[1, 299, 0] = np.inf, np.nan
+    found, expected = (
+        cqs.attention(q, k, v, kernel=kernel, workers=1, is_causal=True) for kernel in ("numba", "numpy")
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert np.isfinite(found[:, :250]).all()
+    assert not np.isfinite(found[0, 250:, 3]).any()
+
+
+@needs_amx
+def test_threads_do_not_change_bits() -> None:
+    q, k, v = np.random.default_rng(4).standard_normal((3, 4, 900, 64), np.float32)
+    attend = KERNELS["numba"].attend
+    one, two = (attend(q, [KeyChunk(k, v)], scale=0.125, threads=n) for n in (1, 2))
+    np.testing.assert_array_equal(one.out, two.out)
+    np.testing.assert_array_equal(one.lse, two.lse)
