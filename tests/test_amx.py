@@ -39,7 +39,7 @@ def test_pieces_add_up_to_the_number(numbers: list[float]) -> None:
     target = np.zeros((3, 2, LANES, LANES, 2), np.uint16)  # piece, tile, row, pair, which
     address, row = keys.ctypes.data, keys.strides[0]
     if LANES == 16:  # which all processors with AMX have
-        assert not pieces.split_keys(address, row, len(keys), 1, 3, target.ctypes.data)
+        assert not pieces.split_keys(address, row, len(keys), 32, 3, target.ctypes.data)
         found = target.astype(np.uint32) << 16
         values = found.view(np.float32).astype(np.float64).sum(axis=0).reshape(len(keys), LANES, 2)
         np.testing.assert_array_equal(np.concatenate([values[..., 0], values[..., 1]], axis=1), keys)
@@ -52,8 +52,8 @@ def test_numbers_whose_pieces_lack_digits_are_noticed(number: float, is_small: b
     numbers[17, 5] = number
     target, room = np.zeros(3 * 1024, np.float32), np.zeros(1024, np.float32)
     address = numbers.ctypes.data
-    assert pieces.split_keys(address, 128, 32, 1, 3, target.ctypes.data) == is_small
-    assert pieces.split_values(address, 128, 32, 2, 3, target.ctypes.data, room.ctypes.data) == is_small
+    assert pieces.split_keys(address, 128, 32, 32, 3, target.ctypes.data) == is_small
+    assert pieces.split_values(address, 128, 32, 32, 3, target.ctypes.data, room.ctypes.data) == is_small
 
 
 @pytest.mark.usefixtures("_by")

@@ -45,8 +45,9 @@ def _score(panel, keys, here, n, tile, work):
     steps = in_steps(panel.depth)
     k_tile = steps * TILE_BYTES
     multiply_pieces(
-        keys.k + (here - keys.first) // LANES * k_tile, k_tile, 2 * in_steps(keys.n) * k_tile, panel.queries, 4 * k_tile,
-        tile, 2 * in_steps(n), -(-panel.n_lanes // LANES), steps, panel.pieces, panel.pieces, work,
+        keys.k + (here - keys.first) // LANES * k_tile, k_tile, 2 * in_steps(keys.n) * k_tile,
+        panel.queries, 4 * k_tile, tile, 2 * in_steps(n), -(-panel.n_lanes // LANES), steps,
+        panel.pieces, panel.pieces, work,
     )  # fmt: skip
 
 

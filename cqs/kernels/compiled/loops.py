@@ -125,6 +125,15 @@ def _fill_panel(panel, queries, batch, head, first_row, factor, rows):
 
 
 @register_jitable
+def _add(panel, keys, change, tile, pieces, between, noted, factor, is_kept):
+    """Add keys to the sums of a panel."""
+    if panel.pieces > 0:
+        add_keys_by_amx(panel, keys, change, pieces, between, noted, factor, is_kept)
+    else:
+        add_keys(panel, keys, change, tile, between, noted, factor, is_kept)
+
+
+@register_jitable
 def _rows_of_sums(panel, rows):
     """Return where the sums of each lane of a panel are next to each other; there is room for such rows."""
     if panel.pieces == 0:
@@ -257,8 +266,8 @@ def attend(
                 k, k_row = readable(chunks, batch, chunk, 0, kv_head, first + key, n_here, keys, key_width)
                 v, v_row = readable(chunks, batch, chunk, 1, kv_head, first + key, n_here, values, width)
                 if own_pieces > 0:
-                    is_small |= split_keys(k, k_row, n_here, key_width // STEP, own_pieces, k_pieces)
-                    is_small |= split_values(v, v_row, n_here, width // LANES, own_pieces, v_pieces, tile)
+                    is_small |= split_keys(k, k_row, n_here, key_width, own_pieces, k_pieces)
+                    is_small |= split_values(v, v_row, n_here, width, own_pieces, v_pieces, tile)
                     k, v = k_pieces, v_pieces
                 round_small_to_zero()
                 own_keys = Keys(k, k_row, v, v_row, key, n_here, kind, seen, runs[p, 5])
@@ -266,10 +275,7 @@ def attend(
                     panel = _panel(
                         n, n_wide, n_lanes, n_rows, depth, width, panels, sums, kept, tops, own_tokens, own_pieces
                     )
-                    if own_pieces > 0:
-                        add_keys_by_amx(panel, own_keys, changing, weights, scratch, noted, factor, is_kept)
-                    else:
-                        add_keys(panel, own_keys, changing, tile, scratch, noted, factor, is_kept)
+                    _add(panel, own_keys, changing, tile, weights, scratch, noted, factor, is_kept)
                 n_recent += n_here
                 if n_recent >= _FOLD_KEYS:
                     fold(sums, kept, n_panels * n_sums, is_kept)

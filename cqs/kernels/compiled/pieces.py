@@ -97,11 +97,12 @@ def _least_size(typing, least, numbers):
 
 
 @compiled(boolean(int64, int64, int64, int64, int64, int64))
-def split_keys(k, k_row, n_keys, steps, n_pieces, target):
+def split_keys(k, k_row, n_keys, width, n_pieces, target):
     """Write the pieces of keys, as `multiply_pieces` takes `a`; return whether some number is too small for it.
 
-    Rows are padded to whole steps. What is beyond the last key is left as it is.
+    Rows are as wide as whole steps. What is beyond the last key is left as it is.
     """
+    steps = width // STEP
     piece, least = 2 * in_steps(n_keys) * steps * TILE_BYTES, spread(_LARGEST)
     for i in range(n_keys):
         row, place = k + i * k_row, target + i // LANES * steps * TILE_BYTES + i % LANES * VECTOR_BYTES
@@ -113,12 +114,12 @@ def split_keys(k, k_row, n_keys, steps, n_pieces, target):
 
 
 @compiled(boolean(int64, int64, int64, int64, int64, int64, int64))
-def split_values(v, v_row, n_keys, n_tiles, n_pieces, target, room):
+def split_values(v, v_row, n_keys, width, n_pieces, target, room):
     """Write the pieces of values, numbers below each other, as `split_keys` does; keys beyond the last are zeros.
 
     There is room for four tiles.
     """
-    steps, least = in_steps(n_keys), spread(_LARGEST)
+    steps, n_tiles, least = in_steps(n_keys), width // LANES, spread(_LARGEST)
     piece, squares = n_tiles * steps * TILE_BYTES, room + 2 * TILE_BYTES
     for step in range(steps):
         first = step * STEP
