@@ -3,6 +3,7 @@
     python benchmarks/cpu.py                 # a table, and benchmarks/results/cpu-<CPU>-<BLAS kernel>.json
     OPENBLAS_CORETYPE=SkylakeX python benchmarks/cpu.py
     python benchmarks/cpu.py --quick         # one shape, few repeats
+    python benchmarks/cpu.py --dtype bfloat16
 
 Every contestant runs once in each round, in turn, so that a machine whose speed drifts slows all of them, and after a
 pause, because the threads of OpenBLAS and OpenMP spin for a while when a product is done and would hold up whoever is
@@ -19,10 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import ml_dtypes
 import numpy as np
 
 import cqs
 from cqs.backend import blas_libraries
+from cqs.kernels.numba_modules import compiled, missing
 from cqs.machine import available_cpus
 
 SHAPES = [(8, 8192, 64), (8, 4096, 128), (8, 2048, 64), (1, 16384, 64)]
@@ -37,15 +40,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     shapes, rounds = ([(8, 2048, 64)], 3) if options.quick else (SHAPES, options.rounds)
     machine = describe_machine()
-    rows = [row for shape in shapes for row in measure_shape(*shape, rounds=rounds)]
+    rows = [row for shape in shapes for row in measure_shape(*shape, rounds, options.dtype)]
     result = {"machine": machine, "call_at_n_128_ms": 1e3 * small_call(), "rows": rows}
-    result["targets"] = targets(rows, result["call_at_n_128_ms"], machine["is_avx512"])
+    is_aimed = options.dtype == "float32"
+    result["targets"] = targets(rows, result["call_at_n_128_ms"], machine["is_avx512"]) if is_aimed else []
     report(result)
-    path = options.out or Path(__file__).parent / "results" / f"{name_of('cpu', machine)}.json"
+    benchmark = "cpu" if is_aimed else f"cpu-{options.dtype}"
+    path = options.out or Path(__file__).parent / "results" / f"{name_of(benchmark, machine)}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -53,14 +59,15 @@ def main() -> None:
 def name_of(benchmark: str, machine: dict[str, Any]) -> str:
     """Return what the results of a machine are filed under, such as cpu-amd-epyc-haswell."""
     model = re.sub(r"\(r\)|\(tm\)|\bprocessor\b|\bcpu\b|@.*", "", machine["cpu"].lower())
-    return "-".join([benchmark, *re.findall(r"[a-z0-9]+", model), machine["blas_kernel"].lower()])
+    amx = ["amx"] if machine["amx"] else []
+    return "-".join([benchmark, *re.findall(r"[a-z0-9]+", model), machine["blas_kernel"].lower(), *amx])
 
 
 def describe_machine() -> dict[str, Any]:
     """Return what a reader needs to compare figures."""
     np.ones((2, 2)) @ np.ones((2, 2))
     x = np.zeros((1, 1, 1), np.float32)
-    blas = blas_libraries()[0]
+    blas, loops = blas_libraries()[0], None if missing() else compiled("loops")
     model = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     return {
         "cpu": model[0].partition(":")[2].strip() if model else platform.processor(),
@@ -70,15 +77,16 @@ def describe_machine() -> dict[str, Any]:
         "blas": f"{blas.name} {blas.version}",
         "blas_kernel": blas.architecture,
         "is_avx512": blas.architecture in ("SkylakeX", "Cooperlake", "Sapphirerapids"),
+        "amx": loops is not None and loops.has_amx(),
         "torch": _torch().__version__ if _torch() else None,
         "kernel": cqs.plan(x, x, x).setting.kernel,
     }
 
 
-def measure_shape(H: int, N: int, D: int, rounds: int) -> list[dict[str, Any]]:
-    """Time every contestant on one shape, full and causal."""
-    rng = np.random.default_rng(0)
-    q, k, v = (rng.standard_normal((H, N, D), dtype=np.float32) for _ in range(3))
+def measure_shape(H: int, N: int, D: int, rounds: int, dtype: str) -> list[dict[str, Any]]:
+    """Time every contestant on one shape, full and causal; NumPy by itself in float32 only."""
+    rng, own = np.random.default_rng(0), getattr(ml_dtypes, dtype, dtype)
+    q, k, v = (rng.standard_normal((H, N, D), dtype=np.float32).astype(own) for _ in range(3))
     square = rng.standard_normal((3072, 3072), dtype=np.float32)
     contestants: dict[tuple[str, bool], tuple[Callable[[], object], float]] = {
         ("sgemm", False): (lambda: square @ square, 2 * 3072**3)
@@ -88,10 +96,12 @@ def measure_shape(H: int, N: int, D: int, rounds: int) -> list[dict[str, Any]]:
         for W in WORKERS:
             run = lambda W=W, c=is_causal: cqs.attention(q, k, v, workers=W, is_causal=c)  # noqa: E731
             contestants[f"cqs W={W}", is_causal] = run, flops
-        run = lambda c=is_causal: cqs.attention(q, k, v, workers=1, is_causal=c, kernel="numpy")  # noqa: E731
-        contestants["cqs W=1 by numpy", is_causal] = run, flops
         if _torch():
             contestants["torch", is_causal] = torch_attention(q, k, v, is_causal), flops
+        if dtype != "float32":
+            continue
+        run = lambda c=is_causal: cqs.attention(q, k, v, workers=1, is_causal=c, kernel="numpy")  # noqa: E731
+        contestants["cqs W=1 by numpy", is_causal] = run, flops
         contestants["plain NumPy", is_causal] = (lambda c=is_causal: plain(q, k, v, c)), flops
     medians = interleaved({key: run for key, (run, _) in contestants.items()}, rounds)
     rows = []
@@ -132,7 +142,7 @@ def torch_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, is_causal: bool
     """Return torch's attention over the same numbers, on as many threads."""
     torch = _torch()
     torch.set_num_threads(available_cpus())
-    tensors = [torch.from_numpy(x[None]) for x in (q, k, v)]
+    tensors = [torch.from_numpy(x[None].astype(np.float32)).to(getattr(torch, q.dtype.name)) for x in (q, k, v)]
     return lambda: torch.nn.functional.scaled_dot_product_attention(*tensors, is_causal=is_causal)
 
 

