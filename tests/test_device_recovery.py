@@ -18,12 +18,12 @@ from cqs.sources import ArraySource
 from cqs.staging import Uploads
 from cqs.testing import assert_exact
 
-STREAMED: dict[str, Any] = {"memory": "2.75 MiB", "strategy": "tiles"}
+STREAMED: dict[str, Any] = {"memory": "2.5 MiB", "strategy": "tiles"}
 
 
 @pytest.fixture(scope="module")
 def qkv() -> list[np.ndarray]:
-    """Inputs whose keys are streamed in 2.75 MiB."""
+    """Inputs whose keys are streamed in 2.5 MiB."""
     rng = np.random.default_rng(5)
     return [rng.standard_normal((2, 3000, 16), dtype=np.float32) for _ in range(3)]
 

@@ -256,7 +256,7 @@ def _numba(call: CallShape, block_bytes: int, has_scores: bool) -> int:
     lanes = -(-min(most, call.shared * call.n_queries) // PANEL) * PANEL
     width, value_width = (-(-n // TILE_WIDTH) * TILE_WIDTH for n in (call.width, call.value_width))
     keys = min(most, MOST_NUMBA_KEYS, call.n_keys)
-    room = lanes * (width + 2 * value_width + 3) + PANEL * (2 * max(width, value_width) + TILE_KEYS + 4)
+    room = lanes * (width + 2 * value_width + 3) + PANEL * (2 * max(width, value_width) + 2 * TILE_KEYS + 5)
     room += keys * (width + value_width) + _LONGEST_VECTOR**2 + 12 * _LONGEST_VECTOR
     if most >= LEAST_SPLIT_LANES:  # pieces of numbers, in case that the processor multiplies these
         room += lanes * width // 2 + 3 * (keys + TILE_WIDTH) // 2 * (width + value_width)
