@@ -17,6 +17,7 @@ from cqs.kernels.contract import KeyChunk
 from cqs.testing import assert_exact
 
 needs_amx = pytest.mark.skipif(not has_amx(), reason="needs a processor with AMX")
+needs_long_vectors = pytest.mark.skipif(LANES != 16, reason="needs vectors of 512 bits, as processors with AMX have")
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
 
 
@@ -28,6 +29,7 @@ def _by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
         pytest.skip("needs a processor with AMX")
 
 
+@needs_long_vectors
 @given(
     numbers=st.lists(
         st.floats(-(2.0**120), 2.0**120, width=32).filter(lambda x: x == 0 or abs(x) > 2.0**-100), max_size=4 * LANES
@@ -38,15 +40,14 @@ def test_pieces_add_up_to_the_number(numbers: list[float]) -> None:
     keys.flat[: len(numbers)] = numbers
     target = np.zeros((3, 2, LANES, LANES, 2), np.uint16)  # piece, tile, row, pair, which
     address, row = keys.ctypes.data, keys.strides[0]
-    if LANES == 16:  # which all processors with AMX have
-        assert not pieces.split_keys(address, row, len(keys), 32, 3, target.ctypes.data)
-        found = target.astype(np.uint32) << 16
-        values = found.view(np.float32).astype(np.float64).sum(axis=0).reshape(len(keys), LANES, 2)
-        np.testing.assert_array_equal(np.concatenate([values[..., 0], values[..., 1]], axis=1), keys)
+    assert not pieces.split_keys(address, row, len(keys), 32, 3, target.ctypes.data)
+    found = target.astype(np.uint32) << 16
+    values = found.view(np.float32).astype(np.float64).sum(axis=0).reshape(len(keys), LANES, 2)
+    np.testing.assert_array_equal(np.concatenate([values[..., 0], values[..., 1]], axis=1), keys)
 
 
 @pytest.mark.parametrize(("number", "is_small"), [(0.0, False), (1e-29, False), (1e-31, True), (-1e-45, True)])
-@pytest.mark.skipif(LANES != 16, reason="needs vectors of 512 bits")
+@needs_long_vectors
 def test_numbers_whose_pieces_lack_digits_are_noticed(number: float, is_small: bool) -> None:
     numbers = np.ones((32, 32), np.float32)
     numbers[17, 5] = number

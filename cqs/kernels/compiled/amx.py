@@ -5,7 +5,7 @@ float32 numbers. A float32 number is the sum of three of 16 bits, its *pieces*, 
 sum of products of pieces: of those that matter there are six. The last bits are then as good as those of a product
 that is computed in float32, in less than half of the time.
 
-Numbers whose pieces would be too small to have all digits are not for this: AMX takes them for 0. See `split_pair`.
+Numbers whose pieces would be too small to have all digits are not for this: AMX takes them for 0. See `cqs.kernels.compiled.pieces`.
 """
 
 import ctypes
@@ -18,9 +18,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from cqs.kernels.compiled.pieces import TILE_BYTES
+from cqs.kernels.compiled.reading import ROW
 from cqs.kernels.compiled.vectors import FEATURES, compiled
 from cqs.kernels.compiled.weighing import weigh_next
-from cqs.schedule import PANEL
 
 __all__ = ["begin", "end", "has_amx", "multiply_pieces"]
 
@@ -29,7 +29,6 @@ _ASK_FOR_TILES, _TILE_DATA = 0x1023, 18  # of arch_prctl: a process asks for the
 _ARCH_PRCTL = 158
 _INTEGER = ir.IntType(64)
 _BYTE = ir.IntType(8)
-_ROW = 4 * PANEL
 # by how many pieces numbers of a and of b have, which pieces are multiplied: those that are small come first
 _PRODUCTS = {
     (3, 3): ((0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0)),
@@ -135,7 +134,7 @@ def _generate_tiles(builder, a, a_tile, a_piece, b, b_piece, c, steps, n_beside,
     builder.position_at_end(loop)
     step = builder.phi(_INTEGER)
     from_a = builder.add(a, builder.mul(step, _INTEGER(TILE_BYTES)))
-    from_b = builder.add(b, builder.mul(step, _INTEGER(_ROW // 64 * TILE_BYTES)))
+    from_b = builder.add(b, builder.mul(step, _INTEGER(ROW // 64 * TILE_BYTES)))
     held_a = held_b = None
     n_multiplied, most = 0, _APART[len(products)]
     for i, j in products:
@@ -162,13 +161,13 @@ def _generate_tiles(builder, a, a_tile, a_piece, b, b_piece, c, steps, n_beside,
     builder.position_at_end(after)
     for n in range(2):
         for m in range(n_beside):
-            place = builder.add(c, _INTEGER(16 * _ROW * n + 64 * m))
-            _emit(builder, "tilestored64", [2 * n + m], place, _ROW)
+            place = builder.add(c, _INTEGER(16 * ROW * n + 64 * m))
+            _emit(builder, "tilestored64", [2 * n + m], place, ROW)
 
 
 @compiled(void(*[int64] * 12))
 def multiply_pieces(a, a_tile, a_piece, b, b_piece, c, n_below, n_beside, steps, a_pieces, b_pieces, work):
-    """Write the product of two matrices of which the pieces are given, as `split_pair` arranges them.
+    """Write the product of two matrices of which the pieces are given, as `cqs.kernels.compiled.pieces` arranges them.
 
     Parameters
     ----------
@@ -190,6 +189,6 @@ def multiply_pieces(a, a_tile, a_piece, b, b_piece, c, n_below, n_beside, steps,
     for n in range(0, n_below, 2):
         for m in range(0, n_beside, 2):
             _multiply_tiles(
-                a + n * a_tile, a_tile, a_piece, b + m * TILE_BYTES, b_piece, c + n * 16 * _ROW + m * 64, steps,
+                a + n * a_tile, a_tile, a_piece, b + m * TILE_BYTES, b_piece, c + n * 16 * ROW + m * 64, steps,
                 min(n_beside - m, 2), a_pieces, b_pieces, work,
             )  # fmt: skip

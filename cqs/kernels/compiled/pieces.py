@@ -65,8 +65,7 @@ def _split(is_rounded):
             builder.position_at_end(done)
             return context.get_dummy_value()
 
-        vector = even
-        return types.void(vector, vector, int64, int64, int64), generate
+        return types.void(even, odd, int64, int64, int64), generate
 
     return split
 
