@@ -5,7 +5,8 @@ float32 numbers. A float32 number is the sum of three of 16 bits, its *pieces*, 
 sum of products of pieces: of those that matter there are six. The last bits are then as good as those of a product
 that is computed in float32, in less than half of the time.
 
-Numbers whose pieces would be too small to have all digits are not for this: AMX takes them for 0. See `cqs.kernels.compiled.pieces`.
+Numbers whose pieces would be too small to have all digits are not for this: AMX takes them for 0. So
+`cqs.kernels.compiled.pieces` says whether there are any.
 """
 
 import ctypes
