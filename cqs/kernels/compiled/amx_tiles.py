@@ -1,9 +1,11 @@
-"""One panel of queries against some keys, by AMX: its products take turns with what vectors do to scores.
+"""A block of queries against some keys, by AMX: its products take turns with what vectors do to scores.
 
 A processor multiplies tiles in a part of its own, while others compute with vectors. But it looks only some hundred
 instructions ahead, so both have to be near each other in the program. So while the scores of a tile become weights, two
 by two vectors, the next keys are multiplied with the queries and the weights before with their values.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from numba import boolean, float32, int64, void
@@ -14,7 +16,7 @@ from cqs.kernels.compiled.hiding import KEYS_TYPE, hide, seen_by_lanes
 from cqs.kernels.compiled.pieces import STEP, TILE_BYTES, in_steps
 from cqs.kernels.compiled.reading import ROW
 from cqs.kernels.compiled.scores import CHANGE_TYPE, change_scores
-from cqs.kernels.compiled.tiles import PANEL_TYPE, compared, raise_tops, rescale
+from cqs.kernels.compiled.tiles import BLOCK_TYPE, Panel, compared, n_panels_of, panel_of, raise_tops, rescale
 from cqs.kernels.compiled.vectors import ITEM, LANES, VECTOR_BYTES, compiled, load, spread, store
 from cqs.kernels.compiled.weighing import WORK_BYTES, begin_weighing, weigh_rest
 from cqs.schedule import PANEL, TILE_KEYS
@@ -45,7 +47,7 @@ def _score(panel, keys, here, n, tile, work):
     steps = in_steps(panel.depth)
     k_tile = steps * TILE_BYTES
     multiply_pieces(
-        keys.k + (here - keys.first) // LANES * k_tile, k_tile, 2 * in_steps(keys.n) * k_tile,
+        keys.k + (here - keys.first) // LANES * k_tile, k_tile, keys.k_row,
         panel.queries, 4 * k_tile, tile, 2 * in_steps(n), -(-panel.n_lanes // LANES), steps,
         panel.pieces, panel.pieces, work,
     )  # fmt: skip
@@ -54,64 +56,98 @@ def _score(panel, keys, here, n, tile, work):
 @register_jitable
 def _sum_values(panel, keys, here, n, weights, products, work):
     """Write the sums of n values from the number `here` on, times their weights."""
-    steps, n_tiles, v_tile = in_steps(n), panel.width // LANES, in_steps(keys.n) * TILE_BYTES
+    steps, n_tiles = in_steps(n), panel.width // LANES
     multiply_pieces(
-        keys.v + (here - keys.first) // STEP * TILE_BYTES, v_tile, n_tiles * v_tile, weights, 4 * steps * TILE_BYTES,
+        keys.v + (here - keys.first) // STEP * TILE_BYTES, keys.v_row // n_tiles, keys.v_row, weights, 4 * steps * TILE_BYTES,
         products, n_tiles, -(-panel.n_lanes // LANES), steps, panel.pieces, 3, work,
     )  # fmt: skip
 
 
 @register_jitable
-def _add(panel, products, n_vectors):
+def _add(panel, products):
     for e in range(panel.width):
-        for place in range(e * ROW, e * ROW + n_vectors * VECTOR_BYTES, VECTOR_BYTES):
+        for place in range(e * ROW, e * ROW + panel.n_lanes * ITEM, VECTOR_BYTES):
             store(load(panel.sums + place) + load(products + place), panel.sums + place)
 
 
-@compiled(void(PANEL_TYPE, KEYS_TYPE, CHANGE_TYPE, int64, int64, int64, float32, boolean))
-def add_keys_by_amx(panel, keys, change, room, between, noted, factor, is_kept):
-    """Do what `add_keys` does with pieces of queries, keys and values; there is room as `amx_room` says."""
-    n_vectors, end = -(-panel.n_lanes // LANES), keys.first + keys.n
-    factors, totals = between + 2 * ROW, panel.sums + panel.width * ROW
-    tile, later, weights, weights_before = room, room + _TILE_ROOM, room + 2 * _TILE_ROOM, room + 7 * _TILE_ROOM // 2
+class _Tile(NamedTuple):
+    """Scores of a panel."""
+
+    n: int  # of the panel
+    panel: Panel
+    seen: tuple  # of its lanes, as of `seen_by_lanes`
+    here: int  # number of the first key
+    n_keys: int  # none, if there is no such tile
+
+
+@register_jitable
+def _next_tile(block, n, here, keys, seen, between):
+    """Return the next tile of a block, from a key on in the n-th panel, of whose lanes `seen` says what they see."""
+    end, n_panels = keys.first + keys.n, n_panels_of(block)
+    here = _next_seen(here, end, seen)
+    while here >= end and n + 1 < n_panels:
+        n += 1
+        panel = panel_of(block, n)
+        seen = seen_by_lanes(keys, panel.n_rows, panel.lane, panel.n_lanes, between)
+        here = _next_seen(keys.first, end, seen)
+    return _Tile(n, panel_of(block, n), seen, here, min(TILE_KEYS, end - here))
+
+
+@register_jitable
+def _raise_tops(tile, scores, times, totals, factors, shifts, parts):
+    """Begin to add a tile's weights; return in which vectors of lanes tops were raised, as `weigh` does."""
+    grew, panel = 0, tile.panel
+    for i in range(-(-panel.n_lanes // LANES)):
+        place = i * VECTOR_BYTES
+        if raise_tops(scores + place, tile.n_keys, times, panel.tops + place, totals + place, factors + place):
+            grew |= 1 << i
+        store(compared(load(panel.tops + place)), shifts + place)
+        store(spread(np.float32(0)), parts + place)
+        for row in range(tile.n_keys, in_steps(tile.n_keys) * STEP):
+            store(spread(_NOTHING), scores + row * ROW + place)
+    return grew
+
+
+@compiled(void(BLOCK_TYPE, KEYS_TYPE, CHANGE_TYPE, int64, int64, int64, float32, boolean))
+def add_keys_by_amx(block, keys, change, room, between, noted, factor, is_kept):
+    """Do what `add_keys` does for all panels of a block, with pieces; there is room as `amx_room` says.
+
+    Of keys and values, rows are the bytes from piece to piece.
+    """
+    factors, times = between + 2 * ROW, spread(factor)
+    scores, later, weights, weights_before = room, room + _TILE_ROOM, room + 2 * _TILE_ROOM, room + 7 * _TILE_ROOM // 2
     parts = room + 5 * _TILE_ROOM
     shifts, work = parts + ROW, parts + 2 * ROW
     products = work + WORK_BYTES
-    seen = seen_by_lanes(keys, panel.n_rows, panel.lane, panel.n_lanes, between)
-    here, before, times = _next_seen(keys.first, end, seen), np.int64(-1), spread(factor)
+    nothing_seen = (keys.first, keys.first, keys.first, keys.first)
     begin_weighing(work, 0, 0, 0, 0, 0, 0, factor)
-    if here < end:
-        _score(panel, keys, here, min(TILE_KEYS, end - here), tile, work)
-    while here < end:
-        n = min(TILE_KEYS, end - here)
+    tile = _next_tile(block, -1, keys.first, keys, nothing_seen, between)
+    before, is_one_before = tile, False
+    if tile.n_keys > 0:
+        _score(tile.panel, keys, tile.here, tile.n_keys, scores, work)
+    while tile.n_keys > 0:
+        panel, n_keys = tile.panel, tile.n_keys
+        totals = panel.sums + panel.width * ROW
         if change.is_made:
-            token, lane, n_lanes = keys.token + here, panel.lane, panel.n_lanes
-            change_scores(change, tile, n, token, panel.tokens, panel.n_rows, lane, n_lanes, noted)
-        hide(tile, here, n, keys, seen, panel.n_rows, panel.lane, panel.n_lanes, between)
-        grew = 0
-        for i in range(n_vectors):
-            place = i * VECTOR_BYTES
-            if raise_tops(tile + place, n, times, panel.tops + place, totals + place, factors + place):
-                grew |= 1 << i
-            store(compared(load(panel.tops + place)), shifts + place)
-            store(spread(np.float32(0)), parts + place)
-            for row in range(n, in_steps(n) * STEP):
-                store(spread(_NOTHING), tile + row * ROW + place)
-        begin_weighing(work, tile, n, n_vectors, weights, shifts, parts, factor)
-        following = _next_seen(here + TILE_KEYS, end, seen)
-        if following < end:
-            _score(panel, keys, following, min(TILE_KEYS, end - following), later, work)
-        if before >= 0:
-            _sum_values(panel, keys, before, min(TILE_KEYS, end - before), weights_before, products, work)
-            _add(panel, products, n_vectors)
+            token, lane, n_lanes = keys.token + tile.here, panel.lane, panel.n_lanes
+            change_scores(change, scores, n_keys, token, panel.tokens, panel.n_rows, lane, n_lanes, noted)
+        hide(scores, tile.here, n_keys, keys, tile.seen, panel.n_rows, panel.lane, panel.n_lanes, between)
+        grew = _raise_tops(tile, scores, times, totals, factors, shifts, parts)
+        begin_weighing(work, scores, n_keys, -(-panel.n_lanes // LANES), weights, shifts, parts, factor)
+        following = _next_tile(block, tile.n, tile.here + TILE_KEYS, keys, tile.seen, between)
+        if following.n_keys > 0:
+            _score(following.panel, keys, following.here, following.n_keys, later, work)
+        if is_one_before:
+            _sum_values(before.panel, keys, before.here, before.n_keys, weights_before, products, work)
+            _add(before.panel, products)
         weigh_rest(work)
-        for place in range(0, n_vectors * VECTOR_BYTES, VECTOR_BYTES):
+        for place in range(0, panel.n_lanes * ITEM, VECTOR_BYTES):
             store(load(totals + place) + load(parts + place), totals + place)
         if grew != 0:
             rescale(panel, factors, grew, is_kept)
-        before, here = here, following
-        tile, later = later, tile
+        before, is_one_before, tile = tile, True, following
+        scores, later = later, scores
         weights, weights_before = weights_before, weights
-    if before >= 0:
-        _sum_values(panel, keys, before, min(TILE_KEYS, end - before), weights_before, products, work)
-        _add(panel, products, n_vectors)
+    if is_one_before:
+        _sum_values(before.panel, keys, before.here, before.n_keys, weights_before, products, work)
+        _add(before.panel, products)

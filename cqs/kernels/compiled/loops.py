@@ -5,6 +5,8 @@ stays in a core's nearest cache, and what is done to the scores of one query is 
 not needed meanwhile, nor its lock.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import boolean, float32, float64, int32, int64, void
 from numba.extending import register_jitable
@@ -14,14 +16,22 @@ from cqs.kernels.compiled.amx import begin, end, has_amx
 from cqs.kernels.compiled.amx_tiles import add_keys_by_amx, amx_room
 from cqs.kernels.compiled.dots import are_few
 from cqs.kernels.compiled.hiding import Keys
-from cqs.kernels.compiled.pieces import STEP, TILE_BYTES, in_steps, split_keys, split_panel, split_values
+from cqs.kernels.compiled.pieces import (
+    STEP,
+    TILE_BYTES,
+    in_steps,
+    split_keys,
+    split_last_values,
+    split_panel,
+    split_values,
+)
 from cqs.kernels.compiled.reading import ROW, copy_queries, pack_queries, padded, read, readable, write
 from cqs.kernels.compiled.rounding import round_as_before, round_small_to_zero
 from cqs.kernels.compiled.scores import CHANGE_ITEMS, PLAIN_CHANGE_TYPE
-from cqs.kernels.compiled.tiles import PANEL_TYPE, Panel, add_keys, fill, fold
+from cqs.kernels.compiled.tiles import PANEL_TYPE, Block, add_keys, fill, fold, n_panels_of, panel_of
 from cqs.kernels.compiled.vectors import ITEM, LANES, LIFT, all_less, any_less, compiled, load, spread, store, transpose
 from cqs.kernels.numba_scores import Change
-from cqs.kernels.numba_tables import BOUNDED
+from cqs.kernels.numba_tables import ALL_SEEN, BOUNDED
 from cqs.schedule import LEAST_SPLIT_LANES, PANEL, TILE_KEYS
 
 __all__ = ["address_of", "attend", "has_amx", "padded", "room_sizes"]
@@ -95,14 +105,42 @@ def _aligned(array):
     return -(-np.int64(array.ctypes.data) // 64) * 64
 
 
+class _Room(NamedTuple):
+    """The addresses of what `room_sizes` describes."""
+
+    panels: int
+    rows: int
+    tile: int
+    keys: int
+    values: int
+    sums: int
+    kept: int
+    tops: int
+    between: int
+    noted: int
+    k_pieces: int
+    v_pieces: int
+    weighing: int
+
+
 @register_jitable
-def _panel(n, n_wide, n_lanes, n_rows, depth, width, panels, sums, kept, tops, tokens, pieces):
-    """Return the n-th panel of a block; all but the last have `n_wide` lanes."""
-    lane, n_sums = n * n_wide, n * (width + 1) * ROW
-    of_queries = pieces * in_steps(depth) * 4 * TILE_BYTES if pieces > 0 else padded(depth) * ROW
-    own_lanes, own_sums = min(n_wide, n_lanes - lane), sums + n_sums
-    queries, own_kept, own_tops = panels + n * of_queries, kept + n_sums, tops + n * ROW
-    return Panel(queries, depth, n_rows, lane, own_lanes, own_sums, own_kept, width, own_tops, tokens, pieces)
+def _room(arrays):
+    kept = _aligned(arrays[5]) + (arrays[5].size - _ALIGNED) // 2 * ITEM
+    return _Room(
+        _aligned(arrays[0]), _aligned(arrays[1]), _aligned(arrays[2]), _aligned(arrays[3]), _aligned(arrays[4]),
+        _aligned(arrays[5]), kept, _aligned(arrays[6]), _aligned(arrays[7]), _aligned(arrays[8]), _aligned(arrays[9]),
+        _aligned(arrays[10]), _aligned(arrays[11]),
+    )  # fmt: skip
+
+
+@register_jitable
+def _block(n_lanes, n_rows, depth, value_width, tokens, pieces, room):
+    """Return a block of queries; AMX takes as many of them at a time as it can, vectors about as many each time."""
+    n_wide = PANEL if pieces > 0 else padded(-(-n_lanes // -(-n_lanes // PANEL)))
+    width = in_steps(value_width) * STEP if pieces > 0 else padded(value_width)
+    return Block(
+        room.panels, depth, n_rows, n_lanes, n_wide, room.sums, room.kept, width, room.tops, tokens, pieces
+    )  # fmt: skip
 
 
 @register_jitable
@@ -125,23 +163,55 @@ def _fill_panel(panel, queries, batch, head, first_row, factor, rows):
 
 
 @register_jitable
-def _add(panel, keys, change, tile, pieces, between, noted, factor, is_kept):
-    """Add keys to the sums of a panel."""
-    if panel.pieces > 0:
-        add_keys_by_amx(panel, keys, change, pieces, between, noted, factor, is_kept)
-    else:
-        add_keys(panel, keys, change, tile, between, noted, factor, is_kept)
+def _next_keys(chunks, batch, head, runs, p, key, end, most_keys, block, room, bounds, hidden, is_changed):
+    """Read keys from the number `key` of the run p on; return them, where the next are, and whether AMX cannot do.
+
+    For AMX keys of several runs are put together if all of them are seen, or it would often wait for few.
+    """
+    kind, first, token, n, is_small = runs[p, 3], key, runs[p, 5], 0, False
+    seen = bounds + runs[p, 4] * ITEM if kind == BOUNDED else hidden + runs[p, 4]
+    width, pieces = in_steps(block.depth) * STEP if block.pieces > 0 else block.depth, block.pieces
+    most_steps = in_steps(most_keys)
+    k_piece, v_piece = 2 * most_steps * width // STEP * TILE_BYTES, block.width // LANES * most_steps * TILE_BYTES
+    while True:
+        chunk, n_keys, n_here = runs[p, 0], runs[p, 2], min(most_keys - n, runs[p, 2] - key)
+        k, k_row = readable(chunks, batch, chunk, 0, head, runs[p, 1] + key, n_here, room.keys, width)
+        v, v_row = readable(chunks, batch, chunk, 1, head, runs[p, 1] + key, n_here, room.values, block.width)
+        if pieces > 0:
+            is_small |= split_keys(k, k_row, n_here, n, width, pieces, k_piece, room.k_pieces)
+            is_small |= split_values(
+                v, v_row, n_here, n, block.width, pieces, v_piece, room.v_pieces, room.rows, room.tile
+            )
+        n, key = n + n_here, key + n_here
+        if key == n_keys:
+            p, key = p + 1, 0
+        if pieces == 0 or is_changed or n == most_keys or p == end or kind != ALL_SEEN or runs[p, 3] != ALL_SEEN:
+            break
+    if pieces > 0:
+        is_small |= split_last_values(n, block.width, pieces, v_piece, room.v_pieces, room.rows, room.tile)
+        k, k_row, v, v_row = room.k_pieces, k_piece, room.v_pieces, v_piece
+    return Keys(k, k_row, v, v_row, first, n, kind, seen, token), p, key, is_small
 
 
 @register_jitable
-def _rows_of_sums(panel, rows):
+def _add(block, keys, change, room, factor, is_kept):
+    """Add keys to the sums of a block."""
+    if block.pieces > 0:
+        add_keys_by_amx(block, keys, change, room.weighing, room.between, room.noted, factor, is_kept)
+        return
+    for n in range(n_panels_of(block)):
+        add_keys(panel_of(block, n), keys, change, room.tile, room.between, room.noted, factor, is_kept)
+
+
+@register_jitable
+def _rows_of_sums(panel, sums, rows):
     """Return where the sums of each lane of a panel are next to each other; there is room for such rows."""
     if panel.pieces == 0:
-        return panel.sums
+        return sums
     for lane in range(0, panel.n_lanes, LANES):
         for e in range(0, panel.width, LANES):
             target = rows + lane * panel.width * ITEM + e * ITEM
-            transpose(panel.sums + e * ROW + lane * ITEM, ROW, target, panel.width * ITEM)
+            transpose(sums + e * ROW + lane * ITEM, ROW, target, panel.width * ITEM)
     return rows
 
 
@@ -159,10 +229,13 @@ def _log_sum(top, total):
     return lse, rest if np.isfinite(lse) else _ZERO
 
 
-@compiled(int64(PANEL_TYPE, int64, int64, int64, float64, float32[:, :, ::1], float32[:, ::1], float32[:, ::1]))
-def _write_rows(panel, rows, head, first_row, scale, out, lse, rest):
+@compiled(
+    int64(PANEL_TYPE, boolean, int64, int64, int64, float64, float32[:, :, ::1], float32[:, ::1], float32[:, ::1])
+)
+def _write_rows(panel, is_kept, rows, head, first_row, scale, out, lse, rest):
     """Write the result of a panel's lanes; return what was found among those that see anything."""
-    found, width, totals, sums = 0, out.shape[2], panel.sums + panel.width * ROW, _rows_of_sums(panel, rows)
+    found, width, sums = 0, out.shape[2], panel.kept if is_kept else panel.sums
+    totals, sums = sums + panel.width * ROW, _rows_of_sums(panel, sums, rows)
     r, i = divmod(panel.lane, panel.n_rows)
     for own in range(panel.n_lanes):
         top, total = read(panel.tops + own * ITEM, _ZERO), read(totals + own * ITEM, _ZERO)
@@ -185,7 +258,7 @@ def _write_rows(panel, rows, head, first_row, scale, out, lse, rest):
     )
 )  # fmt: skip
 def attend(
-    queries, chunks, query_factor, factor, scale, items, blocks, runs, bounds, hidden, change, tokens, room,
+    queries, chunks, query_factor, factor, scale, items, blocks, runs, bounds, hidden, change, tokens, room_arrays,
     most_keys, out, lse, rest, begins, ends, is_fit, pieces,
 ):  # fmt: skip
     """Attend item by item: with the query heads of a key head, in one block of rows.
@@ -215,7 +288,7 @@ def attend(
         The parts of a `Change`: what is done to scores before the mask.
     tokens : int64, `(T,)`
         The token numbers of the rows; of any length if scores are not changed.
-    room : tuple of float32 arrays
+    room_arrays : tuple of float32 arrays
         As large as `room_sizes` says.
     most_keys : int
         Keys that are read for one panel after the other.
@@ -233,63 +306,44 @@ def attend(
     -----
     Within it all is done by address: handing on parts of arrays would count who uses them, for each tile.
     """
-    changing = Change(*change)
-    panels, rows, tile, keys = _aligned(room[0]), _aligned(room[1]), _aligned(room[2]), _aligned(room[3])
-    values, sums, tops, scratch = _aligned(room[4]), _aligned(room[5]), _aligned(room[6]), _aligned(room[7])
-    noted, k_pieces, v_pieces, weights = _aligned(room[8]), _aligned(room[9]), _aligned(room[10]), _aligned(room[11])
-    kept = sums + (room[5].size - _ALIGNED) // 2 * ITEM
-    depth, n_heads = queries[0, 5], out.shape[0] // queries.shape[0]
+    changing, room, n_heads = Change(*change), _room(room_arrays), out.shape[0] // queries.shape[0]
     if pieces > 0:
         begin()
     for item in range(items.shape[0]):
-        batch, kv_head, head, block = items[item, 0], items[item, 1], items[item, 2], items[item, 4]
-        first_row, n_rows = blocks[block, 0], blocks[block, 1] - blocks[block, 0]
-        n_lanes = items[item, 3] * n_rows
-        n_panels = -(-n_lanes // PANEL)
-        n_wide = padded(-(-n_lanes // n_panels))  # lanes of all panels but the last
-        own_tokens = address_of(tokens) + first_row * tokens.itemsize
-        own_pieces = pieces if n_lanes >= LEAST_SPLIT_LANES else 0
-        width = in_steps(out.shape[2]) * STEP if own_pieces > 0 else padded(out.shape[2])
-        key_width, n_sums = in_steps(depth) * STEP if own_pieces > 0 else depth, (width + 1) * PANEL
-        is_small = False
+        batch, kv_head, head = items[item, 0], items[item, 1], items[item, 2]
+        first_row, end_row, p, end_run = blocks[items[item, 4]]
+        n_lanes = items[item, 3] * (end_row - first_row)
+        block = _block(
+            n_lanes, end_row - first_row, queries[0, 5], out.shape[2], address_of(tokens) + first_row * tokens.itemsize,
+            pieces if n_lanes >= LEAST_SPLIT_LANES else 0, room,
+        )  # fmt: skip
+        n_panels = n_panels_of(block)
+        n_sums, is_small = n_panels * (block.width + 1) * PANEL, False
         for n in range(n_panels if begins else 0):
-            panel = _panel(n, n_wide, n_lanes, n_rows, depth, width, panels, sums, kept, tops, own_tokens, own_pieces)
-            is_small |= _fill_panel(panel, queries, batch, head, first_row, query_factor, rows)
+            is_small |= _fill_panel(panel_of(block, n), queries, batch, head, first_row, query_factor, room.rows)
         rounding = round_small_to_zero()
-        n_recent, is_kept = 0, not begins  # keys since sums were folded
-        for p in range(blocks[block, 2], blocks[block, 3]):
-            chunk, first, n_keys, kind = runs[p, 0], runs[p, 1], runs[p, 2], runs[p, 3]
-            seen = address_of(bounds) + runs[p, 4] * ITEM if kind == BOUNDED else address_of(hidden) + runs[p, 4]
-            for key in range(0, n_keys, most_keys):
-                n_here = min(most_keys, n_keys - key)
-                round_as_before(rounding)  # small keys matter where queries are large
-                k, k_row = readable(chunks, batch, chunk, 0, kv_head, first + key, n_here, keys, key_width)
-                v, v_row = readable(chunks, batch, chunk, 1, kv_head, first + key, n_here, values, width)
-                if own_pieces > 0:
-                    is_small |= split_keys(k, k_row, n_here, key_width, own_pieces, k_pieces)
-                    is_small |= split_values(v, v_row, n_here, width, own_pieces, v_pieces, tile)
-                    k, v = k_pieces, v_pieces
-                round_small_to_zero()
-                own_keys = Keys(k, k_row, v, v_row, key, n_here, kind, seen, runs[p, 5])
-                for n in range(n_panels):
-                    panel = _panel(
-                        n, n_wide, n_lanes, n_rows, depth, width, panels, sums, kept, tops, own_tokens, own_pieces
-                    )
-                    _add(panel, own_keys, changing, tile, weights, scratch, noted, factor, is_kept)
-                n_recent += n_here
-                if n_recent >= _FOLD_KEYS:
-                    fold(sums, kept, n_panels * n_sums, is_kept)
-                    n_recent, is_kept = 0, True
+        n_recent, is_kept, key = 0, not begins, 0  # keys since sums were folded
+        while p < end_run:
+            round_as_before(rounding)  # small keys matter where queries are large
+            keys, p, key, are_small = _next_keys(
+                chunks, batch, kv_head, runs, p, key, end_run, most_keys, block, room, address_of(bounds),
+                address_of(hidden), changing.is_made,
+            )  # fmt: skip
+            is_small |= are_small
+            round_small_to_zero()
+            _add(block, keys, changing, room, factor, is_kept)
+            n_recent += keys.n
+            if n_recent >= _FOLD_KEYS:
+                fold(room.sums, room.kept, n_sums, is_kept)
+                n_recent, is_kept = 0, True
         if is_small:  # so that whoever gets the result computes it otherwise
-            fill(sums, n_panels * n_sums, _NAN)
+            fill(room.sums, n_sums, _NAN)
         if is_kept or not ends:
-            fold(sums, kept, n_panels * n_sums, is_kept)
+            fold(room.sums, room.kept, n_sums, is_kept)
         round_as_before(rounding)
-        found = 0
+        found, here = 0, batch * n_heads + head
         for n in range(n_panels if ends else 0):
-            total = kept if is_kept else sums
-            panel = _panel(n, n_wide, n_lanes, n_rows, depth, width, panels, total, kept, tops, own_tokens, own_pieces)
-            found |= _write_rows(panel, rows, batch * n_heads + head, first_row, scale, out, lse, rest)
+            found |= _write_rows(panel_of(block, n), is_kept, room.rows, here, first_row, scale, out, lse, rest)
         is_fit[item] = found & _NOT_FINITE == 0 and found != _SMALL
     if pieces > 0:
         end()

@@ -9,8 +9,9 @@ from llvmlite import ir
 from numba import boolean, int64, types
 from numba.extending import intrinsic, register_jitable
 
-from cqs.kernels.compiled.reading import ROW
+from cqs.kernels.compiled.reading import ROW, copy_rows
 from cqs.kernels.compiled.vectors import (
+    ITEM,
     LANES,
     VECTOR,
     VECTOR_BYTES,
@@ -25,7 +26,7 @@ from cqs.kernels.compiled.vectors import (
 )
 from cqs.schedule import TILE_WIDTH
 
-__all__ = ["STEP", "TILE_BYTES", "in_steps", "split_keys", "split_pair", "split_panel", "split_values"]
+__all__ = ["STEP", "TILE_BYTES", "in_steps", "split_keys", "split_last_values", "split_pair", "split_panel", "split_values"]
 
 STEP = TILE_WIDTH  # numbers that are summed up by one tile
 TILE_BYTES = 1024  # 16 rows of 32 numbers of 16 bits, or of 16 of 32 bits
@@ -95,16 +96,16 @@ def _least_size(typing, least, numbers):
     return VECTOR_TYPE(VECTOR_TYPE, VECTOR_TYPE), generate
 
 
-@compiled(boolean(int64, int64, int64, int64, int64, int64))
-def split_keys(k, k_row, n_keys, width, n_pieces, target):
+@compiled(boolean(int64, int64, int64, int64, int64, int64, int64, int64))
+def split_keys(k, k_row, n_keys, before, width, n_pieces, piece, target):
     """Write the pieces of keys, as `multiply_pieces` takes `a`; return whether some number is too small for it.
 
-    Rows are as wide as whole steps. What is beyond the last key is left as it is.
+    Rows are as wide as whole steps. Other keys may be there already, as many as `before` says. What is beyond the last
+    key is left as it is.
     """
-    steps = width // STEP
-    piece, least = 2 * in_steps(n_keys) * steps * TILE_BYTES, spread(_LARGEST)
-    for i in range(n_keys):
-        row, place = k + i * k_row, target + i // LANES * steps * TILE_BYTES + i % LANES * VECTOR_BYTES
+    steps, least = width // STEP, spread(_LARGEST)
+    for i in range(before, before + n_keys):
+        row, place = k + (i - before) * k_row, target + i // LANES * steps * TILE_BYTES + i % LANES * VECTOR_BYTES
         for step in range(steps):
             even, odd = load(row + 2 * step * VECTOR_BYTES), load(row + (2 * step + 1) * VECTOR_BYTES)
             least = _least_size(_least_size(least, even), odd)
@@ -112,31 +113,51 @@ def split_keys(k, k_row, n_keys, width, n_pieces, target):
     return any_less(least, spread(_LEAST))
 
 
-@compiled(boolean(int64, int64, int64, int64, int64, int64, int64))
-def split_values(v, v_row, n_keys, width, n_pieces, target, room):
-    """Write the pieces of values, numbers below each other, as `split_keys` does; keys beyond the last are zeros.
+@compiled(VECTOR_TYPE(int64, int64, int64, int64, int64, int64, int64, VECTOR_TYPE, int64))
+def _split_step(v, v_row, width, n_pieces, piece, tile_row, target, least, squares):
+    """Write the pieces of as many values as a step has."""
+    for n in range(width // LANES):
+        source, place = v + n * VECTOR_BYTES, target + n * tile_row
+        transpose(source, v_row, squares, VECTOR_BYTES)
+        transpose(source + LANES * v_row, v_row, squares + TILE_BYTES, VECTOR_BYTES)
+        for e in range(0, TILE_BYTES, VECTOR_BYTES):
+            even, odd = load(squares + e), load(squares + TILE_BYTES + e)
+            least = _least_size(_least_size(least, even), odd)
+            split_rounded_pair(even, odd, place + e, piece, n_pieces)
+    return least
 
-    There is room for four tiles.
+
+@compiled(boolean(int64, int64, int64, int64, int64, int64, int64, int64, int64, int64))
+def split_values(v, v_row, n_keys, before, width, n_pieces, piece, target, kept, squares):
+    """Write the pieces of values, numbers below each other, as `split_keys` does, whenever a step has all its values.
+
+    Until then they are kept. There is room for those of a step, and for two tiles.
     """
-    steps, n_tiles, least = in_steps(n_keys), width // LANES, spread(_LARGEST)
-    piece, squares = n_tiles * steps * TILE_BYTES, room + 2 * TILE_BYTES
-    for step in range(steps):
-        first = step * STEP
-        for n in range(n_tiles):
-            source, row = v + first * v_row + n * VECTOR_BYTES, v_row
-            if n_keys - first < STEP:
-                for i in range(STEP):
-                    numbers = load(source + i * v_row) if first + i < n_keys else spread(_ZERO)
-                    store(numbers, room + i * VECTOR_BYTES)
-                source, row = room, VECTOR_BYTES
-            transpose(source, row, squares, VECTOR_BYTES)
-            transpose(source + LANES * row, row, squares + TILE_BYTES, VECTOR_BYTES)
-            place = target + (n * steps + step) * TILE_BYTES
-            for e in range(LANES):
-                even = load(squares + e * VECTOR_BYTES)
-                odd = load(squares + TILE_BYTES + e * VECTOR_BYTES)
-                least = _least_size(_least_size(least, even), odd)
-                split_rounded_pair(even, odd, place + e * VECTOR_BYTES, piece, n_pieces)
+    tile_row, least, done = piece * LANES // width, spread(_LARGEST), 0
+    while done < n_keys:
+        step, within = divmod(before + done, STEP)
+        n, source, row = min(STEP - within, n_keys - done), v + done * v_row, v_row
+        if n < STEP:
+            copy_rows(source, row, n, width, kept + within * width * ITEM)
+            source, row = kept, width * ITEM
+        if within + n == STEP:
+            place = target + step * TILE_BYTES
+            least = _split_step(source, row, width, n_pieces, piece, tile_row, place, least, squares)
+        done += n
+    return any_less(least, spread(_LEAST))
+
+
+@compiled(boolean(int64, int64, int64, int64, int64, int64, int64))
+def split_last_values(n_keys, width, n_pieces, piece, target, kept, squares):
+    """Write the pieces of values that `split_values` has kept, of n keys in all, and zeros beside them."""
+    step, within = divmod(n_keys, STEP)
+    if within == 0:
+        return False
+    for place in range(kept + within * width * ITEM, kept + STEP * width * ITEM, VECTOR_BYTES):
+        store(spread(_ZERO), place)
+    place, row = target + step * TILE_BYTES, width * ITEM
+    tile_row, least = piece * LANES // width, spread(_LARGEST)
+    least = _split_step(kept, row, width, n_pieces, piece, tile_row, place, least, squares)
     return any_less(least, spread(_LEAST))
 
 

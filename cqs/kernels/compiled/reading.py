@@ -19,7 +19,7 @@ from cqs.kernels.compiled.vectors import (
 from cqs.kernels.numba_tables import FLOAT16, FLOAT32, FLOAT64
 from cqs.schedule import PANEL
 
-__all__ = ["ROW", "copy_queries", "copy_row", "pack_queries", "padded", "read", "readable", "write"]
+__all__ = ["ROW", "copy_queries", "copy_row", "copy_rows", "pack_queries", "padded", "read", "readable", "write"]
 
 ROW = ITEM * PANEL  # bytes of what belongs to one key, or to one number of each query
 _HALF_LIFT = np.float32(2.0**112)  # from the exponents of float16 to those of float32
@@ -94,6 +94,14 @@ def copy_row(row, item_bytes, kind, width, factor, target, target_width):
         write(_number(row + d * item_bytes, kind) * factor, target + d * ITEM)
     for d in range(width, target_width):
         write(_ZERO, target + d * ITEM)
+
+
+@compiled(void(int64, int64, int64, int64, int64))
+def copy_rows(rows, row_bytes, n_rows, width, target):
+    """Write rows of float32 numbers, a multiple of those of a vector, one after the other."""
+    for i in range(n_rows):
+        for e in range(0, width * ITEM, LANES * ITEM):
+            store(load(rows + i * row_bytes + e), target + i * width * ITEM + e)
 
 
 @compiled(types.UniTuple(int64, 2)(int64[:, :, :, ::1], int64, int64, int64, int64, int64, int64, int64, int64))
