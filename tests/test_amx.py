@@ -40,7 +40,7 @@ def test_pieces_add_up_to_the_number(numbers: list[float]) -> None:
     keys.flat[: len(numbers)] = numbers
     target = np.zeros((3, 2, LANES, LANES, 2), np.uint16)  # piece, tile, row, pair, which
     address, row = keys.ctypes.data, keys.strides[0]
-    assert not pieces.split_keys(address, row, len(keys), 32, 3, target.ctypes.data)
+    assert not pieces.split_keys(address, row, len(keys), 0, 32, 3, 2048, target.ctypes.data)
     found = target.astype(np.uint32) << 16
     values = found.view(np.float32).astype(np.float64).sum(axis=0).reshape(len(keys), LANES, 2)
     np.testing.assert_array_equal(np.concatenate([values[..., 0], values[..., 1]], axis=1), keys)
@@ -51,10 +51,28 @@ def test_pieces_add_up_to_the_number(numbers: list[float]) -> None:
 def test_numbers_whose_pieces_lack_digits_are_noticed(number: float, is_small: bool) -> None:
     numbers = np.ones((32, 32), np.float32)
     numbers[17, 5] = number
-    target, room = np.zeros(3 * 1024, np.float32), np.zeros(1024, np.float32)
+    target, kept, squares = np.zeros(3 * 1024, np.float32), np.zeros(1024, np.float32), np.zeros(512, np.float32)
     address = numbers.ctypes.data
-    assert pieces.split_keys(address, 128, 32, 32, 3, target.ctypes.data) == is_small
-    assert pieces.split_values(address, 128, 32, 32, 3, target.ctypes.data, room.ctypes.data) == is_small
+    own = 32, 3, 2048, target.ctypes.data
+    assert pieces.split_keys(address, 128, 32, 0, *own) == is_small
+    assert pieces.split_values(address, 128, 32, 0, *own, kept.ctypes.data, squares.ctypes.data) == is_small
+
+
+@needs_long_vectors
+@given(cuts=st.lists(st.integers(0, 70), max_size=6), n_last=st.integers(1, 40))
+def test_values_of_several_runs_are_split_as_if_they_were_one(cuts: list[int], n_last: int) -> None:
+    sizes = [*cuts, n_last]
+    n, capacity = sum(sizes), 512
+    values = np.random.default_rng(n).standard_normal((n, 32), np.float32)
+    kept, squares = np.zeros((32, 32), np.float32), np.zeros(512, np.float32)
+    together, one_by_one = np.zeros((2, 3 * capacity * 32), np.uint16)
+    for target, runs in ((together, [n]), (one_by_one, sizes)):
+        before, own = 0, (32, 3, capacity * 64, target.ctypes.data, kept.ctypes.data, squares.ctypes.data)
+        for size in runs:
+            pieces.split_values(values[before:].ctypes.data, 128, size, before, *own)
+            before += size
+        pieces.split_last_values(n, *own)
+    np.testing.assert_array_equal(together, one_by_one)
 
 
 @pytest.mark.usefixtures("_by")

@@ -12,10 +12,10 @@ from numba import boolean, float32, int64, void
 from numba.extending import register_jitable
 
 from cqs.kernels.compiled.amx import multiply_pieces
-from cqs.kernels.compiled.hiding import KEYS_TYPE, hide, seen_by_lanes
+from cqs.kernels.compiled.joined import JOINED_TYPE, mask_tile, seen_tiles
 from cqs.kernels.compiled.pieces import STEP, TILE_BYTES, in_steps
 from cqs.kernels.compiled.reading import ROW
-from cqs.kernels.compiled.scores import CHANGE_TYPE, change_scores
+from cqs.kernels.compiled.scores import CHANGE_TYPE
 from cqs.kernels.compiled.tiles import BLOCK_TYPE, Panel, compared, n_panels_of, panel_of, raise_tops, rescale
 from cqs.kernels.compiled.vectors import ITEM, LANES, VECTOR_BYTES, compiled, load, spread, store
 from cqs.kernels.compiled.weighing import WORK_BYTES, begin_weighing, weigh_rest
@@ -34,32 +34,24 @@ def amx_room(width):
 
 
 @register_jitable
-def _next_seen(here, end, seen):
-    """Return the first key of the next tile of which anything is seen, or the end."""
-    while here < end and (seen[3] <= here or seen[0] >= min(here + TILE_KEYS, end)):
-        here += TILE_KEYS
-    return min(here, end)
-
-
-@register_jitable
-def _score(panel, keys, here, n, tile, work):
+def _score(panel, joined, here, n, tile, work):
     """Write what n keys from the number `here` on score."""
     steps = in_steps(panel.depth)
     k_tile = steps * TILE_BYTES
     multiply_pieces(
-        keys.k + (here - keys.first) // LANES * k_tile, k_tile, keys.k_row,
+        joined.k + here // LANES * k_tile, k_tile, joined.k_piece,
         panel.queries, 4 * k_tile, tile, 2 * in_steps(n), -(-panel.n_lanes // LANES), steps,
         panel.pieces, panel.pieces, work,
     )  # fmt: skip
 
 
 @register_jitable
-def _sum_values(panel, keys, here, n, weights, products, work):
+def _sum_values(panel, joined, here, n, weights, products, work):
     """Write the sums of n values from the number `here` on, times their weights."""
-    steps, n_tiles = in_steps(n), panel.width // LANES
+    steps, n_tiles, v = in_steps(n), panel.width // LANES, joined.v + here // STEP * TILE_BYTES
     multiply_pieces(
-        keys.v + (here - keys.first) // STEP * TILE_BYTES, keys.v_row // n_tiles, keys.v_row, weights, 4 * steps * TILE_BYTES,
-        products, n_tiles, -(-panel.n_lanes // LANES), steps, panel.pieces, 3, work,
+        v, joined.v_piece // n_tiles, joined.v_piece, weights, 4 * steps * TILE_BYTES, products,
+        n_tiles, -(-panel.n_lanes // LANES), steps, panel.pieces, 3, work,
     )  # fmt: skip
 
 
@@ -75,22 +67,23 @@ class _Tile(NamedTuple):
 
     n: int  # of the panel
     panel: Panel
-    seen: tuple  # of its lanes, as of `seen_by_lanes`
+    left: int  # which tiles after this one the panel sees, a bit for each
     here: int  # number of the first key
     n_keys: int  # none, if there is no such tile
 
 
 @register_jitable
-def _next_tile(block, n, here, keys, seen, between):
-    """Return the next tile of a block, from a key on in the n-th panel, of whose lanes `seen` says what they see."""
-    end, n_panels = keys.first + keys.n, n_panels_of(block)
-    here = _next_seen(here, end, seen)
-    while here >= end and n + 1 < n_panels:
-        n += 1
-        panel = panel_of(block, n)
-        seen = seen_by_lanes(keys, panel.n_rows, panel.lane, panel.n_lanes, between)
-        here = _next_seen(keys.first, end, seen)
-    return _Tile(n, panel_of(block, n), seen, here, min(TILE_KEYS, end - here))
+def _next_tile(block, n, here, left, joined, between):
+    """Return the next tile of a block, after the one at `here`, of which in the n-th panel those are `left`."""
+    while left == 0 and n + 1 < n_panels_of(block):
+        n, here = n + 1, -TILE_KEYS
+        left = seen_tiles(panel_of(block, n), joined, between)
+    if left == 0:
+        return _Tile(n, panel_of(block, n), left, here, 0)
+    here += TILE_KEYS
+    while left & 1 == 0:
+        here, left = here + TILE_KEYS, left >> 1
+    return _Tile(n, panel_of(block, n), left >> 1, here, min(TILE_KEYS, joined.n - here))
 
 
 @register_jitable
@@ -108,37 +101,30 @@ def _raise_tops(tile, scores, times, totals, factors, shifts, parts):
     return grew
 
 
-@compiled(void(BLOCK_TYPE, KEYS_TYPE, CHANGE_TYPE, int64, int64, int64, float32, boolean))
-def add_keys_by_amx(block, keys, change, room, between, noted, factor, is_kept):
-    """Do what `add_keys` does for all panels of a block, with pieces; there is room as `amx_room` says.
-
-    Of keys and values, rows are the bytes from piece to piece.
-    """
+@compiled(void(BLOCK_TYPE, JOINED_TYPE, CHANGE_TYPE, int64, int64, int64, float32, boolean))
+def add_keys_by_amx(block, joined, change, room, between, noted, factor, is_kept):
+    """Do what `add_keys` does for all panels of a block, with pieces; there is room as `amx_room` says."""
     factors, times = between + 2 * ROW, spread(factor)
     scores, later, weights, weights_before = room, room + _TILE_ROOM, room + 2 * _TILE_ROOM, room + 7 * _TILE_ROOM // 2
     parts = room + 5 * _TILE_ROOM
     shifts, work = parts + ROW, parts + 2 * ROW
     products = work + WORK_BYTES
-    nothing_seen = (keys.first, keys.first, keys.first, keys.first)
     begin_weighing(work, 0, 0, 0, 0, 0, 0, factor)
-    tile = _next_tile(block, -1, keys.first, keys, nothing_seen, between)
+    tile = _next_tile(block, np.int64(-1), np.int64(0), np.int64(0), joined, between)
     before, is_one_before = tile, False
     if tile.n_keys > 0:
-        _score(tile.panel, keys, tile.here, tile.n_keys, scores, work)
+        _score(tile.panel, joined, tile.here, tile.n_keys, scores, work)
     while tile.n_keys > 0:
         panel, n_keys = tile.panel, tile.n_keys
         totals = panel.sums + panel.width * ROW
-        if change.is_made:
-            token, lane, n_lanes = keys.token + tile.here, panel.lane, panel.n_lanes
-            change_scores(change, scores, n_keys, token, panel.tokens, panel.n_rows, lane, n_lanes, noted)
-        hide(scores, tile.here, n_keys, keys, tile.seen, panel.n_rows, panel.lane, panel.n_lanes, between)
+        mask_tile(panel, joined, change, scores, tile.here, n_keys, between, noted)
         grew = _raise_tops(tile, scores, times, totals, factors, shifts, parts)
         begin_weighing(work, scores, n_keys, -(-panel.n_lanes // LANES), weights, shifts, parts, factor)
-        following = _next_tile(block, tile.n, tile.here + TILE_KEYS, keys, tile.seen, between)
+        following = _next_tile(block, tile.n, tile.here, tile.left, joined, between)
         if following.n_keys > 0:
-            _score(following.panel, keys, following.here, following.n_keys, later, work)
+            _score(following.panel, joined, following.here, following.n_keys, later, work)
         if is_one_before:
-            _sum_values(before.panel, keys, before.here, before.n_keys, weights_before, products, work)
+            _sum_values(before.panel, joined, before.here, before.n_keys, weights_before, products, work)
             _add(before.panel, products)
         weigh_rest(work)
         for place in range(0, panel.n_lanes * ITEM, VECTOR_BYTES):
@@ -149,5 +135,5 @@ def add_keys_by_amx(block, keys, change, room, between, noted, factor, is_kept):
         scores, later = later, scores
         weights, weights_before = weights_before, weights
     if is_one_before:
-        _sum_values(before.panel, keys, before.here, before.n_keys, weights_before, products, work)
+        _sum_values(before.panel, joined, before.here, before.n_keys, weights_before, products, work)
         _add(before.panel, products)

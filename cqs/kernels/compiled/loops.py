@@ -16,22 +16,15 @@ from cqs.kernels.compiled.amx import begin, end, has_amx
 from cqs.kernels.compiled.amx_tiles import add_keys_by_amx, amx_room
 from cqs.kernels.compiled.dots import are_few
 from cqs.kernels.compiled.hiding import Keys
-from cqs.kernels.compiled.pieces import (
-    STEP,
-    TILE_BYTES,
-    in_steps,
-    split_keys,
-    split_last_values,
-    split_panel,
-    split_values,
-)
+from cqs.kernels.compiled.joined import join_keys
+from cqs.kernels.compiled.pieces import STEP, in_steps, split_panel
 from cqs.kernels.compiled.reading import ROW, copy_queries, pack_queries, padded, read, readable, write
 from cqs.kernels.compiled.rounding import round_as_before, round_small_to_zero
 from cqs.kernels.compiled.scores import CHANGE_ITEMS, PLAIN_CHANGE_TYPE
 from cqs.kernels.compiled.tiles import PANEL_TYPE, Block, add_keys, fill, fold, n_panels_of, panel_of
 from cqs.kernels.compiled.vectors import ITEM, LANES, LIFT, all_less, any_less, compiled, load, spread, store, transpose
 from cqs.kernels.numba_scores import Change
-from cqs.kernels.numba_tables import ALL_SEEN, BOUNDED
+from cqs.kernels.numba_tables import BOUNDED
 from cqs.schedule import LEAST_SPLIT_LANES, PANEL, TILE_KEYS
 
 __all__ = ["address_of", "attend", "has_amx", "padded", "room_sizes"]
@@ -163,44 +156,18 @@ def _fill_panel(panel, queries, batch, head, first_row, factor, rows):
 
 
 @register_jitable
-def _next_keys(chunks, batch, head, runs, p, key, end, most_keys, block, room, bounds, hidden, is_changed):
-    """Read keys from the number `key` of the run p on; return them, where the next are, and whether AMX cannot do.
-
-    For AMX keys of several runs are put together if all of them are seen, or it would often wait for few.
-    """
-    kind, first, token, n, is_small = runs[p, 3], key, runs[p, 5], 0, False
-    seen = bounds + runs[p, 4] * ITEM if kind == BOUNDED else hidden + runs[p, 4]
-    width, pieces = in_steps(block.depth) * STEP if block.pieces > 0 else block.depth, block.pieces
-    most_steps = in_steps(most_keys)
-    k_piece, v_piece = 2 * most_steps * width // STEP * TILE_BYTES, block.width // LANES * most_steps * TILE_BYTES
-    while True:
-        chunk, n_keys, n_here = runs[p, 0], runs[p, 2], min(most_keys - n, runs[p, 2] - key)
-        k, k_row = readable(chunks, batch, chunk, 0, head, runs[p, 1] + key, n_here, room.keys, width)
-        v, v_row = readable(chunks, batch, chunk, 1, head, runs[p, 1] + key, n_here, room.values, block.width)
-        if pieces > 0:
-            is_small |= split_keys(k, k_row, n_here, n, width, pieces, k_piece, room.k_pieces)
-            is_small |= split_values(
-                v, v_row, n_here, n, block.width, pieces, v_piece, room.v_pieces, room.rows, room.tile
-            )
-        n, key = n + n_here, key + n_here
-        if key == n_keys:
-            p, key = p + 1, 0
-        if pieces == 0 or is_changed or n == most_keys or p == end or kind != ALL_SEEN or runs[p, 3] != ALL_SEEN:
-            break
-    if pieces > 0:
-        is_small |= split_last_values(n, block.width, pieces, v_piece, room.v_pieces, room.rows, room.tile)
-        k, k_row, v, v_row = room.k_pieces, k_piece, room.v_pieces, v_piece
-    return Keys(k, k_row, v, v_row, first, n, kind, seen, token), p, key, is_small
-
-
-@register_jitable
-def _add(block, keys, change, room, factor, is_kept):
-    """Add keys to the sums of a block."""
-    if block.pieces > 0:
-        add_keys_by_amx(block, keys, change, room.weighing, room.between, room.noted, factor, is_kept)
-        return
-    for n in range(n_panels_of(block)):
-        add_keys(panel_of(block, n), keys, change, room.tile, room.between, room.noted, factor, is_kept)
+def _add_keys(chunks, batch, head, runs, p, key, most_keys, block, room, bounds, hidden, change, factor, is_kept):
+    """Add keys from the number `key` of the run p on to sums, by vectors; return how many, and where the next are."""
+    n_keys, kind, place = runs[p, 2], runs[p, 3], runs[p, 4]
+    n, first = min(most_keys, n_keys - key), runs[p, 1] + key
+    seen = bounds + place * ITEM if kind == BOUNDED else hidden + place
+    k, k_row = readable(chunks, batch, runs[p, 0], 0, head, first, n, room.keys, block.depth)
+    v, v_row = readable(chunks, batch, runs[p, 0], 1, head, first, n, room.values, block.width)
+    round_small_to_zero()
+    keys = Keys(k, k_row, v, v_row, key, n, kind, seen, runs[p, 5])
+    for i in range(n_panels_of(block)):
+        add_keys(panel_of(block, i), keys, change, room.tile, room.between, room.noted, factor, is_kept)
+    return (n, p, key + n) if key + n < n_keys else (n, p + 1, 0)
 
 
 @register_jitable
@@ -307,6 +274,7 @@ def attend(
     Within it all is done by address: handing on parts of arrays would count who uses them, for each tile.
     """
     changing, room, n_heads = Change(*change), _room(room_arrays), out.shape[0] // queries.shape[0]
+    seen_at = address_of(bounds), address_of(hidden)
     if pieces > 0:
         begin()
     for item in range(items.shape[0]):
@@ -325,14 +293,18 @@ def attend(
         n_recent, is_kept, key = 0, not begins, 0  # keys since sums were folded
         while p < end_run:
             round_as_before(rounding)  # small keys matter where queries are large
-            keys, p, key, are_small = _next_keys(
-                chunks, batch, kv_head, runs, p, key, end_run, most_keys, block, room, address_of(bounds),
-                address_of(hidden), changing.is_made,
-            )  # fmt: skip
-            is_small |= are_small
-            round_small_to_zero()
-            _add(block, keys, changing, room, factor, is_kept)
-            n_recent += keys.n
+            if block.pieces > 0:
+                joined, p, key, are_small = join_keys(
+                    chunks, batch, kv_head, runs, p, key, end_run, most_keys, block, room, *seen_at
+                )
+                round_small_to_zero()
+                add_keys_by_amx(block, joined, changing, room.weighing, room.between, room.noted, factor, is_kept)
+                n, is_small = joined.n, is_small or are_small
+            else:
+                n, p, key = _add_keys(
+                    chunks, batch, kv_head, runs, p, key, most_keys, block, room, *seen_at, changing, factor, is_kept
+                )
+            n_recent += n
             if n_recent >= _FOLD_KEYS:
                 fold(room.sums, room.kept, n_sums, is_kept)
                 n_recent, is_kept = 0, True

@@ -26,7 +26,16 @@ from cqs.kernels.compiled.vectors import (
 )
 from cqs.schedule import TILE_WIDTH
 
-__all__ = ["STEP", "TILE_BYTES", "in_steps", "split_keys", "split_last_values", "split_pair", "split_panel", "split_values"]
+__all__ = [
+    "STEP",
+    "TILE_BYTES",
+    "in_steps",
+    "split_keys",
+    "split_last_values",
+    "split_pair",
+    "split_panel",
+    "split_values",
+]
 
 STEP = TILE_WIDTH  # numbers that are summed up by one tile
 TILE_BYTES = 1024  # 16 rows of 32 numbers of 16 bits, or of 16 of 32 bits

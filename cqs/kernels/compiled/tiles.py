@@ -26,7 +26,21 @@ from cqs.kernels.compiled.vectors import (
 )
 from cqs.schedule import PANEL, TILE_KEYS, TILE_WIDTH
 
-__all__ = ["BLOCK_TYPE", "PANEL_TYPE", "Block", "Panel", "add_keys", "compared", "fill", "fold", "n_panels_of", "panel_of", "raise_tops", "rescale", "weigh"]
+__all__ = [
+    "BLOCK_TYPE",
+    "PANEL_TYPE",
+    "Block",
+    "Panel",
+    "add_keys",
+    "compared",
+    "fill",
+    "fold",
+    "n_panels_of",
+    "panel_of",
+    "raise_tops",
+    "rescale",
+    "weigh",
+]
 
 _ZERO, _NOTHING = np.float32(0), np.float32(-np.inf)
 _LIFTED, _LOWER = np.float32(2.0**LIFT), np.float32(2.0**-LIFT)
