@@ -45,6 +45,7 @@ _MOST_KEYS = 1 << 22  # of a piece, which are counted in float32
 _FLOAT32 = np.dtype(np.float32).num
 _PIECES = {"float32": 3, "float16": 2, "bfloat16": 1}
 _SMALL_ROWS = 16  # of strips that may share a block with others: no more than fill a vector
+_SMALL_SPLIT_ROWS = 160  # likewise, if keys are split into pieces for AMX, which is worth doing for many rows at once
 
 
 def refusal(request: Request) -> str | None:
@@ -197,7 +198,8 @@ class _Call:
     @once
     def blocks(self) -> list[range]:
         """The blocks that the rows are cut into."""
-        return row_blocks(self.plain.region, self.block.rows, self.block.rows, _SMALL_ROWS)
+        small = _SMALL_SPLIT_ROWS if _pieces(dtype_name(self.q)) > 0 else _SMALL_ROWS
+        return row_blocks(self.plain.region, self.block.rows, self.block.rows, small)
 
     @once
     def heads(self) -> Integers:
