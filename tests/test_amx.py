@@ -1,6 +1,7 @@
 """AMX: numbers are split into pieces that lack nothing, and what is multiplied by it is as exact as by vectors."""
 
 from collections.abc import Callable
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +15,7 @@ from cqs.kernels.compiled import pieces
 from cqs.kernels.compiled.loops import has_amx
 from cqs.kernels.compiled.vectors import LANES
 from cqs.kernels.contract import KeyChunk
+from cqs.masks import Dense, SlidingWindow
 from cqs.testing import assert_exact
 
 needs_amx = pytest.mark.skipif(not has_amx(), reason="needs a processor with AMX")
@@ -89,6 +91,26 @@ def test_it_is_exact(shape: tuple[int, int, int, int], dtype: type, is_causal: b
     assert_exact(out, q, k, v, is_causal=is_causal)
     out = cqs.attention(q, k, v, kernel="numba", workers=3, is_causal=is_causal)
     assert_exact(out, q, k, v, is_causal=is_causal)
+
+
+@pytest.mark.usefixtures("_by")
+@pytest.mark.parametrize("workers", [1, 13, 31])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"is_causal": True},
+        {"mask": SlidingWindow(70)},
+        {"mask": Dense(np.random.default_rng(5).random((700, 700)) < 0.4)},
+        {"softcap": 2.0, "mask": SlidingWindow(200)},
+        {"bias": np.random.default_rng(6).standard_normal((2, 700, 700), np.float32)},
+    ],
+    ids=["all", "causal", "window", "dense", "softcap", "bias"],
+)
+def test_small_groups_are_joined_whatever_is_seen_of_them(options: dict[str, Any], workers: int) -> None:
+    q, k, v = np.random.default_rng(7).standard_normal((3, 2, 700, 64), np.float32)
+    out = cqs.attention(q, k, v, kernel="numba", workers=workers, **options)
+    assert_exact(out, q, k, v, **options)
 
 
 @pytest.mark.usefixtures("_by")

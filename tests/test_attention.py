@@ -11,6 +11,7 @@ from problems import DTYPES, ON_NUMPY, Problem, problems
 import cqs
 from cqs.engines import LocalEngine
 from cqs.masks import Causal
+from cqs.sources import ArraySink
 from cqs.testing import assert_exact, reference_attention
 
 
@@ -190,6 +191,20 @@ def test_out_is_used_and_returned() -> None:
     cqs.attention(*(x.astype(np.float32) for x in (q, k, v)), workers=7, out=view)
     assert_exact(view, *(x.astype(np.float32) for x in (q, k, v)))
     assert np.isnan(backing[:, :, 1::2]).all()
+
+
+def test_rows_that_are_the_whole_output_are_not_copied() -> None:
+    rows, room = np.ones((2, 2, 3, 4), np.float32)
+    sink = ArraySink(room.copy(), is_new=True)
+    sink.write(None, 0, 3, rows)  # a view of a larger array, which would be kept
+    np.testing.assert_array_equal(sink.finish(), rows)
+    assert not np.shares_memory(sink.finish(), rows)
+    own = rows.copy()
+    sink.write(None, 0, 3, own.reshape(2, 3, 4))
+    assert np.shares_memory(sink.finish(), own)
+    given = ArraySink(room)
+    given.write(None, 0, 3, own)
+    assert given.finish() is room
 
 
 def test_progress_counts_tasks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from math import prod
 
+import numpy as np
 from array_api_compat import is_cupy_array
 
 from cqs.backend import dtype_of, is_writeable, may_overlap, namespace_of, overlaps_itself
@@ -41,11 +42,20 @@ class ArrayInput:
         """Do nothing: the array is the caller's."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class ArraySink:
-    """An array in memory that rows are written to. Rounded, if it is of a narrower type than they."""
+    """An array in memory that rows are written to. Rounded, if it is of a narrower type than they.
+
+    Parameters
+    ----------
+    array : array `(*B, H, T, E)`
+        Where they go.
+    is_new : bool
+        Whether nobody else has it. Then rows that are all there are take its place, if they are such an array.
+    """
 
     array: Array
+    is_new: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,6 +72,9 @@ class ArraySink:
 
         If need be, they are converted: a little at a time, or by CuPy as it copies, in one launch and without a copy.
         """
+        if self.is_new and lead is None and _could_be(rows, self.array):
+            self.array = rows
+            return
         heads = (...,) if lead is None else lead
         if rows.dtype == self.array.dtype or is_cupy_array(self.array):
             self.array[(*heads, slice(start, stop), slice(None))] = rows
@@ -77,6 +90,16 @@ class ArraySink:
 
     def abandon(self) -> None:
         """Do nothing: what the array holds is undefined."""
+
+
+def _could_be(rows: Array, array: Array) -> bool:
+    """Whether rows are an array of NumPy's such as another, in memory that holds nothing else."""
+    if not (isinstance(rows, np.ndarray) and isinstance(array, np.ndarray)):
+        return False
+    whole = rows if rows.base is None else rows.base
+    is_own = isinstance(whole, np.ndarray) and whole.flags.owndata and whole.nbytes == rows.nbytes
+    is_alike = rows.shape == array.shape and rows.dtype == array.dtype and rows.strides == array.strides
+    return is_own and is_alike and rows.flags.writeable
 
 
 def check_out(out: Array, problem: AttentionProblem, **inputs: Array) -> None:

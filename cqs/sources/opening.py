@@ -128,7 +128,7 @@ def open_output(out: Any, problem: AttentionProblem, source: InputSource) -> Tar
     if out is NOWHERE:
         return Target("sink", _file_dtype(problem), _refuse_to_open)
     if out is None:
-        return Target("new", problem.dtype, lambda: ArraySink(allocate_out(problem, like)))
+        return Target("new", problem.dtype, lambda: ArraySink(allocate_out(problem, like), is_new=True))
     if isinstance(out, (str, os.PathLike)):
         return _file(out, problem, source)
     if isinstance(out, Sink):
