@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         errors,
         events,
         huggingface,
+        jax,
         jobs,
         kernels,
         masks,
@@ -69,6 +70,7 @@ __all__ = [
     "errors",
     "events",
     "huggingface",
+    "jax",
     "jobs",
     "kernels",
     "masks",
@@ -86,8 +88,8 @@ __all__ = [
 # Everything is imported when it is first asked for, so that `import cqs` alone costs next to nothing: the modules of
 # the same names as public ones, and these names from others.
 _MODULES = (
-    "autograd", "engines", "errors", "events", "huggingface", "jobs", "kernels", "masks", "plot", "quorum", "scores",
-    "testing", "trace", "verify",
+    "autograd", "engines", "errors", "events", "huggingface", "jax", "jobs", "kernels", "masks", "plot", "quorum",
+    "scores", "testing", "trace", "verify",
 )  # fmt: skip
 _FROM = {
     "api": ("attention", "plan"),

@@ -13,6 +13,7 @@ from cqs.backend import (
     Device,
     arrays_device,
     borrowed,
+    is_of_jax,
     refuse_gradients,
 )
 from cqs.checks import takes
@@ -109,6 +110,9 @@ def ready(
     `tasks` are those of `cqs.work`. A job is begun if it `begins`: its directory is made, or its inputs are compared.
     """
     refuse_gradients(q=q, k=k, v=v, bias=bias, sink_logits=sink_logits, out=out)
+    if is_of_jax(out):
+        rule, remedy = "be something that can be written to", "leave it out, and take what is returned"
+        raise OptionError.of("out", rule, "an array of JAX, none of which ever changes", remedy)
     # a function of the caller's is to be called with tensors
     by_numpy = backend != "cupy" and devices is None and kernel in ("auto", "numba", "numpy") and score_mod is None
     (q, k, v, bias, sink_logits, out), hand_out = borrowed(

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from cqs.backend import dtype_of, namespace_of
+from cqs.backend import dtype_of, is_of_jax, namespace_of, on_host
 from cqs.checks import described, of_arrays, takes, whole_number
 from cqs.errors import DTypeError, OptionError, ShapeError
 from cqs.problem import DTYPES, AttentionProblem, dtype_name
@@ -200,6 +200,7 @@ class Scores:
 def _of_head(score_mod: ScoreMod, b: int, h: int, scores: Array, q_idx: Array, k_idx: Array) -> Array:
     with of_arrays("score_mod", "be a function of (score, b, h, q_idx, k_idx)"):
         new = score_mod(scores, b, h, q_idx, k_idx)
+    new = on_host(new) if is_of_jax(new) else new  # JAX's functions take arrays of NumPy
     if tuple(getattr(new, "shape", ())) != tuple(scores.shape):
         rule, got = f"return scores of the shape it is given, {tuple(scores.shape)}", getattr(new, "shape", type(new))
         raise ShapeError.of("score_mod", rule, got, "index by `q_idx` and `k_idx` alone")

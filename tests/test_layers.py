@@ -34,7 +34,7 @@ LAYERS = (
     ("placing",),
     ("call",),
     ("api",),
-    ("autograd", "sharing", "maps"),
+    ("autograd", "jax", "sharing", "maps"),
     ("huggingface",),
     ("__init__",),
     ("cli",),

@@ -12,6 +12,7 @@ from array_api_compat import (
     device,
     is_cupy_array,
     is_cupy_namespace,
+    is_jax_array,
     is_numpy_array,
     is_numpy_namespace,
     is_torch_array,
@@ -25,6 +26,7 @@ __all__ = [
     "dtype_of",
     "is_cupy",
     "is_numpy",
+    "is_of_jax",
     "is_out_of_memory",
     "is_tensor",
     "is_writeable",
@@ -107,6 +109,8 @@ def on_host(array: Array) -> npt.NDArray[np.generic]:
     """Return an array of any library, on any device, in the memory of the machine, as NumPy's; copied if need be."""
     if is_numpy_array(array):
         return array
+    if is_jax_array(array):
+        return np.asarray(array)  # DLPack has no bfloat16 for NumPy
     return array.get() if is_cupy_array(array) else np.from_dlpack(array)
 
 
@@ -118,6 +122,11 @@ def quiet_floats() -> AbstractContextManager[None]:
 def is_tensor(array: Array) -> bool:
     """Whether something is a tensor of PyTorch."""
     return bool(is_torch_array(array))
+
+
+def is_of_jax(array: Any) -> bool:
+    """Whether something is an array of JAX, or stands for one."""
+    return bool(is_jax_array(array))
 
 
 def is_writeable(array: Array) -> bool:

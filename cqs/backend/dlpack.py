@@ -1,11 +1,11 @@
-"""torch tensors as CuPy or NumPy arrays and back: the same memory under another name."""
+"""Tensors of torch as CuPy or NumPy arrays and back, and JAX's arrays as NumPy's: the same memory, another name."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from array_api_compat import is_array_api_obj, is_torch_array
+from array_api_compat import is_array_api_obj, is_jax_array, is_torch_array
 
 from cqs.backend.arrays import namespace_of
 from cqs.backend.cuda_libraries import import_cupy
@@ -18,28 +18,32 @@ __all__ = ["borrowed", "cupy_as_tensor"]
 def borrowed(
     *, by_cupy: bool, by_numpy: bool, out: Any, **given: Any
 ) -> tuple[tuple[Any, ...], Callable[[Array], Array]]:
-    """View torch tensors as arrays of the library that is to compute them, of the same memory.
+    """View tensors of torch, or arrays of JAX, as arrays of the library that is to compute them, of the same memory.
 
     Parameters
     ----------
     by_cupy, by_numpy : bool
-        Whether that is CuPy, if they are on a CUDA device, or NumPy, if they are in main memory.
+        Whether that is CuPy, for tensors on a CUDA device, or NumPy, for tensors in main memory. JAX's arrays in main
+        memory always become NumPy's, for nothing can be written to them.
     out, **given : object
-        Arguments by name, the first array of which decides; what is no tensor is left as it is.
+        Arguments by name, the first array of which decides; what is of no such library is left as it is.
 
     Returns
     -------
     tuple
         The arguments in their order, `out` last.
     function
-        Gives a result back as a tensor; for the view of `out`, that is `out`.
+        Gives a result back in the library of the arguments; for the view of `out`, that is `out`.
 
     Raises
     ------
     BackendError
-        Naming the argument that is of another library or on another device than the first; or if there is no CuPy.
+        Naming the argument that is of another library or on another device than the first, or of JAX and not in main
+        memory, or traced; or if there is no CuPy.
     """
     first, given = next(iter(given.values())), {**given, "out": out}
+    if is_jax_array(first):
+        return _borrowed_from_jax(given)
     if by_cupy and _is_cuda_tensor(first):
         view, back = _cuda_tensor_as_cupy, cupy_as_tensor
     elif by_numpy and _is_cpu_tensor(first):
@@ -49,6 +53,26 @@ def borrowed(
     namespace_of(**{name: x for name, x in given.items() if is_array_api_obj(x)})
     views = tuple(_viewed(name, x, view) if is_torch_array(x) else x for name, x in given.items())
     return views, lambda array: out if array is views[-1] else back(array) if _is_plain(array) else array
+
+
+def _borrowed_from_jax(given: dict[str, Any]) -> tuple[tuple[Any, ...], Callable[[Array], Array]]:
+    import jax
+
+    views = []
+    for name, x in given.items():
+        if not is_jax_array(x):
+            views.append(x)
+        elif isinstance(x, jax.core.Tracer):
+            remedy = "call `cqs.jax.attention`, which JAX can trace"
+            raise BackendError.of(name, "hold numbers", "a value that JAX traces", remedy)
+        elif any(device.platform != "cpu" for device in x.devices()):
+            rule, remedy = "be in main memory, if it is an array of JAX", f"give `jax.device_get({name})`"
+            raise BackendError.of(name, rule, ", ".join(map(str, x.devices())), remedy)
+        else:
+            views.append(np.asarray(x))
+    namespace_of(**{name: x for name, x in zip(given, views, strict=True) if is_array_api_obj(x)})
+    given_out = views[-1]
+    return tuple(views), lambda x: jax.numpy.asarray(x) if x is not given_out and _is_plain(x) else x
 
 
 def _viewed(name: str, tensor: Array, view: Callable[[Array], Array]) -> Array:

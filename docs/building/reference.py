@@ -13,6 +13,7 @@ import cqs.backend.device
 import cqs.backward
 import cqs.errors
 import cqs.huggingface
+import cqs.jax
 import cqs.jobs
 import cqs.kernels.cudnn
 import cqs.kernels.gemm
@@ -47,6 +48,7 @@ CHAPTERS = (
             (None, ("cqs.attention", "cqs.plan", "cqs.work", "cqs.default_workers")),
             (cqs.backward, ("cqs.attention_backward", "cqs.backward.sink_logits_backward")),
             (cqs.autograd, ("cqs.autograd.attention",)),
+            (cqs.jax, ("cqs.jax.attention",)),
             (cqs.huggingface, ("cqs.huggingface.register",)),
             (cqs.maps, ("cqs.attention_map",)),
         ),

@@ -1,0 +1,180 @@
+"""Attention that JAX can trace, differentiate and map, computed by this library in main memory."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Never
+
+import numpy as np
+import numpy.typing as npt
+
+import cqs.api
+from cqs.backend import is_of_jax
+from cqs.backward import attention_backward, sink_logits_backward
+from cqs.errors import BackendError, DTypeError, ShapeError, refuse_unknown
+from cqs.masks import Mask
+from cqs.problem import AttentionProblem, dtype_name
+from cqs.scores import ALiBi
+from cqs.types import Array
+
+__all__ = ["attention"]
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    workers: int | None = None,
+    memory: int | str | None = None,
+    mask: Mask | Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    softcap: float | None = None,
+    bias: Array | ALiBi | None = None,
+    sink_logits: Array | None = None,
+    strategy: str = "auto",
+    **unknown: Never,
+) -> Array:
+    """Return attention as `cqs.attention` does, inside functions of which JAX makes others, too.
+
+    That is `jax.jit`, `jax.grad` and `jax.vjp`, `jax.vmap`, `jax.checkpoint`: whatever calls it with values that are
+    not there yet. Outside them `cqs.attention` takes arrays of JAX as they are, and more options.
+
+    Parameters
+    ----------
+    q, k, v : array of JAX, `(*B, H, T, D)`, `(*B, G, S, D)` and `(*B, G, S, E)`
+        Heads come before tokens: what `jax.nn.dot_product_attention` takes has axes 1 and 2 exchanged.
+    workers, memory, is_causal, scale, softcap, strategy
+        As in `cqs.attention`; the budget is that of each pass. They are fixed when the function is traced.
+    mask : Mask, or array of bool that broadcasts to `(*B, H, T, S)`
+        A mask that is not an array is fixed when the function is traced.
+    bias : array that broadcasts to `(*B, H, T, S)`, or `ALiBi`
+        None is differentiated.
+    sink_logits : array that broadcasts to `(*B, H)`
+        Which may be differentiated.
+
+    Returns
+    -------
+    array of JAX, `(*B, H, T, E)`
+        In q's type. What is kept for a backward pass is q, k, v, the output in float32 (or float64), and the
+        log-sum-exp: O(T), where the formula would keep T x S weights.
+
+    Raises
+    ------
+    ShapeError, DTypeError, OptionError, BackendError, QuorumError, BudgetError
+        As `cqs.attention` does, when the function is traced; or if these are no arrays of JAX, or a gradient is asked
+        for that there is not.
+
+    Notes
+    -----
+    It is computed by a callback (`jax.pure_callback`): JAX hands over inputs in main memory, from a GPU or TPU it
+    copies them there and back. Gradients are those of `cqs.attention_backward`; they cannot be differentiated again,
+    nor forwards (`jax.jvp`).
+    """
+    refuse_unknown(attention, unknown)
+    for name, x in (("q", q), ("k", k), ("v", v), ("sink_logits", q if sink_logits is None else sink_logits)):
+        if not is_of_jax(x):
+            raise BackendError.of(name, "be an array of JAX", type(x).__name__, "for others there is `cqs.attention`")
+    common = {
+        "workers": workers, "memory": memory, "is_causal": is_causal, "scale": scale, "softcap": softcap,
+        "strategy": strategy,
+    }  # fmt: skip
+    operands = {"mask": mask, "bias": bias, "sink_logits": sink_logits}
+    fixed = {name: x for name, x in operands.items() if not is_of_jax(x)}
+    problem = AttentionProblem.of(q, k, v)
+    full = (*problem.batch, problem.n_heads, problem.n_queries, problem.n_keys)
+    cqs.api.plan(*(tuple(x.shape) for x in (q, k, v)), dtype=problem.dtype, **common, **fixed)  # refuses what cannot be
+    arrays = {
+        name: _of_rank(name, x, full[:-2] if name == "sink_logits" else full)
+        for name, x in operands.items()
+        if name not in fixed
+    }
+    out: Array = _differentiable({**common, **fixed}, problem)(q, k, v, arrays)
+    return out
+
+
+def _of_rank(name: str, x: Array, full: tuple[int, ...]) -> Array:
+    """Put axes of length 1 before those of an array, so that it can be mapped over beside q, k and v."""
+    shape = (*[1] * (len(full) - x.ndim), *x.shape)
+    if name == "mask" and dtype_name(x) != "bool":
+        remedy = "scores to add are a `bias`, and numbers make a mask by a comparison such as `array > 0`"
+        raise DTypeError.of(name, "be of type bool", dtype_name(x), remedy)
+    if len(shape) != len(full) or any(n not in (1, m) for n, m in zip(shape, full, strict=True)):
+        raise ShapeError.of(
+            name, f"broadcast to {full}", tuple(x.shape), "give an axis for each of these, or of length 1"
+        )
+    return x.reshape(shape)
+
+
+def _differentiable(options: dict[str, Any], problem: AttentionProblem) -> Callable[..., Array]:
+    """Return a function of q, k, v and further arrays by name, for JAX to trace and differentiate."""
+    import jax
+
+    wide = jax.numpy.dtype(problem.accumulator_dtype)
+    n_axes = len(problem.out_shape)
+    # a mask that differs between batch entries knows how many these are
+    method = "sequential" if getattr(options.get("mask"), "lead", ()) else "expand_dims"
+    result, lse_result = (jax.ShapeDtypeStruct(shape, wide) for shape in (problem.out_shape, problem.lse_shape))
+
+    def called(function: Callable[..., Any], results: Any, *arrays: Any) -> Any:
+        return jax.pure_callback(partial(function, options, n_axes), results, *arrays, vmap_method=method)
+
+    @jax.custom_vjp
+    def attend(q: Array, k: Array, v: Array, arrays: dict[str, Array]) -> Array:
+        return called(_output, jax.ShapeDtypeStruct(problem.out_shape, q.dtype), q, k, v, arrays)
+
+    def forward(*given: Any) -> tuple[Array, tuple[Any, ...]]:
+        q, k, v, arrays = jax.tree.map(lambda x: x.value, given)
+        if "bias" in arrays and given[3]["bias"].perturbed:
+            rule, remedy = "not be differentiated, which is not computed", "give `jax.lax.stop_gradient(bias)`"
+            raise BackendError.of("bias", rule, "a value that JAX differentiates", remedy)
+        out, lse = called(_output_and_lse, (result, lse_result), q, k, v, arrays)
+        return out.astype(q.dtype), (q, k, v, out, lse, arrays)
+
+    def backward(kept: tuple[Any, ...], dout: Any) -> tuple[Any, ...]:
+        q, k, v, out, lse, arrays = kept
+        if isinstance(dout, jax.custom_derivatives.SymbolicZero):
+            dout = jax.numpy.zeros(dout.shape, dout.dtype)
+        results = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in (("q", q), ("k", k), ("v", v))}
+        if "sink_logits" in arrays:
+            results["sink_logits"] = jax.ShapeDtypeStruct(arrays["sink_logits"].shape, arrays["sink_logits"].dtype)
+        found = called(_gradients, results, dout, q, k, v, out, lse, arrays)
+        return found["q"], found["k"], found["v"], {name: found.get(name) for name in arrays}
+
+    attend.defvjp(forward, backward, symbolic_zeros=True)
+    return attend
+
+
+def _output(options: dict[str, Any], n_axes: int, *given: Any) -> Array:
+    q, k, v, arrays = _as_numpy(n_axes, *given)
+    return cqs.api.attention(q, k, v, **options, **arrays)
+
+
+def _output_and_lse(options: dict[str, Any], n_axes: int, *given: Any) -> tuple[Array, Array]:
+    q, k, v, arrays = _as_numpy(n_axes, *given)
+    # what is not rounded to 16 bits does not have to be made up for in the gradients
+    wide = np.empty((*q.shape[:-1], v.shape[-1]), np.float32) if q.dtype.itemsize == 2 else None
+    found: tuple[Array, Array] = cqs.api.attention(q, k, v, **options, **arrays, out=wide, return_lse=True)
+    return found
+
+
+def _gradients(options: dict[str, Any], n_axes: int, *given: Any) -> dict[str, Array]:
+    dout, q, k, v, out, lse, arrays = _as_numpy(n_axes, *given)
+    sinks = arrays.pop("sink_logits", options.get("sink_logits"))
+    others = {name: x for name, x in options.items() if name != "sink_logits"}
+    gradients = attention_backward(dout, q, k, v, out, lse, **others, **arrays)
+    found = dict(zip("qkv", gradients, strict=True))
+    return found if sinks is None else {**found, "sink_logits": sink_logits_backward(dout, out, lse, sinks)}
+
+
+def _as_numpy(n_axes: int, *given: Any) -> tuple[Any, ...]:
+    """Return arrays of NumPy; those that JAX does not map over are repeated along the axes that it does, as views."""
+    *arrays, named = given
+    arrays, named = [np.asarray(x) for x in arrays], {name: np.asarray(x) for name, x in named.items()}
+    n_mapped = arrays[0].ndim - n_axes
+    mapped = np.broadcast_shapes(*(x.shape[:n_mapped] for x in (*arrays, *named.values())))
+
+    def repeated(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.broadcast_to(x, (*mapped, *x.shape[n_mapped:]))
+
+    return *map(repeated, arrays), {name: repeated(x) for name, x in named.items()}

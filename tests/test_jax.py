@@ -1,0 +1,249 @@
+"""Arrays of JAX are attended to as they are; and JAX can trace, differentiate and map over `cqs.jax.attention`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cqs
+from cqs.errors import BackendError, CQSError, DTypeError, OptionError, ShapeError
+from cqs.masks import Dense, KeyLengths, SlidingWindow
+from cqs.testing import assert_exact, assert_exact_gradients
+
+jax = pytest.importorskip("jax")
+jnp = jax.numpy
+
+T, S, D, E = 70, 90, 16, 24
+Arrays = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def arrays() -> Arrays:
+    """Inputs of 4 heads that share 2 of keys, in 2 batch entries."""
+    shapes = {
+        "q": (2, 4, T, D), "k": (2, 2, S, D), "v": (2, 2, S, E), "bias": (4, T, S), "sinks": (4,), "dout": (2, 4, T, E),
+    }  # fmt: skip
+    keys = jax.random.split(jax.random.key(0), len(shapes) + 1)
+    found = {name: jax.random.normal(key, shape) for key, (name, shape) in zip(keys, shapes.items(), strict=False)}
+    return {**found, "mask": jax.random.bernoulli(keys[-1], 0.5, (2, 1, T, S))}
+
+
+def plain(q, k, v, *, bias=None, sinks=None, mask=None):
+    """The formula, by JAX."""
+    k, v = (jnp.repeat(x, q.shape[-3] // x.shape[-3], axis=-3) for x in (k, v))
+    scores = jnp.einsum("...td,...sd->...ts", q, k) / np.sqrt(q.shape[-1])
+    scores = scores if bias is None else scores + bias
+    scores = scores if mask is None else jnp.where(mask, scores, -jnp.inf)
+    if sinks is not None:
+        column = jnp.broadcast_to(sinks[..., None, None], (*scores.shape[:-1], 1))
+        scores = jnp.concatenate([scores, column], axis=-1)
+    return jax.nn.softmax(scores, axis=-1)[..., : k.shape[-2]] @ v
+
+
+def near(found, expected) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
+
+
+# arrays that are there
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"workers": 7},
+        {"memory": "4 MiB"},
+        {"kernel": "blockwise"},
+        {"softcap": 3.0},
+        {"mask": SlidingWindow(9, offset=20)},
+    ],
+    ids=lambda options: ", ".join(options) or "none",
+)
+def test_arrays_of_jax_are_attended_to(arrays: Arrays, options: dict[str, Any]) -> None:
+    q, k, v = (arrays[name] for name in "qkv")
+    out, lse = cqs.attention(q, k, v, return_lse=True, **options)
+    assert isinstance(out, jax.Array)
+    assert isinstance(lse, jax.Array)
+    given = {name: x for name, x in options.items() if name in ("mask", "softcap")}
+    assert_exact(np.asarray(out), *map(np.asarray, (q, k, v)), **given)
+
+
+def test_other_arguments_of_jax_are_taken(arrays: Arrays) -> None:
+    q, k, v, bias, sinks, mask = (arrays[name] for name in ("q", "k", "v", "bias", "sinks", "mask"))
+    out = cqs.attention(q, k, v, bias=bias, sink_logits=sinks, mask=mask)
+    near(out, plain(q, k, v, bias=bias, sinks=sinks, mask=mask))
+    by_dense = cqs.attention(q, k, v, bias=bias, sink_logits=sinks, mask=Dense(mask))
+    np.testing.assert_array_equal(by_dense, out)
+
+
+def test_bfloat16_of_jax_stays_bfloat16(arrays: Arrays) -> None:
+    q, k, v = (arrays[name].astype(jnp.bfloat16) for name in "qkv")
+    out = cqs.attention(q, k, v)
+    assert out.dtype == jnp.bfloat16
+    assert_exact(np.asarray(out), *map(np.asarray, (q, k, v)))
+
+
+def test_a_score_mod_may_be_a_function_of_jax(arrays: Arrays) -> None:
+    q, k, v = (arrays[name] for name in "qkv")
+    out = cqs.attention(q, k, v, score_mod=lambda s, b, h, i, j: jnp.tanh(s))
+    expected = cqs.attention(q, k, v, score_mod=lambda s, b, h, i, j: np.tanh(s))
+    near(out, expected)
+
+
+def test_results_go_to_arrays_and_files_that_can_be_written(arrays: Arrays, tmp_path) -> None:
+    q, k, v = (arrays[name] for name in "qkv")
+    out = np.empty((2, 4, T, E), np.float32)
+    assert cqs.attention(q, k, v, out=out) is out
+    cqs.attention(q, k, v, out=tmp_path / "out.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), out)
+    with pytest.raises(OptionError, match="`out` must be something that can be written to"):
+        cqs.attention(q, k, v, out=jnp.zeros_like(arrays["dout"]))
+
+
+def test_gradients_and_maps_of_arrays_of_jax(arrays: Arrays) -> None:
+    q, k, v, dout = (arrays[name] for name in ("q", "k", "v", "dout"))
+    out, lse = cqs.attention(q, k, v, return_lse=True)
+    gradients = cqs.attention_backward(dout, q, k, v, out, lse)
+    assert all(isinstance(x, jax.Array) for x in gradients)
+    assert_exact_gradients([np.asarray(x) for x in gradients], *map(np.asarray, (dout, q, k, v)))
+    shares = cqs.attention_map(q, k, lse, rows=5, columns=5)
+    assert isinstance(shares, jax.Array)
+    near(shares.sum(axis=-1), jnp.ones(shares.shape[:-1]))
+
+
+def test_a_traced_value_is_sent_to_what_can_be_traced(arrays: Arrays) -> None:
+    q, k, v = (arrays[name] for name in "qkv")
+    with pytest.raises(BackendError, match=r"`q` must hold numbers, got a value that JAX traces; .*`cqs\.jax\.att"):
+        jax.jit(cqs.attention)(q, k, v)
+
+
+# values that JAX traces
+
+
+def given(arrays: Arrays, *names: str) -> list[Any]:
+    return [arrays[name] for name in ("q", "k", "v", *names)]
+
+
+@pytest.mark.parametrize("workers", [None, 7])
+def test_it_can_be_compiled(arrays: Arrays, workers: int | None) -> None:
+    run = jax.jit(lambda q, k, v: cqs.jax.attention(q, k, v, workers=workers))
+    near(run(*given(arrays)), plain(*given(arrays)))
+
+
+def test_mask_bias_and_sinks_may_be_traced(arrays: Arrays) -> None:
+    @jax.jit
+    def run(q, k, v, bias, sinks, mask):
+        return cqs.jax.attention(q, k, v, bias=bias, sink_logits=sinks, mask=mask)
+
+    q, k, v, bias, sinks, mask = given(arrays, "bias", "sinks", "mask")
+    near(run(q, k, v, bias, sinks, mask), plain(q, k, v, bias=bias, sinks=sinks, mask=mask))
+
+
+@pytest.mark.parametrize("compiled", [lambda f: f, jax.jit, jax.checkpoint], ids=["plain", "jit", "checkpoint"])
+def test_it_can_be_differentiated(arrays: Arrays, compiled: Callable[..., Any]) -> None:
+    q, k, v, bias, sinks, mask, dout = given(arrays, "bias", "sinks", "mask", "dout")
+
+    def gradients_of(attend: Callable[..., Any]) -> Any:
+        def loss(q, k, v, sinks):
+            return (attend(q, k, v, sinks) * dout).sum()
+
+        return jax.grad(compiled(loss), argnums=(0, 1, 2, 3))(q, k, v, sinks)
+
+    found = gradients_of(lambda q, k, v, s: cqs.jax.attention(q, k, v, bias=bias, sink_logits=s, mask=mask))
+    near(found, gradients_of(lambda q, k, v, s: plain(q, k, v, bias=bias, sinks=s, mask=mask)))
+
+
+def test_gradients_of_narrow_types_are_narrow(arrays: Arrays) -> None:
+    q, k, v = (x.astype(jnp.bfloat16) for x in given(arrays))
+    found = jax.grad(lambda *x: cqs.jax.attention(*x).astype(jnp.float32).sum(), argnums=(0, 1, 2))(q, k, v)
+    assert [x.dtype for x in found] == [jnp.bfloat16] * 3
+    dout = np.ones((2, 4, T, E), np.float32).astype(q.dtype)
+    assert_exact_gradients([np.asarray(x) for x in found], dout, *map(np.asarray, (q, k, v)))
+
+
+def test_an_output_that_nobody_needs_has_no_gradient(arrays: Arrays) -> None:
+    def loss(q):
+        used, unused = (cqs.jax.attention(x, *given(arrays)[1:]) for x in (q, 2 * q))
+        return (used + 0 * jax.lax.stop_gradient(unused)).sum()
+
+    near(jax.grad(loss)(arrays["q"]), jax.grad(lambda q: plain(q, *given(arrays)[1:]).sum())(arrays["q"]))
+
+
+def test_it_can_be_mapped_over(arrays: Arrays) -> None:
+    q, k, v, bias, sinks, mask = given(arrays, "bias", "sinks", "mask")
+
+    def one(q, k, v, mask):
+        return cqs.jax.attention(q, k, v, mask=mask, bias=bias, sink_logits=sinks)
+
+    near(jax.vmap(one)(q, k, v, mask), plain(q, k, v, bias=bias, sinks=sinks, mask=mask))
+    shared = jax.vmap(lambda q: cqs.jax.attention(q, k[0], v[0]))
+    near(shared(q), plain(q, *(jnp.broadcast_to(x[:1], x.shape) for x in (k, v))))
+
+
+def test_gradients_can_be_mapped_over_and_maps_differentiated(arrays: Arrays) -> None:
+    q, k, v, sinks = given(arrays, "sinks")
+
+    def gradients(attend: Callable[..., Any]) -> Any:
+        one = jax.grad(lambda q, k, v, s: attend(q, k, v, s).sum(), argnums=(0, 1, 2, 3))
+        each = jax.vmap(one, in_axes=(0, None, 0, None))(q, k[0], v, sinks)
+        mapped = jax.vmap(attend, in_axes=(0, None, 0, None))
+        return each, jax.grad(lambda k: mapped(q, k, v, sinks).sum())(k[0])
+
+    found = jax.jit(lambda: gradients(lambda q, k, v, s: cqs.jax.attention(q, k, v, sink_logits=s)))()
+    near(found, gradients(lambda q, k, v, s: plain(q, k, v, sinks=s)))
+
+
+def test_masks_of_batch_entries_can_be_mapped_over(arrays: Arrays) -> None:
+    mask = KeyLengths(np.array([50, S]))
+    inputs = [jnp.stack([x, 0.5 * x]) for x in given(arrays)]
+    found = jax.vmap(lambda q, k, v: cqs.jax.attention(q, k, v, mask=mask))(*inputs)
+    sees = (jnp.arange(S) < jnp.array([50, S])[:, None])[:, None, None]
+    near(found, plain(*inputs, mask=sees))
+
+
+def test_it_is_called_layer_after_layer(arrays: Arrays) -> None:
+    x, weights = arrays["k"], 0.2 * jax.random.normal(jax.random.key(1), (3, D, D))
+
+    def loss(attend: Callable[..., Any]) -> Any:
+        return jax.jit(jax.grad(lambda x: jax.lax.scan(lambda x, w: (attend(x @ w, x, x), None), x, weights)[0].sum()))
+
+    near(loss(lambda q, k, v: cqs.jax.attention(q, k, v, workers=3))(x), loss(plain)(x))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"workers": 0}, OptionError, "`workers` must be a whole number of at least 1"),
+        ({"memory": 1000}, CQSError, "`memory` must be at least"),
+        ({"mask": np.ones((3, S), bool)}, ShapeError, "mask"),
+        ({"mask": "a"}, CQSError, "mask"),
+        ({"bias": "bias"}, OptionError, "`bias` must be an array"),
+        ({"sink_logits": np.zeros(4)}, BackendError, "`sink_logits` must be an array of JAX, got ndarray"),
+        ({"causal": True}, OptionError, "it is called `is_causal` here"),
+    ],
+)
+def test_options_are_refused_when_it_is_traced(
+    arrays: Arrays, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        jax.jit(lambda q, k, v: cqs.jax.attention(q, k, v, **options))(*given(arrays))
+
+
+def test_arrays_are_refused_when_it_is_traced(arrays: Arrays) -> None:
+    q, k, v, bias, mask = given(arrays, "bias", "mask")
+    attend = cqs.jax.attention
+    with pytest.raises(BackendError, match="`k` must be an array of JAX"):
+        attend(q, np.asarray(k), v)
+    with pytest.raises(ShapeError, match="`k` must have the width of `q`"):
+        attend(q, k[..., :3], v)
+    with pytest.raises(DTypeError, match="`v` must have the data type of `q`"):
+        attend(q, k, v.astype(jnp.float16))
+    with pytest.raises(ShapeError, match="`mask` must broadcast to"):
+        attend(q, k, v, mask=mask[:, :, :3])
+    with pytest.raises(DTypeError, match="`mask` must be of type bool"):
+        attend(q, k, v, mask=mask.astype(int))
+    with pytest.raises(BackendError, match="`bias` must not be differentiated"):
+        jax.grad(lambda b: attend(q, k, v, bias=b).sum())(bias)
+    stopped = jax.grad(lambda b: attend(q, k, v, bias=jax.lax.stop_gradient(b)).sum())(bias)
+    assert not stopped.any()
