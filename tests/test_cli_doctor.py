@@ -53,13 +53,20 @@ def test_doctor(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert out.splitlines()[-1] == "Nothing to improve."
 
 
+def test_doctor_sees_what_multiplies(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cqs.cli.doctor._facts", lambda: replace(facts(), has_amx=True))
+    assert "8 available, with AVX-512 and AMX, by which the compiled kernel multiplies" in cli("doctor")[1]
+    monkeypatch.setattr("cqs.cli.doctor._facts", facts)
+    assert "8 available, with AVX-512\n" in cli("doctor")[1]
+
+
 def test_doctor_json(cli: Run) -> None:
     code, out, _ = cli("doctor --json")
     values = json.loads(out)
     assert code == 0
     assert values["cqs"] == cqs.__version__
     assert values["numpy"] == np.__version__
-    packages = {"ml_dtypes", "numba", "torch", "cupy", "zarr", "h5py", "matplotlib", "array_api_strict"}
+    packages = {"ml_dtypes", "numba", "torch", "jax", "cupy", "zarr", "h5py", "matplotlib", "array_api_strict"}
     assert set(values["packages"]) == packages
     assert values["packages"]["ml_dtypes"] is not None
     assert isinstance(values["advice"], list)

@@ -29,6 +29,7 @@ _OPTIONAL: dict[str, tuple[tuple[str, ...], str, str]] = {
     "ml_dtypes": (("ml_dtypes",), "bfloat16 in NumPy", "pip install 'cqs-attention[bfloat16]'"),
     "numba": (("numba",), "the compiled kernel, twice as fast", "pip install 'cqs-attention[numba]'"),
     "torch": (("torch",), "torch tensors", "pip install 'cqs-attention[torch]'"),
+    "jax": (("jax",), "JAX's arrays, and `cqs.jax`", "pip install 'cqs-attention[jax]'"),
     "cupy": (("cupy", "cupy-cuda13x", "cupy-cuda12x"), "GPUs", "pip install 'cqs-attention[cuda13]', or [cuda12]"),
     "zarr": (("zarr",), "Zarr arrays as inputs and outputs", "pip install 'cqs-attention[zarr]'"),
     "h5py": (("h5py",), "HDF5 datasets as inputs and outputs", "pip install h5py"),
@@ -57,6 +58,8 @@ class Facts:
         Version of each optional package, None if it is not installed.
     gpu : GpuFacts or None
         GPUs; None if CuPy is not installed.
+    has_amx : bool
+        Whether the CPU has AMX, by which the compiled kernel then multiplies; False without that.
     """
 
     cqs: str
@@ -70,6 +73,7 @@ class Facts:
     workers: int
     packages: Mapping[str, str | None]
     gpu: GpuFacts | None = None
+    has_amx: bool = False
 
 
 def add_parser(parsers: Parsers) -> None:
@@ -123,13 +127,19 @@ def _rows(facts: Facts) -> list[tuple[str, str]]:
         ("Python", f"{facts.python}, {facts.system}"),
         ("NumPy", facts.numpy),
         *(("BLAS", _describe(lib)) for lib in facts.blas),
-        ("CPUs", f"{facts.cpus} available, {'with' if _AVX512 & set(facts.simd) else 'without'} AVX-512"),
+        ("CPUs", f"{facts.cpus} available, {_units(facts)}"),
         ("workers", f"{facts.workers} by default, for long sequences"),
     ]
     for name, version in facts.packages.items():
         _, purpose, remedy = _OPTIONAL[name]
         rows.append((name, f"{version}, for {purpose}" if version else f"not installed ({remedy}), for {purpose}"))
     return rows if facts.gpu is None else [*rows, *gpu_rows(facts.gpu)]
+
+
+def _units(facts: Facts) -> str:
+    if not _AVX512 & set(facts.simd):
+        return "without AVX-512"
+    return "with AVX-512" + (" and AMX, by which the compiled kernel multiplies" if facts.has_amx else "")
 
 
 def _describe(lib: BlasLibrary) -> str:
@@ -151,7 +161,16 @@ def _facts() -> Facts:
         workers=default_workers(_LONG, cpus),
         packages={name: _version(name, distributions) for name, (distributions, *_) in _OPTIONAL.items()},
         gpu=gpu_facts(),
+        has_amx=_has_amx(),
     )
+
+
+def _has_amx() -> bool:
+    if find_spec("llvmlite") is None:  # which Numba compiles with
+        return False
+    from llvmlite import binding
+
+    return bool(binding.get_host_cpu_features().get("amx-bf16"))
 
 
 def _simd() -> tuple[str, ...]:
