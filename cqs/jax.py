@@ -75,21 +75,24 @@ def attention(
     for name, x in (("q", q), ("k", k), ("v", v), ("sink_logits", q if sink_logits is None else sink_logits)):
         if not is_of_jax(x):
             raise BackendError.of(name, "be an array of JAX", type(x).__name__, "for others there is `cqs.attention`")
-    common = {
+    common: dict[str, Any] = {
         "workers": workers, "memory": memory, "is_causal": is_causal, "scale": scale, "softcap": softcap,
         "strategy": strategy,
     }  # fmt: skip
     operands = {"mask": mask, "bias": bias, "sink_logits": sink_logits}
-    fixed = {name: x for name, x in operands.items() if not is_of_jax(x)}
+    fixed: dict[str, Any] = {name: x for name, x in operands.items() if not is_of_jax(x)}
     problem = AttentionProblem.of(q, k, v)
     full = (*problem.batch, problem.n_heads, problem.n_queries, problem.n_keys)
-    cqs.api.plan(*(tuple(x.shape) for x in (q, k, v)), dtype=problem.dtype, **common, **fixed)  # refuses what cannot be
+    options = {**common, **fixed}
+    cqs.api.plan(
+        tuple(q.shape), tuple(k.shape), tuple(v.shape), dtype=problem.dtype, **options
+    )  # refuses what is wrong
     arrays = {
         name: _of_rank(name, x, full[:-2] if name == "sink_logits" else full)
         for name, x in operands.items()
         if name not in fixed
     }
-    out: Array = _differentiable({**common, **fixed}, problem)(q, k, v, arrays)
+    out: Array = _differentiable(options, problem)(q, k, v, arrays)
     return out
 
 
@@ -119,7 +122,6 @@ def _differentiable(options: dict[str, Any], problem: AttentionProblem) -> Calla
     def called(function: Callable[..., Any], results: Any, *arrays: Any) -> Any:
         return jax.pure_callback(partial(function, options, n_axes), results, *arrays, vmap_method=method)
 
-    @jax.custom_vjp
     def attend(q: Array, k: Array, v: Array, arrays: dict[str, Array]) -> Array:
         return called(_output, jax.ShapeDtypeStruct(problem.out_shape, q.dtype), q, k, v, arrays)
 
@@ -141,8 +143,9 @@ def _differentiable(options: dict[str, Any], problem: AttentionProblem) -> Calla
         found = called(_gradients, results, dout, q, k, v, out, lse, arrays)
         return found["q"], found["k"], found["v"], {name: found.get(name) for name in arrays}
 
-    attend.defvjp(forward, backward, symbolic_zeros=True)
-    return attend
+    differentiable: Callable[..., Array] = jax.custom_vjp(attend)
+    differentiable.defvjp(forward, backward, symbolic_zeros=True)  # type: ignore[attr-defined]
+    return differentiable
 
 
 def _output(options: dict[str, Any], n_axes: int, *given: Any) -> Array:
@@ -168,7 +171,10 @@ def _gradients(options: dict[str, Any], n_axes: int, *given: Any) -> dict[str, A
 
 
 def _as_numpy(n_axes: int, *given: Any) -> tuple[Any, ...]:
-    """Return arrays of NumPy; those that JAX does not map over are repeated along the axes that it does, as views."""
+    """Return arrays of NumPy; those that JAX does not map over are repeated along the axes that it does, as views.
+
+    But for masks and biases, which may have axes of length 1.
+    """
     *arrays, named = given
     arrays, named = [np.asarray(x) for x in arrays], {name: np.asarray(x) for name, x in named.items()}
     n_mapped = arrays[0].ndim - n_axes
@@ -177,4 +183,4 @@ def _as_numpy(n_axes: int, *given: Any) -> tuple[Any, ...]:
     def repeated(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.broadcast_to(x, (*mapped, *x.shape[n_mapped:]))
 
-    return *map(repeated, arrays), {name: repeated(x) for name, x in named.items()}
+    return *map(repeated, arrays), {name: repeated(x) if name == "sink_logits" else x for name, x in named.items()}
