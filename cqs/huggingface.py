@@ -1,8 +1,9 @@
 """Attention for models of Hugging Face's `transformers`, which then hold no T x S scores.
 
 `register()` makes cqs an implementation that a model can be told to use, as in
-`model.set_attn_implementation("cqs")`. Causal masks, sliding windows and padding become rules (`cqs.masks`), and cost
-no array either; whatever else a model builds is taken as the boolean array that it would give PyTorch.
+`model.set_attn_implementation("cqs")`. Causal masks, sliding windows, chunks, packed texts and padding become rules
+(`cqs.masks`), and cost no array either; whatever else a model builds is taken as the boolean array that it would give
+PyTorch.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,8 @@ import cqs.api
 import cqs.autograd
 from cqs.engines import as_engine
 from cqs.errors import BackendError, DTypeError, OptionError
-from cqs.masks import Causal, Dense, KeyLengths, Mask, NoMask, SlidingWindow
+from cqs.masks import Causal, Dense, Documents, KeyLengths, Mask, NoMask, SlidingWindow
+from cqs.masks.mask import Integers
 from cqs.schedule import Scheduler
 from cqs.types import Array
 
@@ -147,7 +149,8 @@ def mask_of(
     are those that `transformers` gives to `sdpa_mask`.
     """
     theirs = import_module("transformers.masking_utils")
-    rule = _rule(mask_function, int(q_offset) - int(kv_offset))
+    queries = range(int(q_offset), int(q_offset) + q_length)
+    rule = _rule(mask_function, queries, range(int(kv_offset), int(kv_offset) + kv_length))
     if rule is None:
         others |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
         where = {"q_offset": q_offset, "kv_offset": kv_offset, "attention_mask": attention_mask}
@@ -186,9 +189,12 @@ def _carried(mask: Array | None, n_queries: int, n_keys: int) -> Mask | Array | 
     return carried
 
 
-def _rule(function: Callable[..., Any], offset: int) -> Mask | None:
-    """Return the rule that a mask function of `transformers` stands for, or None if it is none that is known."""
-    theirs = import_module("transformers.masking_utils")
+def _rule(function: Callable[..., Any], queries: range, keys: range) -> Mask | None:
+    """Return the rule that a mask function of `transformers` stands for, or None if it is none that is known.
+
+    What it is a function of are numbers of tokens, those of `queries` and `keys`.
+    """
+    theirs, offset = import_module("transformers.masking_utils"), queries.start - keys.start
     if function is theirs.causal_mask_function:
         return Causal(offset)
     if function is theirs.bidirectional_mask_function:
@@ -196,7 +202,7 @@ def _rule(function: Callable[..., Any], offset: int) -> Mask | None:
     code = getattr(function, "__code__", None)  # which all have that one function made, and no other has
     held = dict(zip(code.co_freevars, function.__closure__ or (), strict=True)) if code is not None else {}
     if code is theirs.and_masks().__code__:
-        rules = [_rule(part, offset) for part in held["mask_functions"].cell_contents]
+        rules = [_rule(part, queries, keys) for part in held["mask_functions"].cell_contents]
         known, everything = [rule for rule in rules if rule is not None], cast(Mask, NoMask())
         return reduce(_both, known, everything) if len(known) == len(rules) else None
     width = held["sliding_window"].cell_contents if "sliding_window" in held else 0
@@ -204,7 +210,28 @@ def _rule(function: Callable[..., Any], offset: int) -> Mask | None:
         return SlidingWindow(width - 1, _ALL, offset)
     if code is theirs.sliding_window_bidirectional_overlay(1).__code__ and width >= 0:
         return SlidingWindow(width, width, offset)
+    if code is theirs.chunked_overlay(1, None).__code__:
+        size, padding = held["chunk_size"].cell_contents, held["left_padding"].cell_contents.cpu().numpy()[:, None]
+        return _of_segments(*((np.arange(x.start, x.stop) - padding) // size for x in (queries, keys)))
+    if code is theirs.packed_sequence_mask_function(None).__code__:
+        numbers = held["packed_sequence_mask"].cell_contents.cpu().numpy()
+        return _of_segments(*(numbers[:, x.start : x.stop] for x in (queries, keys)))
     return None
+
+
+def _of_segments(of_queries: Integers, of_keys: Integers) -> Mask | None:
+    """Return the mask of tokens that see their own segment, whose number rises, `(B, tokens)`; None if they differ.
+
+    A mask of documents is the same for all batch entries.
+    """
+    for numbers in (of_queries, of_keys):
+        if (numbers != numbers[:1]).any() or (np.diff(numbers[0]) < 0).any():
+            return None
+    numbers = np.union1d(of_queries[0], of_keys[0])
+    lengths = [
+        np.searchsorted(own[0], numbers, "right") - np.searchsorted(own[0], numbers) for own in (of_queries, of_keys)
+    ]
+    return Documents(*(tuple(own.tolist()) for own in lengths))
 
 
 def _both(a: Mask, b: Mask) -> Mask:

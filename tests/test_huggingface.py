@@ -8,7 +8,7 @@ import pytest
 import cqs
 from cqs import huggingface
 from cqs.errors import BackendError, CQSError, DTypeError, OptionError
-from cqs.masks import Causal, KeyLengths, NoMask, SlidingWindow
+from cqs.masks import Causal, Documents, KeyLengths, Mask, NoMask, SlidingWindow
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.4")
@@ -195,6 +195,15 @@ def test_masks_become_rules() -> None:
     assert rule(masks.bidirectional_mask_function) == NoMask()
     assert rule(masks.sliding_window_causal_mask_function(3)) == SlidingWindow(2, 0, 6)
     assert rule(masks.sliding_window_bidirectional_mask_function(3)) == SlidingWindow(3, 3, 6)
+    even, uneven = torch.tensor([3, 3]), torch.tensor([0, 1])
+    # numbers of chunks of 4, after 3 tokens of padding: of keys -1 -1 -1 0 0 0 0 1 1 1, of queries 0 1 1 1
+    assert rule(masks.chunked_causal_mask_function(4, even)) == Documents([0, 1, 3], [3, 4, 3]) & Causal(6)
+    assert not isinstance(rule(masks.chunked_causal_mask_function(4, uneven)), Mask)
+    packed = masks.packed_sequence_mask_function(torch.tensor([[0] * 6 + [1] * 3 + [2]] * 2))
+    assert rule(packed) == Documents([0, 3, 1], [6, 3, 1])
+    assert rule(masks.and_masks(packed, masks.causal_mask_function)) == Documents([0, 3, 1], [6, 3, 1]) & Causal(6)
+    mixed = masks.packed_sequence_mask_function(torch.tensor([[0, 1, 0, 1, 0, 1, 0, 1, 0, 1]] * 2))
+    assert not isinstance(rule(mixed), Mask)
     padded = torch.tensor([[1] * 10, [1] * 7 + [0] * 3])
     assert rule(masks.causal_mask_function, attention_mask=padded) == Causal(6) & KeyLengths([10, 7])
     assert rule(masks.bidirectional_mask_function, attention_mask=padded.flip(1)) == ~KeyLengths([0, 3])
@@ -202,6 +211,29 @@ def test_masks_become_rules() -> None:
     expected = (np.arange(6, 10)[:, None] - np.arange(10)) % 2 == 0
     assert np.array_equal(unknown[0, 0].numpy(), expected)
     assert np.array_equal(unknown[1, 0].numpy(), expected & (np.arange(10) < 7))
+
+
+def test_chunks_of_models() -> None:
+    config = transformers.AutoConfig.for_model(
+        "llama4_text", **SIZES, attention_chunk_size=8, intermediate_size_mlp=64, num_local_experts=2,
+        no_rope_layers=[1, 0],
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    tokens, counts = torch.randint(3, 100, (2, 30)), torch.ones(2, 30, dtype=torch.long)
+    counts[1, :5] = 0
+    with torch.no_grad():
+        near(by(model, "cqs", tokens).logits, by(model, "eager", tokens).logits)
+        found, expected = (by(model, how, tokens, attention_mask=counts).logits for how in ("cqs", "eager"))
+        near(found[counts == 1], expected[counts == 1])
+
+
+def test_packed_texts() -> None:
+    model, tokens = model_of("llama"), torch.randint(3, 100, (1, 30))
+    positions = torch.cat([torch.arange(11), torch.arange(19)])[None]
+    with torch.no_grad():
+        found, expected = (by(model, how, tokens, position_ids=positions).logits for how in ("cqs", "eager"))
+        near(found, expected)
+        near(found[:, :11], by(model, "eager", tokens[:, :11]).logits)
 
 
 def test_a_mask_that_a_model_has_changed_is_refused() -> None:
