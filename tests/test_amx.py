@@ -152,6 +152,22 @@ def test_what_is_not_finite_stays_where_it_belongs() -> None:
     assert not np.isfinite(found[0, 250:, 3]).any()
 
 
+@pytest.mark.usefixtures("_by")
+@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize(
+    ("dtype", "bits"),
+    [(np.float16, n) for n in (0x7E00, 0x7FFC, 0x7FFF, 0xFFFF, 0x7C01)]
+    + [(ml_dtypes.bfloat16, n) for n in (0x7FC0, 0x7FFF, 0xFFFF, 0x7F81)]
+    + [(np.float32, n) for n in (0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001)],
+)
+def test_nan_of_any_bits_is_nan(dtype: type, bits: int, which: int) -> None:
+    arrays = [x.astype(dtype) for x in np.random.default_rng(8).standard_normal((3, 1, 200, 64), np.float32)]
+    arrays[which].view(f"u{arrays[which].itemsize}")[0, 100, 3] = bits
+    found, expected = (np.isnan(cqs.attention(*arrays, kernel=kernel, workers=1)) for kernel in ("numba", "numpy"))
+    np.testing.assert_array_equal(found, expected)
+    assert found.any()
+
+
 @needs_amx
 def test_threads_do_not_change_bits() -> None:
     q, k, v = np.random.default_rng(4).standard_normal((3, 4, 900, 64), np.float32)

@@ -55,7 +55,7 @@ def test_doctor(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_doctor_sees_what_multiplies(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cqs.cli.doctor._facts", lambda: replace(facts(), has_amx=True))
-    assert "8 available, with AVX-512 and AMX, by which the compiled kernel multiplies" in cli("doctor")[1]
+    assert "8 available, with AVX-512 and AMX, by which the compiled kernel multiplies on Linux" in cli("doctor")[1]
     monkeypatch.setattr("cqs.cli.doctor._facts", facts)
     assert "8 available, with AVX-512\n" in cli("doctor")[1]
 

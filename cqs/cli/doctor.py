@@ -59,7 +59,7 @@ class Facts:
     gpu : GpuFacts or None
         GPUs; None if CuPy is not installed.
     has_amx : bool
-        Whether the CPU has AMX, by which the compiled kernel then multiplies; False without that.
+        Whether the CPU has AMX; False without the compiled kernel.
     """
 
     cqs: str
@@ -139,7 +139,7 @@ def _rows(facts: Facts) -> list[tuple[str, str]]:
 def _units(facts: Facts) -> str:
     if not _AVX512 & set(facts.simd):
         return "without AVX-512"
-    return "with AVX-512" + (" and AMX, by which the compiled kernel multiplies" if facts.has_amx else "")
+    return "with AVX-512" + (" and AMX, by which the compiled kernel multiplies on Linux" if facts.has_amx else "")
 
 
 def _describe(lib: BlasLibrary) -> str:

@@ -30,7 +30,16 @@ from cqs.masks.mask import Integers
 from cqs.once import once
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
-from cqs.schedule import BLOCK_BYTES, LEAST_ROWS, MOST_ITEMS, NumbaBlock, careful_bytes, even_cuts, numba_block
+from cqs.schedule import (
+    BLOCK_BYTES,
+    LEAST_ROWS,
+    LEAST_SPLIT_LANES,
+    MOST_ITEMS,
+    NumbaBlock,
+    careful_bytes,
+    even_cuts,
+    numba_block,
+)
 from cqs.types import Array, Namespace
 
 __all__ = ["attend", "can_scale", "factors", "merge_into", "missing", "refusal"]
@@ -45,7 +54,7 @@ _MOST_KEYS = 1 << 22  # of a piece, which are counted in float32
 _FLOAT32 = np.dtype(np.float32).num
 _PIECES = {"float32": 3, "float16": 2, "bfloat16": 1}
 _SMALL_ROWS = 16  # of strips that may share a block with others: no more than fill a vector
-_SMALL_SPLIT_ROWS = 160  # likewise, if keys are split into pieces for AMX, which is worth doing for many rows at once
+_SMALL_SPLIT_ROWS = 160  # likewise, if AMX multiplies, for which each block splits its keys anew
 
 
 def refusal(request: Request) -> str | None:
@@ -198,7 +207,8 @@ class _Call:
     @once
     def blocks(self) -> list[range]:
         """The blocks that the rows are cut into."""
-        small = _SMALL_SPLIT_ROWS if _pieces(dtype_name(self.q)) > 0 else _SMALL_ROWS
+        is_split = _pieces(dtype_name(self.q)) > 0 and self.block.lanes >= LEAST_SPLIT_LANES
+        small = _SMALL_SPLIT_ROWS if is_split else _SMALL_ROWS
         return row_blocks(self.plain.region, self.block.rows, self.block.rows, small)
 
     @once

@@ -51,7 +51,7 @@ class ArraySink:
     array : array `(*B, H, T, E)`
         Where they go.
     is_new : bool
-        Whether nobody else has it. Then rows that are all there are take its place, if they are such an array.
+        Whether nobody else has it. Then `write` puts rows that are all there are in its place, if they can be.
     """
 
     array: Array
@@ -72,7 +72,7 @@ class ArraySink:
 
         If need be, they are converted: a little at a time, or by CuPy as it copies, in one launch and without a copy.
         """
-        if self.is_new and lead is None and _could_be(rows, self.array):
+        if self.is_new and lead is None and _can_replace(self.array, rows):
             self.array = rows
             return
         heads = (...,) if lead is None else lead
@@ -92,8 +92,8 @@ class ArraySink:
         """Do nothing: what the array holds is undefined."""
 
 
-def _could_be(rows: Array, array: Array) -> bool:
-    """Whether rows are an array of NumPy's such as another, in memory that holds nothing else."""
+def _can_replace(array: Array, rows: Array) -> bool:
+    """Whether rows may take the place of an array: both are NumPy's and alike, and their memory is theirs alone."""
     if not (isinstance(rows, np.ndarray) and isinstance(array, np.ndarray)):
         return False
     whole = rows if rows.base is None else rows.base

@@ -13,10 +13,11 @@ from numba.extending import register_jitable
 
 from cqs.kernels.compiled.amx import multiply_pieces
 from cqs.kernels.compiled.joined import JOINED_TYPE, mask_tile, seen_tiles
+from cqs.kernels.compiled.panels import BLOCK_TYPE, Panel, n_panels_of, panel_of
 from cqs.kernels.compiled.pieces import STEP, TILE_BYTES, in_steps
 from cqs.kernels.compiled.reading import ROW
 from cqs.kernels.compiled.scores import CHANGE_TYPE
-from cqs.kernels.compiled.tiles import BLOCK_TYPE, Panel, compared, n_panels_of, panel_of, raise_tops, rescale
+from cqs.kernels.compiled.tiles import compared, raise_tops, rescale
 from cqs.kernels.compiled.vectors import ITEM, LANES, VECTOR_BYTES, compiled, load, spread, store
 from cqs.kernels.compiled.weighing import WORK_BYTES, begin_weighing, weigh_rest
 from cqs.schedule import PANEL, TILE_KEYS

@@ -11,14 +11,13 @@ import numpy as np
 from numba import boolean, float32, int32, int64, types, void
 
 from cqs.kernels.compiled.backward_tiles import PANEL_TYPE, BackwardPanel, add_pairs
-from cqs.kernels.compiled.hiding import Keys
+from cqs.kernels.compiled.hiding import Keys, seen_where
 from cqs.kernels.compiled.loops import address_of
 from cqs.kernels.compiled.reading import ROW, pack_queries, padded, read, readable, write
 from cqs.kernels.compiled.scores import CHANGE_ITEMS, PLAIN_CHANGE_TYPE
 from cqs.kernels.compiled.tiles import fill, fold
 from cqs.kernels.compiled.vectors import ITEM, LANES, LIFT, VECTOR_BYTES, all_less, compiled, load, spread, store
 from cqs.kernels.numba_scores import Change
-from cqs.kernels.numba_tables import BOUNDED
 from cqs.schedule import PANEL, TILE_KEYS
 
 __all__ = ["differentiate", "padded", "room_sizes"]
@@ -250,9 +249,7 @@ def differentiate(
             n_recent, is_kept = 0, not begins  # keys since sums were folded
             for p in range(blocks[m, 2], blocks[m, 3]):
                 chunk, first, n_own, kind = pieces[p, 0], pieces[p, 1], pieces[p, 2], pieces[p, 3]
-                seen = (
-                    address_of(bounds) + pieces[p, 4] * ITEM if kind == BOUNDED else address_of(hidden) + pieces[p, 4]
-                )
+                seen = seen_where(kind, pieces[p, 4], address_of(bounds), address_of(hidden))
                 for key in range(0, n_own, most_keys):
                     n_here, place = min(most_keys, n_own - key), starts[chunk] + first + key
                     k, k_row = readable(chunks, batch, chunk, 0, kv_head, first + key, n_here, keys, width)

@@ -4,12 +4,13 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import int64, types, void
+from numba.extending import register_jitable
 
 from cqs.kernels.compiled.reading import ROW, read, write
 from cqs.kernels.compiled.vectors import ITEM, LANES, VECTOR_BYTES, compiled, load, spread, store, where_less
 from cqs.kernels.numba_tables import BOUNDED, FLAGGED
 
-__all__ = ["KEYS_TYPE", "SEEN_TYPE", "Keys", "hide", "seen_by_lanes"]
+__all__ = ["KEYS_TYPE", "SEEN_TYPE", "Keys", "hide", "seen_by_lanes", "seen_where"]
 
 _NOTHING = np.float32(-np.inf)
 
@@ -29,6 +30,12 @@ class Keys(NamedTuple):
 
 
 KEYS_TYPE, SEEN_TYPE = types.NamedUniTuple(int64, 9, Keys), types.UniTuple(int64, 4)
+
+
+@register_jitable
+def seen_where(kind, place, bounds, hidden):
+    """Return the address of what is said of a run of keys, by that of all bounds and all flags."""
+    return bounds + place * ITEM if kind == BOUNDED else hidden + place
 
 
 @compiled(SEEN_TYPE(int64, int64, int64, int64, int64))

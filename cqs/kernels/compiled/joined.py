@@ -6,18 +6,18 @@ import numpy as np
 from numba import int64, types, void
 from numba.extending import register_jitable
 
-from cqs.kernels.compiled.hiding import Keys, hide, seen_by_lanes
+from cqs.kernels.compiled.hiding import Keys, hide, seen_by_lanes, seen_where
+from cqs.kernels.compiled.panels import PANEL_TYPE
 from cqs.kernels.compiled.pieces import STEP, TILE_BYTES, in_steps, split_keys, split_last_values, split_values
 from cqs.kernels.compiled.reading import ROW, read, readable
 from cqs.kernels.compiled.scores import CHANGE_TYPE, change_scores
-from cqs.kernels.compiled.tiles import PANEL_TYPE
-from cqs.kernels.compiled.vectors import ITEM, LANES, compiled
-from cqs.kernels.numba_tables import BOUNDED
+from cqs.kernels.compiled.vectors import LANES, compiled
 from cqs.schedule import TILE_KEYS
 
 __all__ = ["JOINED_TYPE", "Joined", "join_keys", "mask_tile", "seen_tiles"]
 
-_RUN_BYTES, _N_KEYS, _KIND, _PLACE, _TOKEN = 48, 16, 24, 32, 40  # of a row of `runs`, as of `attend`
+_RUN_BYTES = 6 * 8  # of a row of `runs`, as of `attend`
+_N_KEYS, _KIND, _PLACE, _TOKEN = 2 * 8, 3 * 8, 4 * 8, 5 * 8  # where in it its columns are
 _WHOLE = np.int64(0)
 
 
@@ -35,12 +35,15 @@ class Joined(NamedTuple):
     hidden: int
 
 
-JOINED_TYPE = types.NamedUniTuple(int64, 9, Joined)
+JOINED_TYPE = types.NamedUniTuple(int64, len(Joined._fields), Joined)
 
 
 @register_jitable
 def join_keys(chunks, batch, head, runs, p, key, end, most_keys, block, room, bounds, hidden):
-    """Split keys from the number `key` of the run p on; return them, where the next are, and whether AMX cannot do."""
+    """Split keys from the number `key` of the run p on; return them, where the next are, and whether AMX cannot do.
+
+    There are at most `most_keys` of them, which also says how far apart pieces are. The `room` is that of `attend`.
+    """
     first, skipped, n, is_small = p, key, 0, False
     pieces, width, steps = block.pieces, in_steps(block.depth) * STEP, in_steps(most_keys)
     k_piece, v_piece = 2 * steps * width // STEP * TILE_BYTES, block.width // LANES * steps * TILE_BYTES
@@ -63,7 +66,7 @@ def join_keys(chunks, batch, head, runs, p, key, end, most_keys, block, room, bo
 def _keys_of(joined, run, first, n):
     """Return keys of a run, as it counts them, without saying where they are."""
     kind, place = read(run + _KIND, _WHOLE), read(run + _PLACE, _WHOLE)
-    seen = joined.bounds + place * ITEM if kind == BOUNDED else joined.hidden + place
+    seen = seen_where(kind, place, joined.bounds, joined.hidden)
     return Keys(0, 0, 0, 0, first, n, kind, seen, read(run + _TOKEN, _WHOLE))
 
 

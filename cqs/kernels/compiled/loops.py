@@ -15,16 +15,16 @@ from numba.types import UniTuple
 from cqs.kernels.compiled.amx import begin, end, has_amx
 from cqs.kernels.compiled.amx_tiles import add_keys_by_amx, amx_room
 from cqs.kernels.compiled.dots import are_few
-from cqs.kernels.compiled.hiding import Keys
+from cqs.kernels.compiled.hiding import Keys, seen_where
 from cqs.kernels.compiled.joined import join_keys
+from cqs.kernels.compiled.panels import PANEL_TYPE, Block, n_panels_of, panel_of
 from cqs.kernels.compiled.pieces import STEP, in_steps, split_panel
 from cqs.kernels.compiled.reading import ROW, copy_queries, pack_queries, padded, read, readable, write
 from cqs.kernels.compiled.rounding import round_as_before, round_small_to_zero
 from cqs.kernels.compiled.scores import CHANGE_ITEMS, PLAIN_CHANGE_TYPE
-from cqs.kernels.compiled.tiles import PANEL_TYPE, Block, add_keys, fill, fold, n_panels_of, panel_of
+from cqs.kernels.compiled.tiles import add_keys, fill, fold
 from cqs.kernels.compiled.vectors import ITEM, LANES, LIFT, all_less, any_less, compiled, load, spread, store, transpose
 from cqs.kernels.numba_scores import Change
-from cqs.kernels.numba_tables import BOUNDED
 from cqs.schedule import LEAST_SPLIT_LANES, PANEL, TILE_KEYS
 
 __all__ = ["address_of", "attend", "has_amx", "padded", "room_sizes"]
@@ -45,7 +45,7 @@ def room_sizes(n_lanes, n_keys, width, value_width):
     That is for panels of queries, a panel's queries as they are, a tile of scores, keys, values, sums and totals (of
     recent keys, and in the second half of those before), maxima, what is noted of a panel's lanes, what scores are
     changed by, and for AMX pieces of keys, of values, and of weights, with what they add. Places of pieces are
-    multiples of 64 bytes.
+    multiples of 64 bytes. While keys are split, a panel's rows and the tile hold values that are still to be split.
     """
     in_panels, wide, value_wide = -(-n_lanes // PANEL) * PANEL, in_steps(width) * STEP, in_steps(value_width) * STEP
     n_steps = in_steps(n_keys)
@@ -160,7 +160,7 @@ def _add_keys(chunks, batch, head, runs, p, key, most_keys, block, room, bounds,
     """Add keys from the number `key` of the run p on to sums, by vectors; return how many, and where the next are."""
     n_keys, kind, place = runs[p, 2], runs[p, 3], runs[p, 4]
     n, first = min(most_keys, n_keys - key), runs[p, 1] + key
-    seen = bounds + place * ITEM if kind == BOUNDED else hidden + place
+    seen = seen_where(kind, place, bounds, hidden)
     k, k_row = readable(chunks, batch, runs[p, 0], 0, head, first, n, room.keys, block.depth)
     v, v_row = readable(chunks, batch, runs[p, 0], 1, head, first, n, room.values, block.width)
     round_small_to_zero()

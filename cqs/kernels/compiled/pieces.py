@@ -60,8 +60,9 @@ def _split(is_rounded):
                 pieces = []
                 for which, rest in enumerate(rests):
                     bits = builder.bitcast(rest, _INTEGERS)
-                    if is_rounded and n < 2:
-                        bits = builder.add(bits, constant(0x8000))
+                    if is_rounded and n < 2:  # but for the last, which is exact, so that NaN stays NaN
+                        is_last = builder.icmp_signed("==", n_pieces, _INTEGER(n + 1))
+                        bits = builder.add(bits, builder.select(is_last, constant(0), constant(0x8000)))
                     pieces.append(builder.and_(bits, constant(0xFFFF0000)))
                     rests[which] = builder.fsub(rest, builder.bitcast(pieces[-1], VECTOR))
                 pair = builder.or_(builder.lshr(pieces[0], constant(16)), pieces[1])
