@@ -1,7 +1,7 @@
 """Attention that JAX can trace, differentiate and map, computed by this library in main memory."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Never
 
 import numpy as np
@@ -10,8 +10,8 @@ import numpy.typing as npt
 import cqs.api
 from cqs.backend import is_of_jax
 from cqs.backward import attention_backward, sink_logits_backward
-from cqs.errors import BackendError, DTypeError, ShapeError, refuse_unknown
-from cqs.masks import Mask
+from cqs.errors import BackendError, CQSError, DTypeError, ShapeError, refuse_unknown
+from cqs.masks import Causal, Dense, Mask
 from cqs.problem import AttentionProblem, dtype_name
 from cqs.scores import ALiBi
 from cqs.types import Array
@@ -47,9 +47,11 @@ def attention(
     workers, memory, is_causal, scale, softcap, strategy
         As in `cqs.attention`; the budget is that of each pass. They are fixed when the function is traced.
     mask : Mask, or array of bool that broadcasts to `(*B, H, T, S)`
-        A mask that is not an array is fixed when the function is traced.
+        A mask that is not an array is fixed when the function is traced. An array may be given beside `is_causal`: what
+        both show is seen.
     bias : array that broadcasts to `(*B, H, T, S)`, or `ALiBi`
-        None is differentiated.
+        None is differentiated. What is to be hidden is for a mask: where a whole row is at -1e9, say, gradients are not
+        exact.
     sink_logits : array that broadcasts to `(*B, H)`
         Which may be differentiated.
 
@@ -63,7 +65,8 @@ def attention(
     ------
     ShapeError, DTypeError, OptionError, BackendError, QuorumError, BudgetError
         As `cqs.attention` does, when the function is traced; or if these are no arrays of JAX, or a gradient is asked
-        for that there is not.
+        for that there is not. A budget that a backward pass or a mapped call cannot keep is refused when it runs, as
+        JAX's own error with that in its text.
 
     Notes
     -----
@@ -71,28 +74,33 @@ def attention(
     copies them there and back. Gradients are those of `cqs.attention_backward`; they cannot be differentiated again,
     nor forwards (`jax.jvp`).
     """
+    import jax
+
     refuse_unknown(attention, unknown)
-    for name, x in (("q", q), ("k", k), ("v", v), ("sink_logits", q if sink_logits is None else sink_logits)):
+    for name, x in (("q", q), ("k", k), ("v", v)):
         if not is_of_jax(x):
             raise BackendError.of(name, "be an array of JAX", type(x).__name__, "for others there is `cqs.attention`")
-    common: dict[str, Any] = {
-        "workers": workers, "memory": memory, "is_causal": is_causal, "scale": scale, "softcap": softcap,
-        "strategy": strategy,
-    }  # fmt: skip
-    operands = {"mask": mask, "bias": bias, "sink_logits": sink_logits}
-    fixed: dict[str, Any] = {name: x for name, x in operands.items() if not is_of_jax(x)}
     problem = AttentionProblem.of(q, k, v)
     full = (*problem.batch, problem.n_heads, problem.n_queries, problem.n_keys)
-    options = {**common, **fixed}
-    cqs.api.plan(
-        tuple(q.shape), tuple(k.shape), tuple(v.shape), dtype=problem.dtype, **options
-    )  # refuses what is wrong
-    arrays = {
-        name: _of_rank(name, x, full[:-2] if name == "sink_logits" else full)
-        for name, x in operands.items()
-        if name not in fixed
-    }
-    out: Array = _differentiable(options, problem)(q, k, v, arrays)
+    options: dict[str, Any] = {
+        "workers": workers, "memory": memory, "is_causal": is_causal, "scale": scale, "softcap": softcap,
+        "strategy": strategy, "mask": mask, "bias": bias, "sink_logits": sink_logits,
+    }  # fmt: skip
+    arrays: dict[str, Array] = {}
+    for name, wanted in (("mask", full), ("bias", full), ("sink_logits", full[:-2])):
+        if is_of_jax(options[name]) or isinstance(options[name], np.ndarray):
+            # a copy, which is as it is now whenever the function runs
+            arrays[name] = _of_rank(name, jax.numpy.array(options.pop(name)), wanted)
+    if is_causal is True and "mask" in arrays:
+        options |= {"mask": Causal(), "is_causal": False}
+    stand_ins = {name: _stand_in(x) for name, x in arrays.items() if name != "mask"}
+    shapes, whole = (tuple(q.shape), tuple(k.shape), tuple(v.shape)), {**options, **stand_ins}
+    cqs.api.plan(*shapes, dtype=problem.dtype, **whole)  # refuses what is wrong
+    try:
+        differentiable = _differentiable(problem, *options.items())
+    except TypeError:  # such as a mask that is an array, of which none is like another
+        differentiable = _differentiable.__wrapped__(problem, *options.items())
+    out: Array = differentiable(q, k, v, arrays)
     return out
 
 
@@ -103,34 +111,55 @@ def _of_rank(name: str, x: Array, full: tuple[int, ...]) -> Array:
         remedy = "scores to add are a `bias`, and numbers make a mask by a comparison such as `array > 0`"
         raise DTypeError.of(name, "be of type bool", dtype_name(x), remedy)
     if len(shape) != len(full) or any(n not in (1, m) for n, m in zip(shape, full, strict=True)):
-        raise ShapeError.of(
-            name, f"broadcast to {full}", tuple(x.shape), "give an axis for each of these, or of length 1"
-        )
+        remedy = "give an axis for each of these, or of length 1"
+        raise ShapeError.of(name, f"broadcast to {full}", tuple(x.shape), remedy)
     return x.reshape(shape)
 
 
-def _differentiable(options: dict[str, Any], problem: AttentionProblem) -> Callable[..., Array]:
-    """Return a function of q, k, v and further arrays by name, for JAX to trace and differentiate."""
+def _stand_in(x: Array) -> npt.NDArray[Any]:
+    """Return an array of NumPy of the shape and type of another, without its numbers."""
+    return np.broadcast_to(np.zeros((), np.dtype(x.dtype)), x.shape)
+
+
+def _counts_entries(mask: Mask | None, problem: AttentionProblem) -> bool:
+    """Whether a mask means others by its batch entries if there is a batch axis more."""
+    if mask is None:
+        return False
+    batch = (2, *problem.batch)
+    try:
+        lead = mask.bind(batch, problem.n_heads, problem.n_queries, problem.n_keys).lead
+    except CQSError:
+        return True
+    return len(lead) > len(batch) and lead[0] > 1
+
+
+@lru_cache(maxsize=64)
+def _differentiable(problem: AttentionProblem, *named: tuple[str, Any]) -> Callable[..., Array]:
+    """Return a function of q, k, v and further arrays by name, for JAX to trace and differentiate.
+
+    JAX compiles anew for each function that it has not seen, so there is one for all calls with the same options.
+    """
     import jax
 
+    options = dict(named)
     wide = jax.numpy.dtype(problem.accumulator_dtype)
     n_axes = len(problem.out_shape)
-    # a mask that differs between batch entries knows how many these are
-    method = "sequential" if getattr(options.get("mask"), "lead", ()) else "expand_dims"
+    method = "sequential" if _counts_entries(options.get("mask"), problem) else "expand_dims"
+    output, output_and_lse, gradients = (partial(f, options, n_axes) for f in (_output, _output_and_lse, _gradients))
     result, lse_result = (jax.ShapeDtypeStruct(shape, wide) for shape in (problem.out_shape, problem.lse_shape))
 
     def called(function: Callable[..., Any], results: Any, *arrays: Any) -> Any:
-        return jax.pure_callback(partial(function, options, n_axes), results, *arrays, vmap_method=method)
+        return jax.pure_callback(function, results, *arrays, vmap_method=method)
 
     def attend(q: Array, k: Array, v: Array, arrays: dict[str, Array]) -> Array:
-        return called(_output, jax.ShapeDtypeStruct(problem.out_shape, q.dtype), q, k, v, arrays)
+        return called(output, jax.ShapeDtypeStruct(problem.out_shape, q.dtype), q, k, v, arrays)
 
     def forward(*given: Any) -> tuple[Array, tuple[Any, ...]]:
         q, k, v, arrays = jax.tree.map(lambda x: x.value, given)
         if "bias" in arrays and given[3]["bias"].perturbed:
             rule, remedy = "not be differentiated, which is not computed", "give `jax.lax.stop_gradient(bias)`"
             raise BackendError.of("bias", rule, "a value that JAX differentiates", remedy)
-        out, lse = called(_output_and_lse, (result, lse_result), q, k, v, arrays)
+        out, lse = called(output_and_lse, (result, lse_result), q, k, v, arrays)
         return out.astype(q.dtype), (q, k, v, out, lse, arrays)
 
     def backward(kept: tuple[Any, ...], dout: Any) -> tuple[Any, ...]:
@@ -140,7 +169,7 @@ def _differentiable(options: dict[str, Any], problem: AttentionProblem) -> Calla
         results = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in (("q", q), ("k", k), ("v", v))}
         if "sink_logits" in arrays:
             results["sink_logits"] = jax.ShapeDtypeStruct(arrays["sink_logits"].shape, arrays["sink_logits"].dtype)
-        found = called(_gradients, results, dout, q, k, v, out, lse, arrays)
+        found = called(gradients, results, dout, q, k, v, out, lse, arrays)
         return found["q"], found["k"], found["v"], {name: found.get(name) for name in arrays}
 
     differentiable: Callable[..., Array] = jax.custom_vjp(attend)
@@ -150,24 +179,31 @@ def _differentiable(options: dict[str, Any], problem: AttentionProblem) -> Calla
 
 def _output(options: dict[str, Any], n_axes: int, *given: Any) -> Array:
     q, k, v, arrays = _as_numpy(n_axes, *given)
-    return cqs.api.attention(q, k, v, **options, **arrays)
+    return cqs.api.attention(q, k, v, **_joined(options, arrays))
 
 
 def _output_and_lse(options: dict[str, Any], n_axes: int, *given: Any) -> tuple[Array, Array]:
     q, k, v, arrays = _as_numpy(n_axes, *given)
     # what is not rounded to 16 bits does not have to be made up for in the gradients
     wide = np.empty((*q.shape[:-1], v.shape[-1]), np.float32) if q.dtype.itemsize == 2 else None
-    found: tuple[Array, Array] = cqs.api.attention(q, k, v, **options, **arrays, out=wide, return_lse=True)
+    found: tuple[Array, Array] = cqs.api.attention(q, k, v, **_joined(options, arrays), out=wide, return_lse=True)
     return found
 
 
 def _gradients(options: dict[str, Any], n_axes: int, *given: Any) -> dict[str, Array]:
     dout, q, k, v, out, lse, arrays = _as_numpy(n_axes, *given)
-    sinks = arrays.pop("sink_logits", options.get("sink_logits"))
-    others = {name: x for name, x in options.items() if name != "sink_logits"}
-    gradients = attention_backward(dout, q, k, v, out, lse, **others, **arrays)
-    found = dict(zip("qkv", gradients, strict=True))
+    joined = _joined(options, arrays)
+    sinks = joined.pop("sink_logits")
+    found = dict(zip("qkv", attention_backward(dout, q, k, v, out, lse, **joined), strict=True))
     return found if sinks is None else {**found, "sink_logits": sink_logits_backward(dout, out, lse, sinks)}
+
+
+def _joined(options: dict[str, Any], arrays: dict[str, Array]) -> dict[str, Any]:
+    """Return options with arrays among them; of two masks, what both show is seen."""
+    joined = {**options, **arrays}
+    if "mask" in arrays and options.get("mask") is not None:
+        joined["mask"] = options["mask"] & Dense(arrays["mask"])
+    return joined
 
 
 def _as_numpy(n_axes: int, *given: Any) -> tuple[Any, ...]:

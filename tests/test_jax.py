@@ -1,6 +1,8 @@
 """Arrays of JAX are attended to as they are; and JAX can trace, differentiate and map over `cqs.jax.attention`."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 import cqs
 from cqs.errors import BackendError, CQSError, DTypeError, OptionError, ShapeError
-from cqs.masks import Dense, KeyLengths, SlidingWindow
+from cqs.masks import Dense, KeyLengths, Predicate, SlidingWindow
 from cqs.testing import assert_exact, assert_exact_gradients
 
 jax = pytest.importorskip("jax")
@@ -140,6 +142,17 @@ def test_mask_bias_and_sinks_may_be_traced(arrays: Arrays) -> None:
     near(run(q, k, v, bias, sinks, mask), plain(q, k, v, bias=bias, sinks=sinks, mask=mask))
 
 
+def test_a_mask_that_is_an_array_may_come_beside_another(arrays: Arrays) -> None:
+    q, k, v, mask = given(arrays, "mask")
+    causal = jnp.tril(jnp.ones((T, S), bool))
+
+    def both(q, mask):
+        return cqs.jax.attention(q, k, v, mask=mask, is_causal=True)
+
+    mask = mask.at[..., 0].set(True)  # so that every row sees something
+    near(jax.jit(both)(q, mask), plain(q, k, v, mask=mask & causal))
+
+
 @pytest.mark.parametrize("compiled", [lambda f: f, jax.jit, jax.checkpoint], ids=["plain", "jit", "checkpoint"])
 def test_it_can_be_differentiated(arrays: Arrays, compiled: Callable[..., Any]) -> None:
     q, k, v, bias, sinks, mask, dout = given(arrays, "bias", "sinks", "mask", "dout")
@@ -202,6 +215,45 @@ def test_masks_of_batch_entries_can_be_mapped_over(arrays: Arrays) -> None:
     near(found, plain(*inputs, mask=sees))
 
 
+def test_functions_of_batch_entries_can_be_mapped_over(arrays: Arrays) -> None:
+    q, k, v = given(arrays)
+    mask = Predicate(lambda b, h, i, j: (j <= i + 20) if b == 0 else (j > i))
+    alone = [cqs.jax.attention(*(x[n] for x in (q, k, v)), mask=mask) for n in range(2)]
+    near(jax.vmap(lambda q, k, v: cqs.jax.attention(q, k, v, mask=mask))(q, k, v), jnp.stack(alone))
+
+
+def test_arrays_of_numpy_are_as_they_were_when_it_was_traced(arrays: Arrays) -> None:
+    mask, bias = np.array(arrays["mask"]), np.array(arrays["bias"])
+    q, k, v = given(arrays)
+    run = jax.jit(lambda q: cqs.jax.attention(q, k, v, mask=mask, bias=bias, sink_logits=np.zeros(4, np.float32)))
+    before = run(q)
+    mask[:], bias[:] = True, 0
+    np.testing.assert_array_equal(run(q), before)
+
+
+def test_calls_that_are_not_compiled_do_not_compile_again(arrays: Arrays) -> None:
+    from cqs.jax import _differentiable
+
+    q, k, v = given(arrays)
+    for _ in range(3):
+        misses = _differentiable.cache_info().misses
+        jax.grad(lambda q: cqs.jax.attention(q, k, v, mask=SlidingWindow(31)).sum())(q)
+    assert _differentiable.cache_info().misses == misses
+
+
+def test_the_example_of_the_documentation_runs() -> None:
+    page = (Path(__file__).parents[1] / "docs/how-to/jax.md").read_text()
+    names: Arrays = {"jax": jax, "jnp": jnp, "cqs": cqs}
+    keys = jax.random.split(jax.random.key(0), 4)
+    names["params"] = {name: jax.random.normal(key, (16, 2, 8)) for name, key in zip("qkv", keys, strict=False)}
+    names |= {"x": jax.random.normal(keys[3], (2, 40, 16)), "lengths": jnp.array([30, 40])}
+    for example in re.findall(r"```py\n(.*?)```", page, re.DOTALL):
+        exec(example.replace("100_000", "1_000"), names)
+    assert names["out"].shape == (8, 1000, 64)
+    assert set(names["gradients"]) == set("qkv")
+    assert all(jnp.isfinite(x).all() for x in names["gradients"].values())
+
+
 def test_it_is_called_layer_after_layer(arrays: Arrays) -> None:
     x, weights = arrays["k"], 0.2 * jax.random.normal(jax.random.key(1), (3, D, D))
 
@@ -219,7 +271,10 @@ def test_it_is_called_layer_after_layer(arrays: Arrays) -> None:
         ({"mask": np.ones((3, S), bool)}, ShapeError, "mask"),
         ({"mask": "a"}, CQSError, "mask"),
         ({"bias": "bias"}, OptionError, "`bias` must be an array"),
-        ({"sink_logits": np.zeros(4)}, BackendError, "`sink_logits` must be an array of JAX, got ndarray"),
+        ({"bias": np.zeros((T, S), bool)}, DTypeError, "`bias` must be numbers to add"),
+        ({"bias": np.zeros((T, S), int)}, DTypeError, "`bias` must have one of the types"),
+        ({"sink_logits": np.zeros(4, int)}, DTypeError, "`sink_logits` must have one of the types"),
+        ({"is_causal": True, "mask": SlidingWindow(3)}, OptionError, "`mask` must be left out"),
         ({"causal": True}, OptionError, "it is called `is_causal` here"),
     ],
 )

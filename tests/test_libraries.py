@@ -73,7 +73,7 @@ def test_tensors_that_only_torch_can_read_are_refused() -> None:
     torch = pytest.importorskip("torch")
     x = torch.randn(1, 30, 8)
     for odd in (x.to(torch.float8_e4m3fn), x.to_sparse(), torch._neg_view(x)):
-        with pytest.raises(BackendError, match=r"`k` must be a tensor whose numbers can be read, got .*; convert"):
+        with pytest.raises(BackendError, match=r"`k` must be an array whose numbers can be read, got .*; convert"):
             cqs.attention(x, odd, x)
 
 

@@ -63,16 +63,17 @@ def _borrowed_from_jax(given: dict[str, Any]) -> tuple[tuple[Any, ...], Callable
         if not is_jax_array(x):
             views.append(x)
         elif isinstance(x, jax.core.Tracer):
-            remedy = "call `cqs.jax.attention`, which JAX can trace"
+            remedy = "call `cqs.jax.attention`, which JAX can trace and differentiate"
             raise BackendError.of(name, "hold numbers", "a value that JAX traces", remedy)
         elif any(device.platform != "cpu" for device in x.devices()):
             rule, remedy = "be in main memory, if it is an array of JAX", f"give `jax.device_get({name})`"
             raise BackendError.of(name, rule, ", ".join(map(str, x.devices())), remedy)
         else:
-            views.append(np.asarray(x))
+            views.append(_viewed(name, x, np.asarray))
     namespace_of(**{name: x for name, x in zip(given, views, strict=True) if is_array_api_obj(x)})
-    given_out = views[-1]
-    return tuple(views), lambda x: jax.numpy.asarray(x) if x is not given_out and _is_plain(x) else x
+    given_out, devices = views[-1], list(next(iter(given.values())).devices())
+    place = devices[0] if len(devices) == 1 else None
+    return tuple(views), lambda x: jax.device_put(x, place) if x is not given_out and _is_plain(x) else x
 
 
 def _viewed(name: str, tensor: Array, view: Callable[[Array], Array]) -> Array:
@@ -82,7 +83,7 @@ def _viewed(name: str, tensor: Array, view: Callable[[Array], Array]) -> Array:
         raise
     except (TypeError, ValueError, RuntimeError) as error:  # a type, or a layout, that only torch has
         reason = str(error).partition("\n")[0]
-        raise BackendError.of(name, "be a tensor whose numbers can be read", reason, "convert it first") from None
+        raise BackendError.of(name, "be an array whose numbers can be read", reason, "convert it first") from None
 
 
 def _is_plain(array: object) -> bool:
