@@ -285,6 +285,12 @@ def test_options_are_refused_when_it_is_traced(
         jax.jit(lambda q, k, v: cqs.jax.attention(q, k, v, **options))(*given(arrays))
 
 
+def test_lengths_that_are_traced_are_refused(arrays: Arrays) -> None:
+    q, k, v = given(arrays)
+    with pytest.raises(OptionError, match=r"`lengths` must be numbers that are known, .* or a traced array of bool"):
+        jax.jit(lambda n: cqs.jax.attention(q, k, v, mask=KeyLengths(n)))(jnp.array([50, S]))
+
+
 def test_arrays_are_refused_when_it_is_traced(arrays: Arrays) -> None:
     q, k, v, bias, mask = given(arrays, "bias", "mask")
     attend = cqs.jax.attention

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from cqs.errors import ShapeError
+from cqs.errors import OptionError, ShapeError
 from cqs.masks.mask import Mask
 
 __all__ = ["Aligned", "Entries", "check_broadcast", "entries", "entry", "most", "shape_of"]
@@ -19,7 +19,11 @@ def entries(name: str, values: object, checked: Callable[[str, object], int]) ->
     ((1, 2), (3, 4))
     """
     if hasattr(values, "tolist"):  # an array of most libraries
-        values = values.tolist()
+        try:
+            values = values.tolist()
+        except TypeError:  # of JAX, inside a function that it traces
+            rule, remedy = "be numbers that are known", "give them as NumPy's, or a traced array of bool as the mask"
+            raise OptionError.of(name, rule, type(values).__name__, remedy) from None
     if not isinstance(values, Iterable) or isinstance(values, str) or getattr(values, "ndim", 1) == 0:
         return checked(name, values)
     parts = tuple(entries(f"{name}[{i}]", value, checked) for i, value in enumerate(values))
