@@ -215,7 +215,8 @@ def _rule(function: Callable[..., Any], queries: range, keys: range) -> Mask | N
         return _of_segments(*((np.arange(x.start, x.stop) - padding) // size for x in (queries, keys)))
     if code is theirs.packed_sequence_mask_function(None).__code__:
         numbers = held["packed_sequence_mask"].cell_contents.cpu().numpy()
-        return _of_segments(*(numbers[:, x.start : x.stop] for x in (queries, keys)))
+        if max(queries.stop, keys.stop) <= numbers.shape[1]:
+            return _of_segments(*(numbers[:, x.start : x.stop] for x in (queries, keys)))
     return None
 
 

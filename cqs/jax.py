@@ -10,9 +10,9 @@ import numpy.typing as npt
 import cqs.api
 from cqs.backend import is_of_jax
 from cqs.backward import attention_backward, sink_logits_backward
-from cqs.errors import BackendError, CQSError, DTypeError, ShapeError, refuse_unknown
+from cqs.errors import BackendError, CQSError, ShapeError, refuse_unknown
 from cqs.masks import Causal, Dense, Mask
-from cqs.problem import AttentionProblem, dtype_name
+from cqs.problem import AttentionProblem
 from cqs.scores import ALiBi
 from cqs.types import Array
 
@@ -74,42 +74,44 @@ def attention(
     copies them there and back. Gradients are those of `cqs.attention_backward`; they cannot be differentiated again,
     nor forwards (`jax.jvp`).
     """
-    import jax
-
     refuse_unknown(attention, unknown)
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not is_of_jax(x):
             raise BackendError.of(name, "be an array of JAX", type(x).__name__, "for others there is `cqs.attention`")
+    import jax
+
     problem = AttentionProblem.of(q, k, v)
     full = (*problem.batch, problem.n_heads, problem.n_queries, problem.n_keys)
     options: dict[str, Any] = {
         "workers": workers, "memory": memory, "is_causal": is_causal, "scale": scale, "softcap": softcap,
         "strategy": strategy, "mask": mask, "bias": bias, "sink_logits": sink_logits,
     }  # fmt: skip
-    arrays: dict[str, Array] = {}
-    for name, wanted in (("mask", full), ("bias", full), ("sink_logits", full[:-2])):
-        if is_of_jax(options[name]) or isinstance(options[name], np.ndarray):
-            # a copy, which is as it is now whenever the function runs
-            arrays[name] = _of_rank(name, jax.numpy.array(options.pop(name)), wanted)
-    if is_causal is True and "mask" in arrays:
-        options |= {"mask": Causal(), "is_causal": False}
-    stand_ins = {name: _stand_in(x) for name, x in arrays.items() if name != "mask"}
+    arrays = {
+        name: _of_rank(name, options.pop(name), wanted)
+        for name, wanted in (("mask", full), ("bias", full), ("sink_logits", full[:-2]))
+        if is_of_jax(options[name]) or isinstance(options[name], np.ndarray)
+    }
+    stand_ins: dict[str, Any] = {name: _stand_in(x) for name, x in arrays.items()}
+    if "mask" in arrays:
+        Dense(stand_ins.pop("mask"))  # refuses what is not bool
+        options |= {"mask": Causal(), "is_causal": False} if is_causal is True else {}
     shapes, whole = (tuple(q.shape), tuple(k.shape), tuple(v.shape)), {**options, **stand_ins}
     cqs.api.plan(*shapes, dtype=problem.dtype, **whole)  # refuses what is wrong
+    # NumPy's are copied, to be as they are now whenever the function runs
+    arrays = {name: x if is_of_jax(x) else jax.numpy.array(x) for name, x in arrays.items()}
+    named = tuple(options.items())
     try:
-        differentiable = _differentiable(problem, *options.items())
+        hash(named)
     except TypeError:  # such as a mask that is an array, of which none is like another
-        differentiable = _differentiable.__wrapped__(problem, *options.items())
-    out: Array = differentiable(q, k, v, arrays)
+        out: Array = _new_differentiable(problem, named)(q, k, v, arrays)
+    else:
+        out = _differentiable(problem, named)(q, k, v, arrays)
     return out
 
 
 def _of_rank(name: str, x: Array, full: tuple[int, ...]) -> Array:
     """Put axes of length 1 before those of an array, so that it can be mapped over beside q, k and v."""
     shape = (*[1] * (len(full) - x.ndim), *x.shape)
-    if name == "mask" and dtype_name(x) != "bool":
-        remedy = "scores to add are a `bias`, and numbers make a mask by a comparison such as `array > 0`"
-        raise DTypeError.of(name, "be of type bool", dtype_name(x), remedy)
     if len(shape) != len(full) or any(n not in (1, m) for n, m in zip(shape, full, strict=True)):
         remedy = "give an axis for each of these, or of length 1"
         raise ShapeError.of(name, f"broadcast to {full}", tuple(x.shape), remedy)
@@ -133,12 +135,8 @@ def _counts_entries(mask: Mask | None, problem: AttentionProblem) -> bool:
     return len(lead) > len(batch) and lead[0] > 1
 
 
-@lru_cache(maxsize=64)
-def _differentiable(problem: AttentionProblem, *named: tuple[str, Any]) -> Callable[..., Array]:
-    """Return a function of q, k, v and further arrays by name, for JAX to trace and differentiate.
-
-    JAX compiles anew for each function that it has not seen, so there is one for all calls with the same options.
-    """
+def _new_differentiable(problem: AttentionProblem, named: tuple[tuple[str, Any], ...]) -> Callable[..., Array]:
+    """Return a function of q, k, v and arrays by name, with some options, for JAX to trace and differentiate."""
     import jax
 
     options = dict(named)
@@ -175,6 +173,10 @@ def _differentiable(problem: AttentionProblem, *named: tuple[str, Any]) -> Calla
     differentiable: Callable[..., Array] = jax.custom_vjp(attend)
     differentiable.defvjp(forward, backward, symbolic_zeros=True)  # type: ignore[attr-defined]
     return differentiable
+
+
+# JAX compiles anew for each function that it has not seen, so there is one for all calls with the same options
+_differentiable = lru_cache(maxsize=64)(_new_differentiable)
 
 
 def _output(options: dict[str, Any], n_axes: int, *given: Any) -> Array:

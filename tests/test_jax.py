@@ -1,6 +1,8 @@
 """Arrays of JAX are attended to as they are; and JAX can trace, differentiate and map over `cqs.jax.attention`."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,6 +154,11 @@ def test_a_mask_that_is_an_array_may_come_beside_another(arrays: Arrays) -> None
     mask = mask.at[..., 0].set(True)  # so that every row sees something
     near(jax.jit(both)(q, mask), plain(q, k, v, mask=mask & causal))
 
+    def each(q, k, v, mask):
+        return cqs.jax.attention(q, k, v, mask=mask, is_causal=True)
+
+    near(jax.vmap(each)(q, k, v, mask), plain(q, k, v, mask=mask & causal))
+
 
 @pytest.mark.parametrize("compiled", [lambda f: f, jax.jit, jax.checkpoint], ids=["plain", "jit", "checkpoint"])
 def test_it_can_be_differentiated(arrays: Arrays, compiled: Callable[..., Any]) -> None:
@@ -283,6 +290,20 @@ def test_options_are_refused_when_it_is_traced(
 ) -> None:
     with pytest.raises(error, match=message):
         jax.jit(lambda q, k, v: cqs.jax.attention(q, k, v, **options))(*given(arrays))
+
+
+def test_what_is_no_array_of_jax_is_refused_without_jax() -> None:
+    program = """if 1:
+        import sys
+        import numpy as np, cqs
+        try:
+            cqs.jax.attention(*np.ones((3, 1, 4, 8), np.float32))
+        except cqs.errors.BackendError as error:
+            print(error, "jax" in sys.modules)
+    """
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert said.startswith("`q` must be an array of JAX, got ndarray")
+    assert said.split()[-1] == "False"  # so it says this, too, where there is none
 
 
 def test_lengths_that_are_traced_are_refused(arrays: Arrays) -> None:
