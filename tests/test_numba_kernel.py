@@ -15,7 +15,7 @@ from kernel_calls import arrays_of, strips
 
 import cqs
 from cqs.kernels import KERNELS, KeyChunk, Region, numba, numba_modules
-from cqs.kernels.compiled.loops import room_sizes
+from cqs.kernels.compiled.loops import room_size
 from cqs.kernels.numba import attend
 from cqs.masks import Causal, Dense, NoMask, Predicate, Sinks, SlidingWindow
 from cqs.partial import Partial
@@ -167,8 +167,9 @@ def test_every_block_of_every_head_is_computed_once(n_threads: int, mask, shape:
     q = np.broadcast_to(np.float32(1), (H, T, 64))
     k = np.broadcast_to(np.float32(1), (H, S, 64))
     call = numba._Call.of(q, [KeyChunk(k, k)], 1.0, Region.whole(T, S, mask), 2 << 20)
-    parts = call.parts(n_threads)
-    blocks = sorted((*head, rows.start) for part in parts for head in part.heads.tolist() for rows in part.blocks)
+    blocks = sorted(
+        (*head, int(this.table.blocks[n, 0])) for this in call.rounds(n_threads) for *head, n in this.items.tolist()
+    )
     assert blocks == sorted((*head, rows.start) for head in call.heads.tolist() for rows in call.blocks)
 
 
@@ -218,8 +219,8 @@ def test_each_head_of_each_entry_that_needs_care_gets_it(block_bytes: int) -> No
 )
 def test_the_room_of_the_loops_is_projected(call: CallShape, block_bytes: int) -> None:
     block = numba_block(call, block_bytes)
-    sizes = room_sizes(block.lanes, block.keys, call.width, call.value_width)
-    assert 4 * sum(sizes) <= min(scratch_bytes("numba", call, block_bytes, has_scores) for has_scores in (False, True))
+    size = room_size(block.lanes, block.keys, call.width, call.value_width)
+    assert 4 * size <= min(scratch_bytes("numba", call, block_bytes, has_scores) for has_scores in (False, True))
 
 
 def test_where_numba_is_broken_the_budget_holds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,11 @@ is not needed. A processor with Intel's AMX multiplies by that, which is as exac
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from math import copysign, e, log2
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 
@@ -21,18 +21,18 @@ from cqs.kernels import numpy_threads
 from cqs.kernels.blocks import columns_seen, row_blocks
 from cqs.kernels.contract import KeyChunk, Request
 from cqs.kernels.numba_modules import compiled, missing
+from cqs.kernels.numba_rounds import Alone, Round, Rounds, rounds_of
 from cqs.kernels.numba_scores import Change, change_of, is_compiled
-from cqs.kernels.numba_tables import KINDS, BlockTables, Tables, heads_together, places, places_of_keys
+from cqs.kernels.numba_tables import KINDS, BlockTables, heads_together, places, places_of_keys
 from cqs.kernels.numpy_threads import Unit
 from cqs.kernels.numpy_unit import Floats
 from cqs.kernels.region import Region
-from cqs.masks.mask import Integers
+from cqs.masks.mask import Booleans, Integers
 from cqs.once import once
 from cqs.partial import Partial
 from cqs.problem import DTYPES, dtype_name
 from cqs.schedule import (
     BLOCK_BYTES,
-    LEAST_ROWS,
     LEAST_SPLIT_LANES,
     MOST_ITEMS,
     NumbaBlock,
@@ -45,11 +45,10 @@ from cqs.types import Array, Namespace
 __all__ = ["attend", "can_scale", "factors", "merge_into", "missing", "refusal"]
 
 _MOST_WORK = 1 << 33  # multiplications that a thread does without looking whether it is to stop: a tenth of a second
-_LEAST_WORK = 1 << 26  # that is worth a call of its own
 _WEIGHING = 50  # multiplications that take as long as what is done to a score
 _MOST_EXPONENT = 20  # of the scale in queries, which could be pushed out of range
 _MOST_FACTOR = 2.0**40  # of scores: with larger ones, products that are too small to have all digits might matter
-_PARTS_A_THREAD = 8
+_TABLES_A_THREAD = 8  # of what a mask hides, or fewer
 _MOST_KEYS = 1 << 22  # of a piece, which are counted in float32
 _FLOAT32 = np.dtype(np.float32).num
 _PIECES = {"float32": 3, "float16": 2, "bfloat16": 1}
@@ -137,24 +136,6 @@ def can_scale(scale: float) -> bool:
     return bool(0 < factors(scale)[1] < _MOST_FACTOR)
 
 
-class _Part(NamedTuple):
-    """What a thread takes at a time.
-
-    Parameters
-    ----------
-    heads : int64, `(n, 4)`
-        Query heads that share a key head, or some of them: batch entry, key head, the first of them and how many.
-    blocks : sequence of range
-        Rows, for all of the heads.
-    size : int
-        The multiplications that it takes.
-    """
-
-    heads: Integers
-    blocks: Sequence[range]
-    size: int
-
-
 @dataclass(frozen=True, eq=False)
 class _Call:
     """The arguments of one `attend`, and where its result goes."""
@@ -178,7 +159,8 @@ class _Call:
             return Partial.empty(np, result.out.shape, result.out.dtype)
         if self.q.size > 0:
             with compute_threads() as pool:
-                pool.share(self.parts(n_threads), self.run, n_threads)
+                rounds = Rounds(self.rounds(n_threads))
+                pool.share(range(n_threads), lambda _, work: self.run(rounds, work), n_threads)
         return result
 
     @property
@@ -213,36 +195,33 @@ class _Call:
 
     @once
     def heads(self) -> Integers:
-        """The heads that are computed together, their queries side by side, as of `_Part`."""
+        """The heads that are computed together, their queries side by side, `(n, 4)`, as of `heads_together`."""
         return heads_together(self.plain.shape, self.block.lanes // max(map(len, self.blocks))).reshape(-1, 4)
 
-    def parts(self, n_threads: int) -> list[_Part]:
-        """Cut the work into what a thread takes at a time, the largest first. Where does not matter to the result."""
-        shape, n_heads = self.plain.shape, len(self.heads)
-        of_a_pair = shape.n_heads * (shape.width + shape.value_width + _WEIGHING)  # multiplications, for all heads
-        least_rows = -(-LEAST_ROWS // shape.shared)
-        is_little = shape.n_queries * shape.n_keys * of_a_pair <= _MOST_WORK
-        if n_threads == 1 and is_little and n_heads * len(self.blocks) <= MOST_ITEMS:
-            return [_Part(self.heads, self.blocks, 0)]
-        sizes = [
-            max(len(rows), least_rows) * sum(map(len, columns_seen(self.plain.region, rows))) * of_a_pair
-            for rows in self.blocks
-        ]
-        share = max(sum(sizes) // (_PARTS_A_THREAD * n_threads), _LEAST_WORK)
-        most = _MOST_WORK if n_threads == 1 else min(_MOST_WORK, share)
-        parts: list[_Part] = []
+    def rounds(self, n_threads: int) -> Iterator[Round | Alone]:
+        """Yield all that is to be computed, what takes longest first. How it is cut does not matter to the result."""
+        for blocks in self.together(n_threads):
+            for table in self.tables.of(blocks):
+                if isinstance(table, range):
+                    yield from (Alone(self.heads[n : n + 1], table) for n in range(len(self.heads)))
+                else:
+                    yield from rounds_of(self.heads, table)
+
+    def together(self, n_threads: int) -> list[list[range]]:
+        """Return the blocks of each table: of a mask's, which take a while to make, only so many that others begin."""
+        most = max(MOST_ITEMS // max(len(self.heads), len(self.chunks)), 1)
+        if n_threads == 1 or not self.plain.region.is_masked:
+            return [self.blocks[n : n + most] for n in range(0, len(self.blocks), most)]
+        sizes = [len(rows) * sum(map(len, columns_seen(self.plain.region, rows))) for rows in self.blocks]
+        share = sum(sizes) // (_TABLES_A_THREAD * n_threads)
+        found: list[tuple[int, list[range]]] = []
         for rows, size in zip(self.blocks, sizes, strict=True):
-            last = parts[-1] if parts else _Part(self.heads, [], most + 1)
-            fits = last.size + size <= most and n_heads * (len(last.blocks) + 1) <= MOST_ITEMS
-            if last.heads is self.heads and fits:
-                parts[-1] = _Part(self.heads, [*last.blocks, rows], last.size + size)
-                continue
-            n_parts = max(min(-(-size // max(most, 1)), n_heads), -(-n_heads // MOST_ITEMS), 1)
-            cuts = even_cuts(n_heads, -(-n_heads // n_parts))
-            for cut in cuts:
-                own = self.heads if len(cuts) == 1 else self.heads[cut.start : cut.stop]
-                parts.append(_Part(own, [rows], size // len(cuts)))
-        return sorted(parts, key=lambda part: -part.size)
+            before, blocks = found[-1] if found else (share + 1, [])
+            if before + size <= share and len(blocks) < most:
+                found[-1] = before + size, [*blocks, rows]
+            else:
+                found.append((size, [rows]))
+        return [blocks for _, blocks in sorted(found, key=lambda pair: -pair[0])]
 
     @once
     def arrays(self) -> tuple[Integers, Integers]:
@@ -251,54 +230,53 @@ class _Call:
         return places([self.q], kind)[:, 0], places_of_keys(self.chunks, kind)
 
     @once
+    def most_scores(self) -> int:
+        """How many scores a thread computes without looking whether it is to stop."""
+        return max(_MOST_WORK // (self.plain.shape.width + self.plain.shape.value_width + _WEIGHING), 1)
+
+    @once
     def tables(self) -> BlockTables:
         """Which keys blocks see."""
-        plain = self.plain
-        of_a_key = self.block.lanes * (plain.shape.width + plain.shape.value_width + _WEIGHING)  # multiplications
-        most_keys = min(max(_MOST_WORK // of_a_key, 1), _MOST_KEYS)
-        return BlockTables(plain.region, plain.sizes, most_keys, self.block.table_bytes)
+        most_keys = min(max(self.most_scores // self.block.lanes, 1), _MOST_KEYS)
+        return BlockTables(self.plain.region, self.plain.sizes, most_keys, self.block.table_bytes)
 
-    def run(self, part: _Part, work: Workspace) -> None:
-        """Compute some blocks of rows of some heads in the buffers of one thread."""
-        for table in self.tables.of(part.blocks):
-            if isinstance(table, range):  # of several tables; sums are kept from one to the next, for one item
-                for n in range(len(part.heads)):
-                    for step in self.tables.steps(table):
-                        self._attend(part.heads[n : n + 1], step, work)
+    def run(self, rounds: Rounds, work: Workspace) -> None:
+        """Compute what other threads have not taken, in the buffers of one thread."""
+        last = None
+        while (last := rounds.after(last)) is not None:
+            if isinstance(last, Alone):  # sums are kept from one table to the next
+                for step in self.tables.steps(last.rows):
+                    self._attend(next(rounds_of(last.heads, step)), work)
             else:
-                self._attend(part.heads, table, work)
+                self._attend(last, work)
 
-    def _attend(self, heads: Integers, table: Tables, work: Workspace) -> None:
-        n_blocks = len(table.blocks)
-        items = np.empty((len(heads) * n_blocks, 5), np.int64)
-        items[:, :4], items[:, 4] = np.repeat(heads, n_blocks, axis=0), np.tile(np.arange(n_blocks), len(heads))
-        pieces = _pieces(dtype_name(self.q))
-        left = self._loop(items, table, pieces, work)
-        if pieces > 0 and len(left) > 0 and table.begins and table.ends:  # or sums would be lacking
-            left = self._loop(left, table, 0, work)
-        if len(left) > 0:
+    def _attend(self, this: Round, work: Workspace) -> None:
+        """Compute items of a round until all are taken, and those whose result does not count in another way."""
+        n, table = len(this.items), this.table
+        is_left = np.zeros(n, bool)
+        while this.turn[0] < n:
+            self._loop(this, is_left, work)
+        if is_left.any():
             work.clear()
-            for entry, kv_head, head, n_heads, n in left.tolist():
+            for entry, kv_head, head, n_heads, n in this.items[is_left].tolist():
                 rows = range(*table.blocks[n, :2].tolist())
                 self._attend_carefully(entry, kv_head, head, n_heads, rows, work)
             work.clear()
 
-    def _loop(self, items: Integers, table: Tables, pieces: int, work: Workspace) -> Integers:
-        """Compute items, as of `attend` in `cqs.kernels.compiled.loops`; return those whose result does not count."""
+    def _loop(self, this: Round, is_left: Booleans, work: Workspace) -> None:
+        """Compute items, as of `attend` in `cqs.kernels.compiled.loops`, for about a tenth of a second."""
         raise_if_stopped()
-        loops, result = compiled("loops"), self.plain.result
+        loops, table, result = compiled("loops"), this.table, self.plain.result
         assert loops is not None  # or another kernel would compute
-        (change, tokens), (out, lse, rest) = self.change, (result.out, result.lse, result.rest)
+        (change, tokens), (out, lse, rest), block = self.change, (result.out, result.lse, result.rest), self.block
         *_, T, E = out.shape
-        is_fit = np.ones(len(items), bool)
-        sizes = loops.room_sizes(self.block.lanes, self.block.keys, self.q.shape[-1], E)
-        room = tuple(work.buffer(f"numba {n}", (size,), out.dtype) for n, size in enumerate(sizes))
+        size = loops.room_size(block.lanes, block.keys, self.q.shape[-1], E)
         loops.attend(
-            *self.arrays, *self.factors, self.score_scale, items, table.blocks, table.pieces, table.bounds,
-            table.hidden, tuple(change), tokens, room, self.block.keys, out.reshape(-1, T, E), lse.reshape(-1, T),
-            rest.reshape(-1, T), table.begins, table.ends, is_fit, pieces,
+            *self.arrays, *self.factors, self.score_scale, this.items, table.blocks, table.pieces, table.bounds,
+            table.hidden, tuple(change), tokens, work.buffer("numba", (size,), out.dtype), block.lanes, block.keys,
+            out.reshape(-1, T, E), lse.reshape(-1, T), rest.reshape(-1, T), table.begins, table.ends, this.turn,
+            self.most_scores, is_left, _pieces(dtype_name(self.q)),
         )  # fmt: skip
-        return items[~is_fit]
 
     def _attend_carefully(
         self, entry: int, kv_head: int, head: int, n_heads: int, rows: range, work: Workspace

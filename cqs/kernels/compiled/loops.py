@@ -22,12 +22,13 @@ from cqs.kernels.compiled.pieces import STEP, in_steps, split_panel
 from cqs.kernels.compiled.reading import ROW, copy_queries, pack_queries, padded, read, readable, write
 from cqs.kernels.compiled.rounding import round_as_before, round_small_to_zero
 from cqs.kernels.compiled.scores import CHANGE_ITEMS, PLAIN_CHANGE_TYPE
+from cqs.kernels.compiled.sharing import next_item
 from cqs.kernels.compiled.tiles import add_keys, fill, fold
 from cqs.kernels.compiled.vectors import ITEM, LANES, LIFT, all_less, any_less, compiled, load, spread, store, transpose
 from cqs.kernels.numba_scores import Change
 from cqs.schedule import LEAST_SPLIT_LANES, PANEL, TILE_KEYS
 
-__all__ = ["address_of", "attend", "has_amx", "padded", "room_sizes"]
+__all__ = ["address_of", "attend", "has_amx", "padded", "room_size"]
 
 _FOLD_KEYS = 3072  # after which sums are put aside: a sum of few numbers, and of few such sums, is more exact
 _ZERO, _ONE, _NOTHING = np.float32(0), np.float32(1), np.float32(-np.inf)
@@ -39,24 +40,26 @@ _NAN = np.float32(np.nan)
 _ALIGNED = 16  # numbers more, so that an address can be a multiple of their bytes
 
 
-def room_sizes(n_lanes, n_keys, width, value_width):
+@register_jitable
+def _room_sizes(n_lanes, n_keys, width, value_width):
     """Return how many numbers `attend` needs room for, to compute some lanes together, and copy some keys at a time.
 
-    That is for panels of queries, a panel's queries as they are, a tile of scores, keys, values, sums and totals (of
-    recent keys, and in the second half of those before), maxima, what is noted of a panel's lanes, what scores are
-    changed by, and for AMX pieces of keys, of values, and of weights, with what they add. Places of pieces are
-    multiples of 64 bytes. While keys are split, a panel's rows and the tile hold values that are still to be split.
+    That is for panels of queries, a panel's queries as they are, a tile of scores, keys, values, sums and totals of
+    recent keys, those of keys before, maxima, what is noted of a panel's lanes, what scores are changed by, and for AMX
+    pieces of keys, of values, and of weights, with what they add. While keys are split, a panel's rows and the tile
+    hold values that are still to be split.
     """
     in_panels, wide, value_wide = -(-n_lanes // PANEL) * PANEL, in_steps(width) * STEP, in_steps(value_width) * STEP
     n_steps = in_steps(n_keys)
     n_split = 0 if n_lanes < LEAST_SPLIT_LANES else 3
-    sizes = (
+    return (
         max(n_split * in_panels * wide // 2, in_panels * wide),
         2 * PANEL * max(wide, value_wide),
         TILE_KEYS * PANEL,
         n_keys * wide,
         n_keys * value_wide,
-        2 * in_panels * (value_wide + 1),
+        in_panels * (value_wide + 1),
+        in_panels * (value_wide + 1),
         in_panels,
         3 * PANEL,
         CHANGE_ITEMS,
@@ -64,7 +67,15 @@ def room_sizes(n_lanes, n_keys, width, value_width):
         n_split * n_steps * STEP * value_wide // 2,
         amx_room(value_wide) * (n_split > 0),
     )
-    return tuple(size + _ALIGNED for size in sizes)
+
+
+@register_jitable
+def room_size(n_lanes, n_keys, width, value_width):
+    """Return how many numbers `attend` needs room for in all; each part of it begins at a multiple of 64 bytes."""
+    total = _ALIGNED
+    for size in _room_sizes(n_lanes, n_keys, width, value_width):
+        total += -(-size // _ALIGNED) * _ALIGNED
+    return total
 
 
 @compiled(int64(int64, int64, int64, float32))
@@ -92,14 +103,8 @@ def address_of(array):
     return np.int64(array.ctypes.data)
 
 
-@register_jitable
-def _aligned(array):
-    """Return the first address in an array that is a multiple of 64."""
-    return -(-np.int64(array.ctypes.data) // 64) * 64
-
-
 class _Room(NamedTuple):
-    """The addresses of what `room_sizes` describes."""
+    """The addresses of what `_room_sizes` describes."""
 
     panels: int
     rows: int
@@ -117,12 +122,30 @@ class _Room(NamedTuple):
 
 
 @register_jitable
-def _room(arrays):
-    kept = _aligned(arrays[5]) + (arrays[5].size - _ALIGNED) // 2 * ITEM
+def _after(place, size):
+    """Return the next multiple of 64 bytes after some numbers at a place that is one."""
+    return place + -(-size // _ALIGNED) * _ALIGNED * ITEM
+
+
+@register_jitable
+def _room(array, n_lanes, n_keys, width, value_width):
+    """Lay out the room, in an array as large as `room_size` says."""
+    sizes = _room_sizes(n_lanes, n_keys, width, value_width)
+    panels = -(-np.int64(array.ctypes.data) // 64) * 64
+    rows = _after(panels, sizes[0])
+    tile = _after(rows, sizes[1])
+    keys = _after(tile, sizes[2])
+    values = _after(keys, sizes[3])
+    sums = _after(values, sizes[4])
+    kept = _after(sums, sizes[5])
+    tops = _after(kept, sizes[6])
+    between = _after(tops, sizes[7])
+    noted = _after(between, sizes[8])
+    k_pieces = _after(noted, sizes[9])
+    v_pieces = _after(k_pieces, sizes[10])
+    weighing = _after(v_pieces, sizes[11])
     return _Room(
-        _aligned(arrays[0]), _aligned(arrays[1]), _aligned(arrays[2]), _aligned(arrays[3]), _aligned(arrays[4]),
-        _aligned(arrays[5]), kept, _aligned(arrays[6]), _aligned(arrays[7]), _aligned(arrays[8]), _aligned(arrays[9]),
-        _aligned(arrays[10]), _aligned(arrays[11]),
+        panels, rows, tile, keys, values, sums, kept, tops, between, noted, k_pieces, v_pieces, weighing
     )  # fmt: skip
 
 
@@ -217,18 +240,62 @@ def _write_rows(panel, is_kept, rows, head, first_row, scale, out, lse, rest):
     return found
 
 
+@register_jitable
+def _attend_item(
+    queries, chunks, query_factor, factor, scale, item, rows, runs, seen_at, change, tokens, room, most_keys, out, lse,
+    rest, begins, ends, pieces,
+):  # fmt: skip
+    """Attend with the query heads of an item; return whether the result counts, and how many keys there were."""
+    batch, kv_head, head, n_heads, _ = item
+    first_row, end_row, p, end_run = rows
+    n_lanes = n_heads * (end_row - first_row)
+    block = _block(n_lanes, end_row - first_row, queries[0, 5], out.shape[2], tokens, pieces, room)
+    n_panels = n_panels_of(block)
+    n_sums, is_small = n_panels * (block.width + 1) * PANEL, False
+    for n in range(n_panels if begins else 0):
+        is_small |= _fill_panel(panel_of(block, n), queries, batch, head, first_row, query_factor, room.rows)
+    rounding = round_small_to_zero()
+    n_recent, n_keys, is_kept, key = 0, 0, not begins, 0  # keys since sums were folded, and all
+    while p < end_run:
+        round_as_before(rounding)  # small keys matter where queries are large
+        if block.pieces > 0:
+            joined, p, key, are_small = join_keys(
+                chunks, batch, kv_head, runs, p, key, end_run, most_keys, block, room, *seen_at
+            )
+            round_small_to_zero()
+            add_keys_by_amx(block, joined, change, room.weighing, room.between, room.noted, factor, is_kept)
+            n, is_small = joined.n, is_small or are_small
+        else:
+            n, p, key = _add_keys(
+                chunks, batch, kv_head, runs, p, key, most_keys, block, room, *seen_at, change, factor, is_kept
+            )
+        n_recent, n_keys = n_recent + n, n_keys + n
+        if n_recent >= _FOLD_KEYS:
+            fold(room.sums, room.kept, n_sums, is_kept)
+            n_recent, is_kept = 0, True
+    if is_small:  # so that whoever gets the result computes it otherwise
+        fill(room.sums, n_sums, _NAN)
+    if is_kept or not ends:
+        fold(room.sums, room.kept, n_sums, is_kept)
+    round_as_before(rounding)
+    found, here = 0, batch * (out.shape[0] // queries.shape[0]) + head
+    for n in range(n_panels if ends else 0):
+        found |= _write_rows(panel_of(block, n), is_kept, room.rows, here, first_row, scale, out, lse, rest)
+    return found & _NOT_FINITE == 0 and found != _SMALL, n_keys
+
+
 @compiled(
     void(
         int64[:, ::1], int64[:, :, :, ::1], float32, float32, float64, int64[:, ::1], int64[:, ::1], int64[:, ::1],
-        int32[::1], boolean[::1], PLAIN_CHANGE_TYPE, int64[::1], UniTuple(float32[::1], 12), int64,
-        float32[:, :, ::1], float32[:, ::1], float32[:, ::1], boolean, boolean, boolean[::1], int64,
+        int32[::1], boolean[::1], PLAIN_CHANGE_TYPE, int64[::1], float32[::1], int64, int64,
+        float32[:, :, ::1], float32[:, ::1], float32[:, ::1], boolean, boolean, int64[::1], int64, boolean[::1], int64,
     )
 )  # fmt: skip
 def attend(
-    queries, chunks, query_factor, factor, scale, items, blocks, runs, bounds, hidden, change, tokens, room_arrays,
-    most_keys, out, lse, rest, begins, ends, is_fit, pieces,
+    queries, chunks, query_factor, factor, scale, items, blocks, runs, bounds, hidden, change, tokens, room_array,
+    most_lanes, most_keys, out, lse, rest, begins, ends, turn, most_scores, is_left, pieces,
 ):  # fmt: skip
-    """Attend item by item: with the query heads of a key head, in one block of rows.
+    """Attend item by item: with the query heads of a key head, in one block of rows. Threads may share the items.
 
     Parameters
     ----------
@@ -255,67 +322,52 @@ def attend(
         The parts of a `Change`: what is done to scores before the mask.
     tokens : int64, `(T,)`
         The token numbers of the rows; of any length if scores are not changed.
-    room_arrays : tuple of float32 arrays
-        As large as `room_sizes` says.
-    most_keys : int
-        Keys that are read for one panel after the other.
+    room_array : float32
+        As large as `room_size` says.
+    most_lanes, most_keys : int
+        Queries of a block, and keys that are read for one panel after the other.
     out, lse, rest : float32, `(heads, T, E)` and `(heads, T)`
         Where the result goes, as of a `Partial`, for the heads of all batch entries.
     begins, ends : bool
         Whether these are the blocks' first pieces, and the last, with which the result is written.
-    is_fit : bool, `(i,)`
-        Where it is said whose result counts: not if sums are not finite, or all are so small that they may lack digits,
-        or AMX was to multiply numbers that are too small for it.
+    turn : int64, `(1,)`
+        The item that is next; whoever takes it adds 1. It ends at the number of items or above.
+    most_scores : int
+        After which no other item is taken.
+    is_left : bool, `(i,)`
+        Becomes True for items taken here whose result does not count: sums are not finite, or all are so small that
+        they may lack digits.
     pieces : int
-        Of each number of queries, keys and values, for AMX to multiply where that is faster; 0 if it cannot.
+        Of each number of queries, keys and values, for AMX to multiply where that is faster; 0 if it cannot. An item
+        whose result would not count, since numbers are too small for AMX or for other reasons, is computed again by
+        vectors, unless it has been begun or is to be ended by another call.
 
     Notes
     -----
     Within it all is done by address: handing on parts of arrays would count who uses them, for each tile.
     """
-    changing, room, n_heads = Change(*change), _room(room_arrays), out.shape[0] // queries.shape[0]
-    seen_at = address_of(bounds), address_of(hidden)
+    changing = Change(*change)
+    room = _room(room_array, most_lanes, most_keys, queries[0, 5], out.shape[2])
+    seen_at, tokens_at = (address_of(bounds), address_of(hidden)), address_of(tokens)
     if pieces > 0:
         begin()
-    for item in range(items.shape[0]):
-        batch, kv_head, head = items[item, 0], items[item, 1], items[item, 2]
-        first_row, end_row, p, end_run = blocks[items[item, 4]]
+    n_scores = 0
+    item, own_pieces = next_item(address_of(turn)), pieces
+    while item < len(items):
+        first_row, end_row, first_run, end_run = blocks[items[item, 4]]
         n_lanes = items[item, 3] * (end_row - first_row)
-        block = _block(
-            n_lanes, end_row - first_row, queries[0, 5], out.shape[2], address_of(tokens) + first_row * tokens.itemsize,
-            pieces if n_lanes >= LEAST_SPLIT_LANES else 0, room,
+        is_fit, n_keys = _attend_item(
+            queries, chunks, query_factor, factor, scale, items[item], (first_row, end_row, first_run, end_run), runs,
+            seen_at, changing, tokens_at + first_row * tokens.itemsize, room, most_keys, out, lse, rest, begins, ends,
+            own_pieces if n_lanes >= LEAST_SPLIT_LANES else 0,
         )  # fmt: skip
-        n_panels = n_panels_of(block)
-        n_sums, is_small = n_panels * (block.width + 1) * PANEL, False
-        for n in range(n_panels if begins else 0):
-            is_small |= _fill_panel(panel_of(block, n), queries, batch, head, first_row, query_factor, room.rows)
-        rounding = round_small_to_zero()
-        n_recent, is_kept, key = 0, not begins, 0  # keys since sums were folded
-        while p < end_run:
-            round_as_before(rounding)  # small keys matter where queries are large
-            if block.pieces > 0:
-                joined, p, key, are_small = join_keys(
-                    chunks, batch, kv_head, runs, p, key, end_run, most_keys, block, room, *seen_at
-                )
-                round_small_to_zero()
-                add_keys_by_amx(block, joined, changing, room.weighing, room.between, room.noted, factor, is_kept)
-                n, is_small = joined.n, is_small or are_small
-            else:
-                n, p, key = _add_keys(
-                    chunks, batch, kv_head, runs, p, key, most_keys, block, room, *seen_at, changing, factor, is_kept
-                )
-            n_recent += n
-            if n_recent >= _FOLD_KEYS:
-                fold(room.sums, room.kept, n_sums, is_kept)
-                n_recent, is_kept = 0, True
-        if is_small:  # so that whoever gets the result computes it otherwise
-            fill(room.sums, n_sums, _NAN)
-        if is_kept or not ends:
-            fold(room.sums, room.kept, n_sums, is_kept)
-        round_as_before(rounding)
-        found, here = 0, batch * n_heads + head
-        for n in range(n_panels if ends else 0):
-            found |= _write_rows(panel_of(block, n), is_kept, room.rows, here, first_row, scale, out, lse, rest)
-        is_fit[item] = found & _NOT_FINITE == 0 and found != _SMALL
+        n_scores += n_lanes * n_keys
+        if not is_fit and own_pieces > 0 and begins and ends:
+            own_pieces = 0
+            continue
+        is_left[item] = not is_fit
+        if n_scores >= most_scores:
+            break
+        item, own_pieces = next_item(address_of(turn)), pieces
     if pieces > 0:
         end()
