@@ -40,8 +40,8 @@ def attention(
     q, k, v : tensor, `(*B, H, T, D)`, `(*B, G, S, D)` and `(*B, G, S, E)`
         Of which any may require gradients.
     workers, memory, mask, is_causal, scale, softcap, bias, sink_logits, engine, strategy
-        As in `cqs.attention`; the budget is that of each pass, beside what is kept in between. `sink_logits` may
-        require gradients; `bias` may not: none is computed for it.
+        As in `cqs.attention`; the budget is that of each pass, beside what is kept in between. `sink_logits` and
+        `bias` may require gradients; that of a bias has as many numbers as it has.
 
     Returns
     -------
@@ -64,15 +64,12 @@ def attention(
         if not is_tensor(x):
             remedy = "for other libraries there is `cqs.attention_backward`"
             raise BackendError.of(name, "be a torch tensor", type(x).__name__, remedy)
-    if getattr(bias, "requires_grad", False):
-        rule, remedy = "not require gradients, of which none is computed", "give `bias.detach()`"
-        raise BackendError.of("bias", rule, "requires_grad=True", remedy)
     AttentionProblem.of(q, k, v)  # refuses what does not fit, before anything is allocated
     common = {
         "workers": workers, "memory": memory, "mask": mask, "is_causal": is_causal, "scale": scale, "softcap": softcap,
-        "bias": bias, "engine": engine, "strategy": strategy,
+        "engine": engine, "strategy": strategy,
     }  # fmt: skip
-    out: Array = _function().apply(q, k, v, common, sink_logits)
+    out: Array = _function().apply(q, k, v, common, sink_logits, bias)
     return out
 
 
@@ -88,21 +85,28 @@ def _function() -> Any:
         """Attention with a backward pass of its own."""
 
         @staticmethod
-        def forward(ctx: Any, q: Array, k: Array, v: Array, common: dict[str, Any], sink_logits: Array) -> Array:
+        def forward(
+            ctx: Any, q: Array, k: Array, v: Array, common: dict[str, Any], sink_logits: Array, bias: Any
+        ) -> Array:
             is_narrow = q.dtype in (torch.float16, torch.bfloat16)
             # what is not rounded to 16 bits does not have to be made up for in the gradients
             wide = torch.empty((*q.shape[:-1], v.shape[-1]), device=q.device) if is_narrow else None
-            sinks = None if sink_logits is None else sink_logits.detach()
-            out, lse = cqs.api.attention(*detached(q, k, v), **common, sink_logits=sinks, out=wide, return_lse=True)
-            ctx.save_for_backward(q, k, v, out, lse, *([] if sinks is None else [sink_logits]))
-            ctx.common = common
+            sinks, added = (x.detach() if is_tensor(x) else x for x in (sink_logits, bias))
+            options = {**common, "sink_logits": sinks, "bias": added}
+            out, lse = cqs.api.attention(*detached(q, k, v), **options, out=wide, return_lse=True)
+            ctx.save_for_backward(q, k, v, out, lse, sink_logits, bias if is_tensor(bias) else None)
+            ctx.common, ctx.bias = common, None if is_tensor(bias) else bias
             return out.to(q.dtype) if is_narrow else out
 
         @staticmethod
         @torch.autograd.function.once_differentiable
         def backward(ctx: Any, dout: Array) -> tuple[Array | None, ...]:
-            dout, q, k, v, out, lse, *sinks = detached(dout, *ctx.saved_tensors)
-            of_sinks = sink_logits_backward(dout, out, lse, sinks[0]) if ctx.needs_input_grad[4] else None
-            return *attention_backward(dout, q, k, v, out, lse, **ctx.common), None, of_sinks
+            *saved, sinks, bias = ctx.saved_tensors
+            dout, q, k, v, out, lse = detached(dout, *saved)
+            *_, asks_sinks, asks_bias = ctx.needs_input_grad
+            options = {**ctx.common, "bias": ctx.bias if bias is None else bias.detach(), "return_dbias": asks_bias}
+            dq, dk, dv, *of_bias = attention_backward(dout, q, k, v, out, lse, **options)
+            of_sinks = sink_logits_backward(dout, out, lse, sinks.detach()) if asks_sinks else None
+            return dq, dk, dv, None, of_sinks, *(of_bias or [None])
 
     return Attention

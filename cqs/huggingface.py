@@ -108,9 +108,6 @@ def _attention(options: dict[str, Any]) -> Callable[..., tuple[Array, None]]:
             rule = "be left out, which may change attention as cqs does not know"
             raise OptionError.of(unknown[0], rule, f"one of {type(module).__name__}", _OTHERWISE)
         mask, bias = _carried(attention_mask, query.shape[-2], key.shape[-2]), position_bias
-        if torch.is_grad_enabled() and bias is not None and bias.requires_grad:
-            rule, remedy = "not require gradients, of which none is computed", "compute `with torch.no_grad():`"
-            raise BackendError.of("position_bias", rule, "requires_grad=True", remedy)
         if mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
             mask = Causal() if query.shape[-2] > 1 else None
         elif isinstance(mask, torch.Tensor) and mask.dtype != torch.bool:

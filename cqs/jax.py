@@ -1,6 +1,6 @@
 """Attention that JAX can trace, differentiate and map, computed by this library in main memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, Never
 
@@ -50,8 +50,8 @@ def attention(
         A mask that is not an array is fixed when the function is traced. An array may be given beside `is_causal`: what
         both show is seen.
     bias : array that broadcasts to `(*B, H, T, S)`, or `ALiBi`
-        None is differentiated. What is to be hidden is for a mask: where a whole row is at -1e9, say, gradients are not
-        exact.
+        An array may be differentiated, whose gradient has as many numbers. What is to be hidden is for a mask: where a
+        whole row is at -1e9, say, gradients are not exact.
     sink_logits : array that broadcasts to `(*B, H)`
         Which may be differentiated.
 
@@ -154,20 +154,18 @@ def _new_differentiable(problem: AttentionProblem, named: tuple[tuple[str, Any],
 
     def forward(*given: Any) -> tuple[Array, tuple[Any, ...]]:
         q, k, v, arrays = jax.tree.map(lambda x: x.value, given)
-        if "bias" in arrays and given[3]["bias"].perturbed:
-            rule, remedy = "not be differentiated, which is not computed", "give `jax.lax.stop_gradient(bias)`"
-            raise BackendError.of("bias", rule, "a value that JAX differentiates", remedy)
         out, lse = called(output_and_lse, (result, lse_result), q, k, v, arrays)
-        return out.astype(q.dtype), (q, k, v, out, lse, arrays)
+        # what is kept may differ in structure, of which JAX knows while it traces
+        asked = {name: () for name in arrays if name != "mask" and given[3][name].perturbed}
+        return out.astype(q.dtype), (q, k, v, out, lse, arrays, asked)
 
     def backward(kept: tuple[Any, ...], dout: Any) -> tuple[Any, ...]:
-        q, k, v, out, lse, arrays = kept
+        q, k, v, out, lse, arrays, asked = kept
         if isinstance(dout, jax.custom_derivatives.SymbolicZero):
             dout = jax.numpy.zeros(dout.shape, dout.dtype)
         results = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in (("q", q), ("k", k), ("v", v))}
-        if "sink_logits" in arrays:
-            results["sink_logits"] = jax.ShapeDtypeStruct(arrays["sink_logits"].shape, arrays["sink_logits"].dtype)
-        found = called(gradients, results, dout, q, k, v, out, lse, arrays)
+        results |= {name: jax.ShapeDtypeStruct(arrays[name].shape, arrays[name].dtype) for name in asked}
+        found = called(partial(gradients, tuple(asked)), results, dout, q, k, v, out, lse, arrays)
         return found["q"], found["k"], found["v"], {name: found.get(name) for name in arrays}
 
     differentiable: Callable[..., Array] = jax.custom_vjp(attend)
@@ -192,12 +190,15 @@ def _output_and_lse(options: dict[str, Any], n_axes: int, *given: Any) -> tuple[
     return found
 
 
-def _gradients(options: dict[str, Any], n_axes: int, *given: Any) -> dict[str, Array]:
-    dout, q, k, v, out, lse, arrays = _as_numpy(n_axes, *given)
+def _gradients(options: dict[str, Any], n_axes: int, asked: tuple[str, ...], *given: Any) -> dict[str, Array]:
+    dout, q, k, v, out, lse, arrays = _as_numpy(n_axes, *given, repeats=("sink_logits", *asked))
     joined = _joined(options, arrays)
     sinks = joined.pop("sink_logits")
-    found = dict(zip("qkv", attention_backward(dout, q, k, v, out, lse, **joined), strict=True))
-    return found if sinks is None else {**found, "sink_logits": sink_logits_backward(dout, out, lse, sinks)}
+    found = attention_backward(dout, q, k, v, out, lse, **joined, return_dbias="bias" in asked)
+    named = dict(zip(("q", "k", "v", "bias"), found, strict=False))
+    if "sink_logits" in asked:
+        named["sink_logits"] = sink_logits_backward(dout, out, lse, sinks)
+    return named
 
 
 def _joined(options: dict[str, Any], arrays: dict[str, Array]) -> dict[str, Any]:
@@ -208,10 +209,11 @@ def _joined(options: dict[str, Any], arrays: dict[str, Array]) -> dict[str, Any]
     return joined
 
 
-def _as_numpy(n_axes: int, *given: Any) -> tuple[Any, ...]:
+def _as_numpy(n_axes: int, *given: Any, repeats: Sequence[str] = ("sink_logits",)) -> tuple[Any, ...]:
     """Return arrays of NumPy; those that JAX does not map over are repeated along the axes that it does, as views.
 
-    But for masks and biases, which may have axes of length 1.
+    Of those by name only some, since masks and biases may have axes of length 1; not if their gradients are asked for,
+    of which each call that is mapped over has its own.
     """
     *arrays, named = given
     arrays, named = [np.asarray(x) for x in arrays], {name: np.asarray(x) for name, x in named.items()}
@@ -221,4 +223,4 @@ def _as_numpy(n_axes: int, *given: Any) -> tuple[Any, ...]:
     def repeated(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.broadcast_to(x, (*mapped, *x.shape[n_mapped:]))
 
-    return *map(repeated, arrays), {name: repeated(x) if name == "sink_logits" else x for name, x in named.items()}
+    return *map(repeated, arrays), {name: repeated(x) if name in repeats else x for name, x in named.items()}

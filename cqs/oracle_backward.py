@@ -40,6 +40,8 @@ class BackwardFormula:
         What bends scores.
     change : function
         Of all scaled scores, returns what becomes of them, cap and all.
+    bias_shape : tuple of int, or None
+        Shape of a bias whose gradient is to be judged, with all axes that scores have, and the heads as they are.
     """
 
     q: Floats
@@ -50,9 +52,10 @@ class BackwardFormula:
     visible: npt.NDArray[np.bool_]
     softcap: float | None
     change: Callable[[Floats], Floats]
+    bias_shape: tuple[int, ...] | None = None
 
     def exact(self) -> tuple[list[Floats], list[Floats]]:
-        """Evaluate in a better type; return dq, dk, dv, and of each the sums of magnitudes of what is added up."""
+        """Evaluate in a better type; return the gradients, and of each the sums of magnitudes of what is added up."""
         better: Any = np.float64 if self._dtype == np.float32 else np.longdouble
         side = _Evaluation(self.q.astype(better), 1.0, self.scale)
         return self._gradients(side), self._gradients(side, of_magnitudes=True)
@@ -99,10 +102,20 @@ class BackwardFormula:
                 q, k, v, dout = map(abs, (q, k, v, dout))
             dweights = dout @ v.swapaxes(-1, -2)
             mean = (weights * dweights).sum(-1, keepdims=True)
-            dscores = weights * (dweights + mean if of_magnitudes else dweights - mean) * slopes
+            dscores = weights * (dweights + mean if of_magnitudes else dweights - mean)
+            of_bias = [] if self.bias_shape is None else [_summed(dscores, self.bias_shape)]
+            dscores *= slopes
             scale = dtype(abs(self.scale) if of_magnitudes else self.scale)
             by_key = dscores.swapaxes(-1, -2) @ q, weights.swapaxes(-1, -2) @ dout
-            return [scale * (dscores @ k), scale * by_key[0].sum(-3), by_key[1].sum(-3)]
+            return [scale * (dscores @ k), scale * by_key[0].sum(-3), by_key[1].sum(-3), *of_bias]
+
+
+def _summed(dscores: Floats, shape: tuple[int, ...]) -> Floats:
+    """Sum up gradients of scores, `(*B, G, H / G, T, S)`, over the axes of a bias that are 1."""
+    *batch, G, shared, T, S = dscores.shape
+    axes = tuple(i for i, n in enumerate(shape) if n == 1)
+    found: Floats = dscores.reshape(*batch, G * shared, T, S).sum(axes, keepdims=True)
+    return found
 
 
 def _softmax(scores: Floats) -> Floats:
@@ -124,7 +137,7 @@ def _log_sum_exp(scores: Floats) -> Floats:
 
 
 def judge_gradients(actual: list[Floats], formula: BackwardFormula) -> list[Judgement]:
-    """Judge dq, dk and dv by the rule for outputs, with the sums of magnitudes in place of means."""
+    """Judge dq, dk, dv and perhaps dbias by the rule for outputs, with the sums of magnitudes in place of means."""
     with single_threaded_blas():  # whose threads cost more than they save here
         exact, magnitudes = formula.exact()
         plain = formula.plain()

@@ -16,7 +16,7 @@ from cqs.types import Array
 
 __all__ = ["ULPS", "assert_exact", "assert_exact_gradients", "reference_attention"]
 
-_GRADIENTS = ("dq", "dk", "dv")
+_GRADIENTS = ("dq", "dk", "dv", "dbias")
 
 
 def reference_attention(
@@ -126,7 +126,7 @@ def assert_exact_gradients(
     Parameters
     ----------
     gradients : sequence of array
-        dq, dk and dv, of the shapes of q, k and v; what is to be checked.
+        dq, dk and dv, of the shapes of q, k and v, and if there are four, of the bias; what is to be checked.
     dout : array, `(*B, H, T, E)`
         The gradient of the output.
     q, k, v, scale, mask, is_causal, softcap, bias
@@ -148,31 +148,39 @@ def assert_exact_gradients(
     bias = bias if bias is None or isinstance(bias, ALiBi) else as_numpy("bias", bias)
     problem = AttentionProblem.of(q, k, v, mask=mask, is_causal=is_causal, scale=scale)
     Scores.of(problem, q, softcap, bias)  # which refuses what is wrong with them
-    arrays = _checked_gradients(problem, gradients, dout, (q, k, v))
+    shape = None if bias is None or isinstance(bias, ALiBi) else bias.shape
+    arrays = _checked_gradients(problem, gradients, dout, (q, k, v), shape)
     rows = _rows(q, k, v, problem)
     everything = slice(0, problem.n_keys)
     formula = BackwardFormula(
         rows.q, dout.reshape(*rows.q.shape[:-1], dout.shape[-1]), rows.k, rows.v, problem.scale,
         visible=rows.visible(np.arange(problem.n_keys)), softcap=softcap,
         change=lambda scores: _changed(problem, softcap, bias, None, scores, everything),
+        bias_shape=None if shape is None or len(arrays) == 3 else (*[1] * (dout.ndim - len(shape)), *shape),
     )  # fmt: skip
-    for name, found in zip(_GRADIENTS, judge_gradients(arrays, formula), strict=True):
+    for name, found in zip(_GRADIENTS, judge_gradients(arrays, formula), strict=False):
         _assert_passed(name, found, np.zeros(0))
 
 
 def _checked_gradients(
-    problem: AttentionProblem, gradients: Sequence[Floats], dout: Floats, inputs: Sequence[Floats]
+    problem: AttentionProblem,
+    gradients: Sequence[Floats],
+    dout: Floats,
+    inputs: Sequence[Floats],
+    bias_shape: tuple[int, ...] | None,
 ) -> list[Floats]:
     """Return the gradients as NumPy's arrays; refuse what cannot be compared."""
     if dout.shape != problem.out_shape:
         raise ShapeError.of("dout", f"have the output's shape {problem.out_shape}", dout.shape, "check its axes")
-    if not isinstance(gradients, tuple | list) or len(gradients) != 3:
-        raise OptionError.of("gradients", "be dq, dk and dv", type(gradients).__name__, "give all three")
+    shapes = [*problem.input_shapes.values(), *([] if bias_shape is None else [bias_shape])]
+    if not isinstance(gradients, tuple | list) or not 3 <= len(gradients) <= len(shapes):
+        rule = "be dq, dk and dv" + " and perhaps dbias" * (len(shapes) - 3)
+        raise OptionError.of("gradients", rule, type(gradients).__name__, "give all of them")
     for name, x in zip(("q", "k", "v", "dout"), (*inputs, dout), strict=True):
         if not np.isfinite(x).all():
             raise OptionError.of(name, "be finite where gradients are checked", "NaN or infinity", "leave those out")
-    arrays = [as_numpy(name, x) for name, x in zip(_GRADIENTS, gradients, strict=True)]
-    for name, x, shape in zip(_GRADIENTS, arrays, problem.input_shapes.values(), strict=True):
+    arrays = [as_numpy(name, x) for name, x in zip(_GRADIENTS, gradients, strict=False)]
+    for name, x, shape in zip(_GRADIENTS, arrays, shapes, strict=False):
         if dtype_name(x) not in DTYPES:
             raise DTypeError.of(name, f"have one of the types {', '.join(DTYPES)}", dtype_name(x), "convert it first")
         _check_shape(name, x, shape)

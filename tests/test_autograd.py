@@ -38,6 +38,18 @@ def test_sink_logits_are_learned(shape: tuple[int, ...]) -> None:
     assert torch.autograd.gradcheck(lambda *x: attention(*x[:3], sink_logits=x[3], mask=Causal(-2)), (q, k, v, sinks))
 
 
+@pytest.mark.parametrize("shape", [(5, 6), (4, 5, 6), (3, 1, 5, 6), (3, 4, 1, 6), (1, 5, 1)])
+@pytest.mark.parametrize("options", [{}, {"softcap": 2.0}, {"mask": Causal(-2)}], ids=str)
+def test_a_bias_is_learned(shape: tuple[int, ...], options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, h, n, 3, dtype=torch.float64, requires_grad=True) for h, n in ((4, 5), (2, 6), (2, 6)))
+    bias, sinks = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in (shape, (4,)))
+    given = q, k, v, bias, sinks
+    assert torch.autograd.gradcheck(
+        lambda *x: attention(*x[:3], bias=x[3], sink_logits=x[4], workers=3, **options), given
+    )
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_a_model_is_trained_as_by_torch(dtype: str) -> None:
     def gradient_of_weights(attend: Any) -> Any:
@@ -89,8 +101,6 @@ def test_what_has_no_gradient_is_refused() -> None:
     x = torch.randn(2, 5, 8)
     with pytest.raises(BackendError, match="`q` must be a torch tensor, got ndarray"):
         attention(x.numpy(), x, x)
-    with pytest.raises(BackendError, match="`bias` must not require gradients"):
-        attention(x, x, x, bias=torch.zeros(5, 5, requires_grad=True))
     with pytest.raises(BackendError, match="`sink_logits` must be a torch tensor, got ndarray"):
         attention(x, x, x, sink_logits=np.zeros(2, np.float32))
     with pytest.raises(OptionError, match="`score_mod` must be an option of `attention`"):

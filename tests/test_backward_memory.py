@@ -55,7 +55,10 @@ def calls(draw: st.DrawFn) -> tuple[Arrays, dict[str, Any], bool]:
     D, E = draw(st.sampled_from([8, 64, 100])), draw(st.sampled_from([8, 64, 100]))
     H = G * shared
     mask = draw(masks(T)) if T == S else None
-    scores = draw(st.sampled_from([{}, {"softcap": 3.0}, {"bias": ALiBi.standard(H)}]))
+    scores = draw(st.sampled_from([{}, {"softcap": 3.0}, {"bias": ALiBi.standard(H)}, {"return_dbias": True}]))
+    if "return_dbias" in scores:
+        shape = [draw(st.sampled_from([1, n])) for n in (*batch, H, T, S)]
+        scores["bias"] = np.ones(shape, draw(st.sampled_from(["float32", "float64"])))
     options = {
         "mask": mask,
         "memory": int(2 ** draw(st.floats(21, 27))),

@@ -257,13 +257,18 @@ def test_masks_that_are_numbers_are_added() -> None:
     found, _ = attend(torch.nn.Module(), q, k, v, added, position_bias=bias, scaling=0.5)
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=added + bias, scale=0.5)
     near(found, expected.transpose(1, 2))
+    dout = torch.randn_like(found)
+    bias.requires_grad_()
+    attend(torch.nn.Module(), q, k, v, added, position_bias=bias, scaling=0.5)[0].backward(dout)
+    own, bias.grad = bias.grad, None
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=added + bias, scale=0.5)
+    expected.backward(dout.transpose(1, 2))
+    near(own, bias.grad)
 
 
 def test_what_cqs_does_not_know_is_refused() -> None:
     attend, q = transformers.AttentionInterface()["cqs"], torch.zeros(1, 2, 4, 8)
     attend(torch.nn.Module(), q, q, q, None, position_ids=torch.arange(4)[None], use_cache=True, sliding_window=3)
-    with pytest.raises(BackendError, match=r"`position_bias` must not require gradients.*no_grad"):
-        attend(torch.nn.Module(), q, q, q, None, position_bias=torch.zeros(1, 2, 4, 4, requires_grad=True))
     with pytest.raises(OptionError, match="`sinks` must be left out"):
         attend(torch.nn.Module(), q, q, q, None, sinks=torch.zeros(1, 2, 4, 1))
     with pytest.raises(DTypeError, match="`attention_mask` must be booleans, or numbers"):

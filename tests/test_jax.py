@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,13 +166,31 @@ def test_it_can_be_differentiated(arrays: Arrays, compiled: Callable[..., Any]) 
     q, k, v, bias, sinks, mask, dout = given(arrays, "bias", "sinks", "mask", "dout")
 
     def gradients_of(attend: Callable[..., Any]) -> Any:
-        def loss(q, k, v, sinks):
-            return (attend(q, k, v, sinks) * dout).sum()
+        def loss(q, k, v, sinks, bias):
+            return (attend(q, k, v, sinks, bias) * dout).sum()
 
-        return jax.grad(compiled(loss), argnums=(0, 1, 2, 3))(q, k, v, sinks)
+        return jax.grad(compiled(loss), argnums=(0, 1, 2, 3, 4))(q, k, v, sinks, bias)
 
-    found = gradients_of(lambda q, k, v, s: cqs.jax.attention(q, k, v, bias=bias, sink_logits=s, mask=mask))
-    near(found, gradients_of(lambda q, k, v, s: plain(q, k, v, bias=bias, sinks=s, mask=mask)))
+    found = gradients_of(lambda q, k, v, s, b: cqs.jax.attention(q, k, v, bias=b, sink_logits=s, mask=mask))
+    near(found, gradients_of(lambda q, k, v, s, b: plain(q, k, v, bias=b, sinks=s, mask=mask)))
+
+
+@pytest.mark.parametrize("axes", [(1, T, S), (4, 1, S), (2, 4, T, S), (1, 1)], ids=str)
+def test_a_bias_can_be_learned(arrays: Arrays, axes: tuple[int, ...]) -> None:
+    q, k, v, dout = given(arrays, "dout")
+    bias = jnp.asarray(np.random.default_rng(4).standard_normal(axes, dtype=np.float32))
+
+    def loss(attend, q, bias):
+        return (attend(q, k, v, bias=bias) * dout).sum()
+
+    found = jax.grad(partial(loss, cqs.jax.attention), argnums=(0, 1))(q, bias)
+    near(found, jax.grad(partial(loss, plain), argnums=(0, 1))(q, bias))
+    if len(axes) == 3:  # each call that is mapped over has a gradient of its own of what they share
+        each = [
+            jax.vmap(jax.grad(lambda b, q, k, v, f=f: (f(q, k, v, bias=b) * dout[0]).sum()), (None, 0, 0, 0))
+            for f in (cqs.jax.attention, plain)
+        ]
+        near(each[0](bias, q, k, v), each[1](bias, q, k, v))
 
 
 def test_gradients_of_narrow_types_are_narrow(arrays: Arrays) -> None:
@@ -325,7 +344,5 @@ def test_arrays_are_refused_when_it_is_traced(arrays: Arrays) -> None:
         attend(q, k, v, mask=mask[:, :, :3])
     with pytest.raises(DTypeError, match="`mask` must be of type bool"):
         attend(q, k, v, mask=mask.astype(int))
-    with pytest.raises(BackendError, match="`bias` must not be differentiated"):
-        jax.grad(lambda b: attend(q, k, v, bias=b).sum())(bias)
     stopped = jax.grad(lambda b: attend(q, k, v, bias=jax.lax.stop_gradient(b)).sum())(bias)
     assert not stopped.any()

@@ -2,7 +2,7 @@
 
 from cqs.backward.adder import GradientAdder
 from cqs.backward.call import attention_backward
-from cqs.backward.gradients import Gradients
+from cqs.backward.gradients import Gradients, GradientsWithBias
 from cqs.backward.heads import differentiate_heads
 from cqs.backward.kernel import differentiate
 from cqs.backward.numba import differentiate_compiled
@@ -16,6 +16,7 @@ __all__ = [
     "GradientSource",
     "GradientWorker",
     "Gradients",
+    "GradientsWithBias",
     "attention_backward",
     "differentiate",
     "differentiate_compiled",

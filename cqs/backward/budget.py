@@ -6,6 +6,7 @@ from itertools import product
 from math import isqrt, prod
 from operator import itemgetter
 
+from cqs.backward.bias import BiasShape
 from cqs.errors import BudgetError
 from cqs.problem import DTYPES, AttentionProblem
 from cqs.quorum import CyclicQuorumSet
@@ -44,6 +45,8 @@ class BackwardCandidate:
         As of `Plan`.
     is_staged : bool
         Whether inputs are read into memory.
+    bias : BiasShape, optional
+        Of a bias whose gradient is asked for.
     """
 
     problem: AttentionProblem
@@ -52,6 +55,7 @@ class BackwardCandidate:
     grain: Grain
     setting: Setting
     is_staged: bool
+    bias: BiasShape | None = None
 
     def plan(self) -> Plan:
         """Return the plan."""
@@ -68,13 +72,18 @@ class BackwardCandidate:
         keys = sizes.key_tokens * n_kv * (p.width + p.value_width)  # numbers of all keys of a task, and their values
         rows = sizes.bundle_rows * call.n_heads  # of a bundle's queries
         result = (keys + sizes.query_rows * call.n_heads * p.width) * a
+        of_head = 0
+        if self.bias is not None:
+            strips = 2 * size * size if self.strategy == "cqs" else 1  # where tiles are given out by their work
+            of_head = self.bias.most_of_head(strips, sizes.query_rows, sizes.key_tokens) * a
+            result += self.bias.heads_of_task(call) * of_head
         read = keys * p.itemsize + rows * (p.width + 2 * p.value_width) * a if self.is_staged else 0
         # queries, outputs and their gradients side by side, and products of the latter, of which delta is the sum
         joined = rows * (p.width + 5 * p.value_width + 6) * a
         shares = (BACKWARD_SHARES - 1) * keys * a if n_kv < BACKWARD_SHARES and call.is_shared else 0
         at_once = result + read + joined + shares + setting.read_bytes
         waiting = result * in_flight if in_flight > 1 else 0
-        scratch = max(setting.threads, setting.in_flight) * self._scratch_bytes(call)
+        scratch = max(setting.threads, setting.in_flight) * (self._scratch_bytes(call) + of_head)
         objects = _BASE_BYTES + (CACHED_TASKS + 2 * in_flight) * sizes.object_bytes
         return self.gradient_bytes + in_flight * at_once + waiting + scratch + objects
 
@@ -88,7 +97,8 @@ class BackwardCandidate:
         """The gradients, as sums, and beside them in the inputs' type if that is another."""
         p = self.problem
         a, n = DTYPES[p.accumulator_dtype][0], sum(map(prod, p.input_shapes.values()))
-        return n * (a if p.itemsize == a else a + p.itemsize)
+        of_bias = 0 if self.bias is None else prod(self.bias.whole) * (a + 8)  # as sums, and in its own type
+        return n * (a if p.itemsize == a else a + p.itemsize) + of_bias
 
     def seconds(self) -> float:
         """Predict its time on a typical machine; of use only to compare with others."""
@@ -118,7 +128,9 @@ class BackwardCandidate:
         return self.setting.kernel == "numba" and self.problem.accumulator_dtype == "float32"
 
 
-def plan_within(problem: AttentionProblem, scheduler: Scheduler, inputs: Sequence[Input]) -> Plan:
+def plan_within(
+    problem: AttentionProblem, scheduler: Scheduler, inputs: Sequence[Input], bias: BiasShape | None = None
+) -> Plan:
     """Return the plan of the candidate that is predicted to be fastest among those that fit.
 
     Parameters
@@ -129,6 +141,8 @@ def plan_within(problem: AttentionProblem, scheduler: Scheduler, inputs: Sequenc
         With a budget; its strategy, workers and setting say what may be taken.
     inputs : sequence of Input
         What is read.
+    bias : BiasShape, optional
+        Of a bias whose gradient is asked for.
 
     Raises
     ------
@@ -138,7 +152,7 @@ def plan_within(problem: AttentionProblem, scheduler: Scheduler, inputs: Sequenc
         Naming the least that works.
     """
     memory, workers = parse_bytes("memory", scheduler.memory), scheduler.workers
-    families = list(_families(problem, scheduler, inputs))
+    families = list(_families(problem, scheduler, inputs, bias))
     fitting = [found for family in families if (found := family.first_within(workers, memory)) is not None]
     if fitting:
         return min(fitting, key=lambda candidate: candidate.seconds()).plan()
@@ -159,12 +173,13 @@ class _Family:
     block_bytes: int
     setting: Setting
     is_staged: bool
+    bias: BiasShape | None
 
     def at(self, W: int) -> BackwardCandidate:
         """Return the one with so many workers."""
         row_groups = None if self.strategy == "cqs" else max(isqrt(W), 1)
         grain = Grain(self.kv_heads, row_groups, block_bytes=self.block_bytes)
-        return BackwardCandidate(self.problem, self.strategy, W, grain, self.setting, self.is_staged)
+        return BackwardCandidate(self.problem, self.strategy, W, grain, self.setting, self.is_staged, self.bias)
 
     def choices(self, workers: int | None) -> Sequence[int]:
         """Return the numbers of workers that are tried."""
@@ -180,11 +195,13 @@ class _Family:
         return next((c for c in map(self.at, self.choices(workers)) if c.held_bytes() <= memory), None)
 
 
-def _families(problem: AttentionProblem, scheduler: Scheduler, inputs: Sequence[Input]) -> Iterator[_Family]:
+def _families(
+    problem: AttentionProblem, scheduler: Scheduler, inputs: Sequence[Input], bias: BiasShape | None
+) -> Iterator[_Family]:
     setting = replace(scheduler.setting, read_bytes=max(x.read_bytes for x in inputs))
     one_by_one = replace(setting, in_flight=1) if setting.threads > 1 else setting  # on all threads, or on fewer
     for strategy in scheduler.strategies_for(problem):
         fewer = [own for own in settings_within(problem, strategy, one_by_one) if not own.is_spilled]
         settings = [setting, *fewer] if setting.threads > 1 else fewer
         for own, kv_heads, block_bytes in product(settings, head_choices(problem), _SLOW):
-            yield _Family(problem, strategy, kv_heads, block_bytes, own, any(x.is_staged for x in inputs))
+            yield _Family(problem, strategy, kv_heads, block_bytes, own, any(x.is_staged for x in inputs), bias)

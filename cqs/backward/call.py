@@ -3,17 +3,18 @@
 import os
 from concurrent.futures import Executor
 from contextlib import ExitStack, closing
-from typing import Any, Never, TypeAlias
+from typing import Any, Literal, Never, TypeAlias, overload
 
 from cqs.backend import borrowed, is_cupy, is_numpy, namespace_of, refuse_gradients
 from cqs.backward.adder import GradientAdder
+from cqs.backward.bias import BiasShape
 from cqs.backward.budget import plan_within
-from cqs.backward.gradients import Gradients
+from cqs.backward.gradients import Gradients, GradientsWithBias
 from cqs.backward.heads import Differentiate, differentiate_heads
 from cqs.backward.numba import differentiate_compiled
 from cqs.backward.source import GradientSource
 from cqs.backward.worker import GradientWorker
-from cqs.checks import check_listener
+from cqs.checks import check_listener, true_or_false
 from cqs.engines import Engine, as_engine, concurrency
 from cqs.errors import BackendError, DTypeError, OptionError, ShapeError, refuse_unknown
 from cqs.events import Emit
@@ -31,6 +32,72 @@ _KERNELS: dict[str, Differentiate] = {"numba": differentiate_compiled, "blockwis
 Given: TypeAlias = Array | str | os.PathLike[str]
 
 
+@overload
+def attention_backward(
+    dout: Given,
+    q: Given,
+    k: Given,
+    v: Given,
+    out: Given,
+    lse: Array,
+    *,
+    workers: int | None = ...,
+    memory: int | str | None = ...,
+    mask: Mask | Array | None = ...,
+    is_causal: bool = ...,
+    scale: float | None = ...,
+    softcap: float | None = ...,
+    bias: Array | ALiBi | None = ...,
+    kernel: str = ...,
+    engine: Engine | Executor | None = ...,
+    strategy: str = ...,
+    return_dbias: Literal[False] = ...,
+    on_event: Emit = ...,
+) -> Gradients: ...
+@overload
+def attention_backward(
+    dout: Given,
+    q: Given,
+    k: Given,
+    v: Given,
+    out: Given,
+    lse: Array,
+    *,
+    workers: int | None = ...,
+    memory: int | str | None = ...,
+    mask: Mask | Array | None = ...,
+    is_causal: bool = ...,
+    scale: float | None = ...,
+    softcap: float | None = ...,
+    bias: Array | ALiBi | None = ...,
+    kernel: str = ...,
+    engine: Engine | Executor | None = ...,
+    strategy: str = ...,
+    return_dbias: Literal[True],
+    on_event: Emit = ...,
+) -> GradientsWithBias: ...
+@overload
+def attention_backward(
+    dout: Given,
+    q: Given,
+    k: Given,
+    v: Given,
+    out: Given,
+    lse: Array,
+    *,
+    workers: int | None = ...,
+    memory: int | str | None = ...,
+    mask: Mask | Array | None = ...,
+    is_causal: bool = ...,
+    scale: float | None = ...,
+    softcap: float | None = ...,
+    bias: Array | ALiBi | None = ...,
+    kernel: str = ...,
+    engine: Engine | Executor | None = ...,
+    strategy: str = ...,
+    return_dbias: bool,
+    on_event: Emit = ...,
+) -> Gradients | GradientsWithBias: ...
 def attention_backward(
     dout: Given,
     q: Given,
@@ -49,9 +116,10 @@ def attention_backward(
     kernel: str = "auto",
     engine: Engine | Executor | None = None,
     strategy: str = "auto",
+    return_dbias: bool = False,
     on_event: Emit = None,
     **unknown: Never,
-) -> Gradients:
+) -> Gradients | GradientsWithBias:
     r"""Return the gradients of q, k and v, given that of the output: the backward pass of `cqs.attention`.
 
     Exact, in the same independent tasks, of which each needs nothing but its own queries, keys, values, and of its
@@ -72,8 +140,8 @@ def attention_backward(
         The most bytes to hold beyond the caller's arrays, as in "2 GiB": gradients, results of tasks, what is read
         from files, blocks of scores. Workers, heads of a task, blocks and threads are chosen to fit.
     mask, is_causal, scale, softcap, bias
-        What `cqs.attention` was given. For a bias itself no gradient is computed, and functions (`score_mod`)
-        have none that is known here; for sink logits there is `cqs.backward.sink_logits_backward`.
+        What `cqs.attention` was given. Functions (`score_mod`) have no gradient that is known here; for that of sink
+        logits there is `cqs.backward.sink_logits_backward`.
     kernel : {"auto", "numba", "blockwise"}
         What computes: compiled loops, for arrays of NumPy and tensors in main memory; or array code of any library.
         "auto" picks the former where it can, if Numba is installed.
@@ -81,13 +149,17 @@ def attention_backward(
         What runs the tasks; by default this machine's threads.
     strategy : {"auto", "cqs", "tiles", "ring", "tree"}
         How scores are cut into tasks.
+    return_dbias : bool
+        Whether to return the gradient of the bias, too, which has to be an array.
     on_event : callable, optional
         Told of every `cqs.events.Event`.
 
     Returns
     -------
-    Gradients
-        `dq`, `dk`, `dv`, of the shapes and the type of q, k and v, and of their library.
+    Gradients or GradientsWithBias
+        `dq`, `dk`, `dv`, of the shapes and the type of q, k and v, and of their library; with `return_dbias` also
+        `dbias`, of the shape and type of the bias: over axes of it that are 1 the sum of what all of its numbers'
+        places get.
 
     Raises
     ------
@@ -98,7 +170,8 @@ def attention_backward(
     -----
     *Cost.* 2 T S (3 D + 2 E) operations a head, half if causal. Gradients are summed up in float32, or float64 for
     float64, and beyond them each thread holds the results of two tasks, about (T + S) D + S E numbers over sqrt(W), and
-    some blocks of scores; or what a budget says.
+    some blocks of scores; or what a budget says. The gradient of a bias takes as many numbers as that has, and in each
+    task the share of its tiles.
     *Numerics.* What is hidden stays hidden: NaN in a key reaches the gradients of no query that does not see it.
     *Determinism.* One plan gives the same gradients bit for bit, for any number of threads and order of tasks.
 
@@ -120,6 +193,10 @@ def attention_backward(
     refuse_unknown(attention_backward, unknown)
     check_listener("on_event", on_event)
     refuse_gradients(dout=dout, q=q, k=k, v=v, out=out, lse=lse, bias=bias)
+    is_asked = true_or_false("return_dbias", return_dbias, "True asks for the gradient of `bias`")
+    if is_asked and not hasattr(bias, "shape"):
+        rule, remedy = "be given with a `bias` that is an array", "leave it out, or give such a bias"
+        raise OptionError.of("return_dbias", rule, f"bias={bias!r}", remedy)
     (q, k, v, dout, lse, bias, out), hand_out = borrowed(
         by_cupy=False, by_numpy=kernel in ("auto", "numba"), q=q, k=k, v=v, dout=dout, lse=lse, bias=bias, out=out
     )
@@ -134,13 +211,15 @@ def attention_backward(
         runner = as_engine(engine)
         scheduler = Scheduler(workers, strategy, memory, _setting(runner, like, scores is not None, name))
         read = [inputs.q, inputs.k, inputs.v, *opened.values()]
-        plan = planned(scheduler, problem) if memory is None else plan_within(problem, scheduler, read)
+        shape = BiasShape.of(bias, problem) if is_asked else None
+        plan = planned(scheduler, problem) if memory is None else plan_within(problem, scheduler, read, shape)
         source = GradientSource(problem, inputs, **opened, lse=ArrayInput(lse[..., None]))
-        worker = GradientWorker(problem, source, _KERNELS[name], scores, plan.grain, on_event)
-        adder = GradientAdder(plan, like)
+        worker = GradientWorker(problem, source, _KERNELS[name], scores, plan.grain, on_event, bias=shape)
+        adder = GradientAdder(plan, like, bias if is_asked else None)
         run: Any = runner.run  # an engine passes on whatever its worker gives
         run(plan, worker, adder.add)
-        return Gradients(*map(hand_out, adder.result()))
+        found = adder.result()
+        return type(found)(*map(hand_out, found))
 
 
 def _kernel(name: str, xp: Namespace) -> str:

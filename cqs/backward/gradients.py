@@ -1,10 +1,10 @@
-"""The gradients of queries, keys and values."""
+"""The gradients of queries, keys and values, and of a bias."""
 
 from typing import NamedTuple
 
 from cqs.types import Array
 
-__all__ = ["Gradients"]
+__all__ = ["Gradients", "GradientsWithBias"]
 
 
 class Gradients(NamedTuple):
@@ -19,3 +19,18 @@ class Gradients(NamedTuple):
     dq: Array
     dk: Array
     dv: Array
+
+
+class GradientsWithBias(NamedTuple):
+    """The same, and for each number of a bias.
+
+    Parameters
+    ----------
+    dq, dk, dv, dbias : array
+        Of the shapes and types of q, k, v and the bias.
+    """
+
+    dq: Array
+    dk: Array
+    dv: Array
+    dbias: Array

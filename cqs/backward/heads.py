@@ -1,6 +1,7 @@
 """Gradients for all heads of a call: by array code, head by head, on threads that share key heads out."""
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +29,7 @@ class Differentiate(Protocol):
         region: Region,
         threads: int = 1,
         block_bytes: int = BLOCK_BYTES,
+        bias_sums: Array | None = None,
     ) -> Array:
         """Compute what some pairs add.
 
@@ -41,6 +43,8 @@ class Differentiate(Protocol):
             Of each chunk, of the type that sums are kept in: what these pairs add is added to it.
         scale, region, threads, block_bytes
             As of `cqs.kernels.Attend`. All heads have the same mask and scores.
+        bias_sums : array of zeros, `(t, s)`, where either may be 1, optional
+            As of `cqs.backward.differentiate`, for a call of one head.
 
         Returns
         -------
@@ -58,6 +62,7 @@ def differentiate_heads(
     region: Region,
     threads: int = 1,
     block_bytes: int = BLOCK_BYTES,
+    bias_sums: Array | None = None,
 ) -> Array:
     """Do as `Differentiate` says with arrays of any library."""
     xp = namespace_of(q=rows.q)
@@ -75,7 +80,7 @@ def differentiate_heads(
             for h in range(g * (H // G), (g + 1) * (H // G)):
                 dq[(*b, h, ...)] = differentiate(
                     rows_of_head(rows, (*b, h)), own_chunks, own_gradients, scale=scale, region=region, dtype=dtype,
-                    block_bytes=block_bytes, space=space,
+                    block_bytes=block_bytes, space=space, bias_sums=bias_sums,
                 )  # fmt: skip
 
     items = [(b, g) for b in np.ndindex(*batch) for g in range(G)]
@@ -100,30 +105,46 @@ def differentiate_per_head(
     threads: int = 1,
     block_bytes: int = BLOCK_BYTES,
     first: tuple[tuple[int, ...], int] = ((), 0),
+    bias_sums: Array | None = None,
 ) -> Array:
     """Call a function once where all heads share mask and scores, else for each head, with what is its own.
 
-    `first` says which batch entry and head of the problem the first head of `rows` is of.
+    `first` says which batch entry and head of the problem the first head of `rows` is of. To sums `(*B, H, t, s)`, of
+    which any axis may be 1, what the pairs add to the gradient of a bias is added; heads that add to the same are one
+    thread's, so that it adds them up in one order.
     """
     (entry, first_head), (*batch, H, _, _) = first, rows.q.shape
-    if region.is_shared:
+    if region.is_shared and bias_sums is None:
         region = region.at((0,) * (len(entry) + len(batch) + 1))
         return how(rows, chunks, gradients, scale=scale, region=region, threads=threads, block_bytes=block_bytes)
     G = chunks[0].k.shape[-3]
-    dq = namespace_of(q=rows.q).empty(rows.q.shape, dtype=gradients[0].k.dtype, device=rows.q.device)
+    xp = namespace_of(q=rows.q)
+    dq = xp.empty(rows.q.shape, dtype=gradients[0].k.dtype, device=rows.q.device)
+    differs = [n > 1 for n in ((*batch, H) if bias_sums is None else bias_sums.shape[:-2])]  # along these axes
+    is_alone = all(is_own or n == 1 for is_own, n in zip(differs, (*batch, H), strict=True))
 
-    def work(item: tuple[tuple[int, ...], int], space: Workspace) -> None:
-        b, g = item
+    def work(item: tuple[int, ...], space: Workspace) -> None:
+        axes = zip(item, (*batch, G), differs, strict=True)
+        for *b, g in product(*([i] if is_own else range(n) for i, n, is_own in axes)):
+            add_group(tuple(b), g)
+
+    def add_group(b: tuple[int, ...], g: int) -> None:
         own_chunks, own_gradients = (
             [KeyChunk(*(x[(*b, slice(g, g + 1), ...)] for x in c)) for c in some] for some in (chunks, gradients)
         )
         for h in range(g * (H // G), (g + 1) * (H // G)):
             own: tuple[int | slice, ...] = (*b, slice(h, h + 1))
+            of_bias = tuple(i if is_own else 0 for i, is_own in zip((*b, h), differs, strict=True))
+            sums = None if bias_sums is None else bias_sums[(*of_bias, ...)]
+            own_sums = sums if is_alone or sums is None else xp.zeros_like(sums)
             dq[(*own, ...)] = how(
                 rows_of_head(rows, own), own_chunks, own_gradients, scale=scale, block_bytes=block_bytes,
-                region=region.at((*entry, *b, first_head + h)),
+                region=region.at((*entry, *b, first_head + h)), bias_sums=own_sums,
             )  # fmt: skip
+            if sums is not None and own_sums is not sums:
+                sums[...] += own_sums
 
     with compute_threads() as shared:
-        shared.share([(b, g) for b in np.ndindex(*batch) for g in range(G)], work, threads)
+        items = np.ndindex(*(n if is_own else 1 for n, is_own in zip((*batch, G), differs, strict=True)))
+        shared.share(list(items), work, threads)
     return dq

@@ -12,6 +12,9 @@ With weights :math:`p_{ij} = e^{s_{ij} - l_i}` of the whole row, whose log-sum-e
     \mathrm dq_i = \mathrm{scale} \sum_j \mathrm ds_{ij}\, k_j, \qquad
     \mathrm dk_j = \mathrm{scale} \sum_i \mathrm ds_{ij}\, q_i.
 
+The gradient of a bias, which is added to scores, is ds itself, summed over all that a number of it is added to. If a
+soft cap c bends scores x first, what q and k are given is ds times its slope, :math:`1 - \tanh^2(x / c)`.
+
 All are sums over pairs. So whoever has some queries, with their o, do and l, and some keys can compute what these pairs
 add, and parts add up, in any order.
 """
@@ -58,6 +61,7 @@ def differentiate(
     blocks: Sequence[range] | None = None,
     block_bytes: int = BLOCK_BYTES,
     space: Workspace | None = None,
+    bias_sums: Array | None = None,
 ) -> Array:
     """Compute what pairs of some queries and some keys of one head add to the gradients.
 
@@ -79,6 +83,9 @@ def differentiate(
         About how large a block of scores is, of which there are three. It decides in which order numbers are added.
     space : Workspace, optional
         Where blocks of NumPy arrays are, from call to call: threads that all allocate them wait for each other.
+    bias_sums : array, `(t, s)`, where either may be 1, optional
+        Of type `dtype`: what these pairs add to the gradient of a bias is added to it, or over an axis that is 1 the
+        sum of it.
 
     Returns
     -------
@@ -109,6 +116,9 @@ def differentiate(
             dscores = arrays.product("dscores", dout, v.T)
             dscores -= delta
             dscores *= weights
+            if bias_sums is not None:
+                set_hidden(xp, dscores, hidden, 0.0)
+                _add_to_bias(xp, dscores, own, pieces, bias_sums)
             if slopes is not None:
                 dscores *= slopes
             set_hidden(xp, dscores, hidden, 0.0)  # which is not 0 there if a value is not finite
@@ -134,6 +144,19 @@ def _slopes_of_cap(xp: Namespace, region: Region, scores: Array) -> Array | None
     softcap = None if region.scores is None else region.scores.softcap
     # 1 - tanh^2 would have no digits left where scores are far above the cap
     return None if softcap is None else 1 / xp.cosh(scores / softcap) ** 2
+
+
+def _add_to_bias(xp: Namespace, dscores: Array, rows: range, pieces: Sequence[range], sums: Array) -> None:
+    """Add a block's gradients of scores to sums, over axes of these that are 1 their own sum."""
+    if sums.shape[0] == 1:
+        dscores = xp.sum(dscores, axis=0, keepdims=True)
+    here, first = slice(rows.start, rows.stop) if sums.shape[0] > 1 else slice(1), 0
+    if sums.shape[1] == 1:
+        sums[here, :] += xp.sum(dscores, axis=1, keepdims=True)
+        return
+    for part in pieces:
+        sums[here, part.start : part.stop] += dscores[:, first : first + len(part)]
+        first += len(part)
 
 
 def _add(sums: Array, places: Sequence[tuple[int, range]], arrays: Sequence[Array]) -> None:

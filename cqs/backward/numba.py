@@ -47,6 +47,7 @@ def differentiate_compiled(
     region: Region,
     threads: int = 1,
     block_bytes: int = BLOCK_BYTES,
+    bias_sums: Array | None = None,
 ) -> Array:
     """Do as `cqs.backward.heads.Differentiate` says with arrays of NumPy.
 
@@ -59,9 +60,10 @@ def differentiate_compiled(
     is_computed = is_float32 and not is_empty and can_scale(scale) and is_compiled(region)
     if not is_computed or compiled("backward") is None:
         return differentiate_heads(
-            rows, chunks, gradients, scale=scale, region=region, threads=threads, block_bytes=block_bytes
-        )
-    return _Call(rows, chunks, gradients, scale, region, block_bytes).computed(threads)
+            rows, chunks, gradients, scale=scale, region=region, threads=threads, block_bytes=block_bytes,
+            bias_sums=bias_sums,
+        )  # fmt: skip
+    return _Call(rows, chunks, gradients, scale, region, block_bytes, bias_sums).computed(threads)
 
 
 class _Part(NamedTuple):
@@ -82,6 +84,7 @@ class _Call:
     scale: float
     region: Region
     block_bytes: int
+    bias_sums: Array | None
 
     def computed(self, threads: int) -> Array:
         """Compute the result."""
@@ -227,17 +230,39 @@ class _Call:
             work.buffer(f"backward {name}", (self.starts[-1] * loops.padded(width),), self.dq.dtype)
             for name, width in (("dk", shape.width), ("dv", shape.value_width))
         )
+        bias_sums = self._bias_sums(work)
+        of_bias = (0, 0, 0) if bias_sums is None else _place_of(bias_sums)
         for step, is_last in _with_last(steps):
             raise_if_stopped()
             loops.differentiate(
                 *self.arrays, self.places[part.share], np.array(self.starts), *self.lse_and_delta, query_factor, factor,
                 np.float32(self.scale), heads, step.blocks, step.pieces, step.bounds, step.hidden, tuple(change),
                 tokens, room, sums, MOST_NUMBA_KEYS, self.dq.reshape(-1, *self.dq.shape[-2:]),
-                (step.begins, step.ends, is_first, is_last), is_fit,
+                (step.begins, step.ends, is_first, is_last), is_fit, of_bias,
             )  # fmt: skip
             is_first = False
+        if self.bias_sums is not None and bias_sums is not None:
+            self._keep_bias_sums(part, bias_sums, bool(is_fit[0]))
         for unfit in heads[~is_fit].tolist():
             self._differentiate_carefully(part, unfit, work)
+
+    def _bias_sums(self, work: Workspace) -> Array | None:
+        """Return where a part adds up gradients of scores: its own rows, or beside them where one row is for all."""
+        sums = self.bias_sums
+        if sums is None or sums.shape[0] > 1:
+            return sums
+        own = work.buffer("bias", sums.shape, sums.dtype)
+        own.fill(0)
+        return own
+
+    def _keep_bias_sums(self, part: _Part, found: Array, is_fit: bool) -> None:
+        """Add up what a part has found; or forget it, where array code is to compute the part."""
+        assert self.bias_sums is not None
+        if found is not self.bias_sums:
+            self.bias_sums[...] += found if is_fit else 0
+        elif not is_fit:
+            for rows in part.blocks:
+                found[rows.start : rows.stop, :] = 0
 
     def _differentiate_carefully(self, part: _Part, heads: list[int], work: Workspace) -> None:
         """Compute some heads of a part by array code, where what is hidden may not take part with weight 0."""
@@ -252,10 +277,17 @@ class _Call:
                 found = differentiate(
                     rows_of_head(self.rows, (*batch, head)), chunks, target, scale=self.scale, region=self.region,
                     dtype=self.dq.dtype, blocks=part.blocks, block_bytes=self.block_bytes, space=work,
+                    bias_sums=self.bias_sums,
                 )  # fmt: skip
             for rows in part.blocks:
                 own = slice(rows.start, rows.stop)
                 self.dq[(*batch, head, own)] = found[own]
+
+
+def _place_of(sums: Array) -> tuple[int, int, int]:
+    """Return the address of sums, `(t, s)` or 1, and how many bytes are from row to row and from key to key; or 0."""
+    row, item = (stride if n > 1 else 0 for n, stride in zip(sums.shape, sums.strides, strict=True))
+    return sums.__array_interface__["data"][0], row, item
 
 
 def _with_last(steps: Iterable[Tables]) -> Iterator[tuple[Tables, bool]]:

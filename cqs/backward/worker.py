@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from cqs.backend import dtype_of, namespace_of, quiet_floats
+from cqs.backward.bias import BiasShape
 from cqs.backward.heads import Differentiate, differentiate_per_head
 from cqs.backward.kernel import QueryRows
 from cqs.backward.source import GradientSource
@@ -33,12 +34,16 @@ class GradientResult:
         For each of its groups of keys `(*B, G, s, D)` and `(*B, G, s, E)`, or with g in place of `*B, G`.
     events : tuple of Event
         What happened meanwhile, if nobody was told at once.
+    bias : tuple of array
+        If it is asked for, for each of its bundles what is added to the gradient of the bias: `(*B, H, t, s)` or
+        `(h, t, s)`, where those axes are 1 that are 1 of the bias.
     """
 
     task: Task
     queries: tuple[Array, ...]
     keys: tuple[KeyChunk, ...]
     events: tuple[Event, ...] = ()
+    bias: tuple[Array, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +66,8 @@ class GradientWorker:
         Told of every `cqs.events.Event`, from any thread.
     records : bool
         Whether events come back with the result, as from another process.
+    bias : BiasShape, optional
+        Of a bias whose gradient is asked for.
     """
 
     problem: AttentionProblem
@@ -70,6 +77,7 @@ class GradientWorker:
     grain: Grain = Grain()  # noqa: RUF009  # frozen
     emit: Emit = None
     records: bool = False
+    bias: BiasShape | None = None
 
     def run(self, task: Task, threads: int = 1, feed: Feed | None = None) -> GradientResult:
         """Compute what the tiles that the task owns add to the gradients.
@@ -90,18 +98,26 @@ class GradientWorker:
         """
         with task_events(task.index, self.emit, self.records) as (_, events), quiet_floats():
             keys = {group: self.source.keys(group, task.heads) for group in task.key_groups}
-            sums = {group: self._zeros(chunk) for group, chunk in keys.items()}
-            queries = [
-                dq
-                for bundle in task.bundles
-                for dq in self._bundle(
-                    task, bundle, [keys[g] for g in bundle.keys], [sums[g] for g in bundle.keys], threads
-                )
-            ]
-        return GradientResult(task, tuple(queries), tuple(sums[group] for group in task.key_groups), tuple(events))
+            sums = {group: KeyChunk(*(self._zeros(x.shape, x) for x in chunk)) for group, chunk in keys.items()}
+            queries: list[Array] = []
+            of_bias: list[Array] = []
+            for bundle in task.bundles:
+                own_keys, own_sums = ([some[group] for group in bundle.keys] for some in (keys, sums))
+                if self.bias is not None:
+                    of_bias.append(self._zeros(self.bias.part(bundle, task.heads), own_keys[0].k))
+                bias_sums = of_bias[-1] if of_bias else None
+                queries += self._bundle(task, bundle, own_keys, own_sums, bias_sums, threads)
+        of_keys = tuple(sums[group] for group in task.key_groups)
+        return GradientResult(task, tuple(queries), of_keys, tuple(events), tuple(of_bias))
 
     def _bundle(
-        self, task: Task, bundle: Bundle, chunks: list[KeyChunk], sums: list[KeyChunk], threads: int
+        self,
+        task: Task,
+        bundle: Bundle,
+        chunks: list[KeyChunk],
+        sums: list[KeyChunk],
+        bias_sums: Array | None,
+        threads: int,
     ) -> Iterator[Array]:
         """Add what the pairs of a bundle add to the sums of its keys, and yield it for the queries of each strip."""
         region = Region(
@@ -121,14 +137,14 @@ class GradientWorker:
             threads=threads,
             block_bytes=self.grain.block_bytes,
             first=((), 0) if task.heads is None else (task.heads.batch, task.heads.queries.start),
+            bias_sums=bias_sums,
         )
         ends = list(accumulate((len(strip.query) for strip in bundle.strips), initial=0))
         return (dq[..., start:stop, :] for start, stop in pairwise(ends))
 
-    def _zeros(self, chunk: KeyChunk) -> KeyChunk:
-        xp = namespace_of(k=chunk.k)
-        dtype = dtype_of(xp, self.problem.accumulator_dtype)
-        return KeyChunk(*(xp.zeros(x.shape, dtype=dtype, device=x.device) for x in chunk))
+    def _zeros(self, shape: tuple[int, ...], like: Array) -> Array:
+        xp = namespace_of(like=like)
+        return xp.zeros(shape, dtype=dtype_of(xp, self.problem.accumulator_dtype), device=like.device)
 
 
 def _joined(parts: Sequence[QueryRows]) -> QueryRows:

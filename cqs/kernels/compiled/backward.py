@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import boolean, float32, int32, int64, types, void
 
+from cqs.kernels.compiled.backward_bias import BiasSums
 from cqs.kernels.compiled.backward_tiles import PANEL_TYPE, BackwardPanel, add_pairs
 from cqs.kernels.compiled.hiding import Keys, seen_where
 from cqs.kernels.compiled.loops import address_of
@@ -177,12 +178,12 @@ _ROOM, _OF_ROWS = types.UniTuple(float32[::1], 11), types.Array(float32, 2, "C",
         int64[:, ::1], int64[:, ::1], int64[:, :, :, ::1], int64[:, :, :, ::1], int64[::1], _OF_ROWS, _OF_ROWS,
         float32, float32, float32, int64[:, ::1], int64[:, ::1], int64[:, ::1], int32[::1],
         boolean[::1], PLAIN_CHANGE_TYPE, int64[::1], _ROOM, types.UniTuple(float32[::1], 2), int64, float32[:, :, ::1],
-        types.UniTuple(boolean, 4), boolean[::1],
+        types.UniTuple(boolean, 4), boolean[::1], types.UniTuple(int64, 3),
     )
 )  # fmt: skip
 def differentiate(
     queries, douts, chunks, gradients, starts, lse, delta, query_factor, factor, scale, items, blocks, pieces, bounds,
-    hidden, change, tokens, room, sums, most_keys, dq, when, is_fit,
+    hidden, change, tokens, room, sums, most_keys, dq, when, is_fit, bias_sums,
 ):  # fmt: skip
     """Differentiate item by item: with the query heads of a key head, in some blocks of rows.
 
@@ -215,6 +216,9 @@ def differentiate(
         Whether these are the blocks' first pieces, and the last; and the items' first blocks, and the last.
     is_fit : bool, `(i,)`
         Becomes False where gradients are not finite; of these, none were added to those of keys and values.
+    bias_sums : tuple of int
+        Where gradients of scores are added up, as of `BiasSums`, for the first row and key of all; then items are of
+        one head each. Those of items that are not fit are added, too.
     """
     changing, (begins, ends, opens, closes) = Change(*change), when
     tiles, keys, values, own_sums = address_of(room[4]), address_of(room[5]), address_of(room[6]), address_of(room[7])
@@ -222,6 +226,7 @@ def differentiate(
     levels, noted, scratch = address_of(room[8]), address_of(room[9]), address_of(room[10])
     depth, value_depth, n_keys = queries[0, 5], douts[0, 5], starts[-1]
     width, value_width = padded(depth), padded(value_depth)
+    bias_at, bias_row, bias_item = bias_sums
     first_factor, second_factor = (scale, _LOWER) if abs(scale) >= 1 else (_LOWER, scale)
     for item in range(items.shape[0]):
         batch, kv_head, head = items[item, 0], items[item, 1], items[item, 2]
@@ -238,7 +243,7 @@ def differentiate(
                 address_of(room[1]), address_of(room[2]), address_of(room[3]), own_sums, levels,
                 levels + room[8].size // 2 * ITEM, address_of(tokens) + first_row * tokens.itemsize,
             )  # fmt: skip
-            n_sums = n_panels * PANEL * width
+            n_sums, own_bias = n_panels * PANEL * width, bias_at + first_row * bias_row
             if begins:
                 fill(own_sums, n_sums, _ZERO)
                 _pack(block, queries, douts, batch, head, first_row, query_factor)
@@ -258,7 +263,8 @@ def differentiate(
                     dk_here, dv_here = dk + place * width * ITEM, dv + place * value_width * ITEM
                     for n in range(n_panels):
                         panel = _panel(block, n)
-                        add_pairs(panel, own_keys, changing, tiles, noted, scratch, factor, dk_here, dv_here)
+                        bias = BiasSums(own_bias + panel.lane * bias_row + place * bias_item, bias_row, bias_item)
+                        add_pairs(panel, own_keys, changing, tiles, noted, scratch, factor, dk_here, dv_here, bias)
                     n_recent += n_here
                     if n_recent >= _FOLD_KEYS:
                         fold(own_sums, kept, n_sums, is_kept)

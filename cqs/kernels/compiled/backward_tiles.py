@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import boolean, float32, int64, types, void
 
+from cqs.kernels.compiled.backward_bias import SUMS_TYPE, BiasSums, add_to_bias
 from cqs.kernels.compiled.hiding import KEYS_TYPE, hide, seen_by_lanes
 from cqs.kernels.compiled.products import multiply
 from cqs.kernels.compiled.reading import ROW, padded
@@ -101,8 +102,17 @@ def _softmax_backward(weights, dweights, slopes, n_keys, n_vectors, delta, is_be
             store(change, dweights + place)
 
 
-@compiled(void(PANEL_TYPE, KEYS_TYPE, CHANGE_TYPE, int64, int64, int64, float32, int64, int64))
-def add_pairs(panel, keys, change, tile, between, room, factor, dk, dv):
+@compiled(void(int64, int64, int64, int64))
+def _bend(dtile, slopes, n_keys, n_vectors):
+    """Multiply gradients of scores by the slopes of what bent them."""
+    for i in range(n_keys):
+        for n in range(n_vectors):
+            place = i * ROW + n * VECTOR_BYTES
+            store(load(dtile + place) * load(slopes + place), dtile + place)
+
+
+@compiled(void(PANEL_TYPE, KEYS_TYPE, CHANGE_TYPE, int64, int64, int64, float32, int64, int64, SUMS_TYPE))
+def add_pairs(panel, keys, change, tile, between, room, factor, dk, dv, bias):
     """Add what a panel and some keys add to the gradients of both.
 
     Parameters
@@ -119,6 +129,9 @@ def add_pairs(panel, keys, change, tile, between, room, factor, dk, dv):
         What products are multiplied by, to be scores, if these are not changed.
     dk, dv : address of sums `(n, D')` and `(n, E')`
         To which it is added.
+    bias : BiasSums
+        To which gradients of scores are added, of the panel's first lane and the first key. If there are any, lanes are
+        rows of one head.
     """
     n_vectors, end = -(-panel.n_lanes // LANES), keys.first + keys.n
     lane, n_lanes, n_rows = panel.lane, panel.n_lanes, panel.n_rows
@@ -145,7 +158,13 @@ def add_pairs(panel, keys, change, tile, between, room, factor, dk, dv):
         _weigh(tile, n, n_vectors, _ONE if change.is_made else factor, panel.lse)
         round_as_before(rounding)
         multiply(v, keys.v_row, ITEM, panel.douts, ROW, dtile, ROW, n, n_vectors, panel.value_depth, False)
-        _softmax_backward(tile, dtile, slopes, n, n_vectors, panel.delta, is_bent)
+        is_added = bias.place != 0
+        _softmax_backward(tile, dtile, slopes, n, n_vectors, panel.delta, is_bent and not is_added)
+        if is_added:
+            own = BiasSums(bias.place + n_before * bias.item, bias.row, bias.item)
+            add_to_bias(dtile, n, n_lanes, own, room)
+            if is_bent:
+                _bend(dtile, slopes, n, n_vectors)
         n_wide, n_value_wide = padded(panel.depth) // LANES, padded(panel.value_depth) // LANES
         multiply(
             tile, ROW, ITEM, panel.dout_rows, value_row, dv + n_before * value_row, value_row, n, n_value_wide, n_lanes,
