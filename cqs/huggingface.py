@@ -53,8 +53,7 @@ def register(name: str = "cqs", **options: Any) -> None:
     Notes
     -----
     Masks, grouped heads, soft caps, sink logits and position biases are those of the model. Where gradients are
-    recorded it is `cqs.autograd.attention`, by which a bias cannot be learned. It refuses dropout, and gives no
-    weights: see `cqs.attention_map`.
+    recorded it is `cqs.autograd.attention`. It refuses dropout, and gives no weights: see `cqs.attention_map`.
 
     Examples
     --------
