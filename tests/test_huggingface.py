@@ -102,6 +102,26 @@ def test_gradients_are_those_of_the_models_own_attention(kind: str) -> None:
         near(a, b)
 
 
+def test_position_biases_are_learned() -> None:
+    sizes = {"vocab_size": 100, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    config = transformers.AutoConfig.for_model(
+        "t5", **sizes, dropout_rate=0.0, decoder_start_token_id=0, pad_token_id=0
+    )
+    model = transformers.AutoModelForSeq2SeqLM.from_config(config).train()
+    for x in model.parameters():
+        torch.nn.init.normal_(x, std=0.3)
+    tokens, counts = torch.randint(3, 100, (2, 40)), torch.ones(2, 40, dtype=torch.long)
+    counts[1, 30:] = 0
+    gradients = []
+    for how in ("cqs", "eager"):
+        model.zero_grad()
+        by(model, how, tokens, attention_mask=counts, labels=tokens[:, :20].contiguous()).loss.backward()
+        gradients.append({name: x.grad.clone() for name, x in model.named_parameters()})
+    assert sum("relative_attention_bias" in name for name in gradients[0]) == 2
+    for name, own in gradients[0].items():
+        near(own, gradients[1][name])
+
+
 def test_models_that_read_both_ways() -> None:
     sizes = {name: n for name, n in SIZES.items() if name not in ("num_key_value_heads", "head_dim")}
     model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model("bert", **sizes)).eval()
