@@ -168,9 +168,9 @@ def test_every_block_of_every_head_is_computed_once(n_threads: int, mask, shape:
     k = np.broadcast_to(np.float32(1), (H, S, 64))
     call = numba._Call.of(q, [KeyChunk(k, k)], 1.0, Region.whole(T, S, mask), 2 << 20)
     blocks = sorted(
-        (*head, int(this.table.blocks[n, 0])) for this in call.rounds(n_threads) for *head, n in this.items.tolist()
+        (*head, int(this.table.blocks[n, 0])) for this in call.cut.rounds(n_threads) for *head, n in this.items.tolist()
     )
-    assert blocks == sorted((*head, rows.start) for head in call.heads.tolist() for rows in call.blocks)
+    assert blocks == sorted((*head, rows.start) for head in call.cut.heads.tolist() for rows in call.cut.blocks)
 
 
 @pytest.mark.parametrize("scale", [1e-12, -3.0, 1e9, 0.0, 1e-50, 1e300])

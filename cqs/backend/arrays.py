@@ -38,6 +38,7 @@ __all__ = [
     "refuse_gradients",
 ]
 
+_NUMPY = array_namespace(np.empty(0))
 _OUT_OF_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",  # torch, on Linux and macOS
     "DefaultCPUAllocator: not enough memory",  # on Windows
@@ -60,6 +61,8 @@ def namespace_of(**arrays: Array) -> Namespace:
     BackendError
         Naming the argument that is no array, or of another library or on another device than the first.
     """
+    if all(type(array) is np.ndarray for array in arrays.values()):  # most are, and to ask takes long
+        return _NUMPY
     (first, reference), *_ = arrays.items()
     for name, array in arrays.items():
         try:

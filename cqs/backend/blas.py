@@ -6,8 +6,8 @@ levels of threads would fight over the same cores, and the split would no longer
 
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -21,23 +21,44 @@ _users = 0
 _limiter: Any = None
 
 
-@contextmanager
-def single_threaded_blas() -> Iterator[None]:
+class _OfThread(threading.local):
+    """How often a thread is inside, and what limits its own libraries; kept apart, for another thread may leave."""
+
+    def __init__(self) -> None:
+        self.entries: list[AbstractContextManager[object]] = []
+
+
+_inside = _OfThread()
+
+
+class single_threaded_blas:  # noqa: N801  # used as a function would be
     """Limit every BLAS of the process to one thread while any thread is inside; then restore it.
 
-    Most libraries keep one limit for the process, so entries are counted. Costs about 20 us.
+    Most libraries keep one limit for the process, so threads are counted. Costs about 20 us, and hardly anything to a
+    thread that is inside already.
     """
-    global _users, _limiter
-    with _lock:
-        if _users == 0:
-            _limiter = _change(lambda: _controller().limit(limits=1))
-        _users += 1
-    try:
-        with limited_in_this_thread():
-            yield
-    finally:
+
+    def __enter__(self) -> None:
+        global _users, _limiter
+        self._entries = _inside.entries
+        if self._entries:
+            self._entries.append(nullcontext())
+            return
         with _lock:
-            _users -= 1
+            if _users == 0:
+                _limiter = _change(lambda: _controller().limit(limits=1))
+            _users += 1
+        self._entries.append(limited_in_this_thread())
+        self._entries[0].__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        global _users
+        if len(self._entries) > 1:
+            self._entries.pop()
+            return
+        self._entries.pop().__exit__(None, None, None)
+        with _lock:
+            _users = max(_users - 1, 0)  # which it is in a process that was forked meanwhile
             if _users == 0:
                 _change(_limiter.restore_original_limits)
 
@@ -45,6 +66,7 @@ def single_threaded_blas() -> Iterator[None]:
 def _after_fork() -> None:
     """Start afresh in a child: whoever was inside is not there any more."""
     global _lock, _users, _limiter
+    _inside.entries = []
     if _users > 0 and _limiter is not None:
         _change(_limiter.restore_original_limits)
     _lock, _users, _limiter = threading.Lock(), 0, None

@@ -7,7 +7,7 @@ is not needed. A processor with Intel's AMX multiplies by that, which is as exac
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from math import copysign, e, log2
@@ -18,12 +18,12 @@ import numpy as np
 from cqs import partial
 from cqs.backend import Workspace, compute_threads, raise_if_stopped
 from cqs.kernels import numpy_threads
-from cqs.kernels.blocks import columns_seen, row_blocks
 from cqs.kernels.contract import KeyChunk, Request
+from cqs.kernels.numba_cut import Cut, cut_of
 from cqs.kernels.numba_modules import compiled, missing
 from cqs.kernels.numba_rounds import Alone, Round, Rounds, rounds_of
 from cqs.kernels.numba_scores import Change, change_of, is_compiled
-from cqs.kernels.numba_tables import KINDS, BlockTables, heads_together, places, places_of_keys
+from cqs.kernels.numba_tables import KINDS, places, places_of_keys
 from cqs.kernels.numpy_threads import Unit
 from cqs.kernels.numpy_unit import Floats
 from cqs.kernels.region import Region
@@ -34,8 +34,6 @@ from cqs.problem import DTYPES, dtype_name
 from cqs.schedule import (
     BLOCK_BYTES,
     LEAST_SPLIT_LANES,
-    MOST_ITEMS,
-    NumbaBlock,
     careful_bytes,
     even_cuts,
     numba_block,
@@ -45,15 +43,10 @@ from cqs.types import Array, Namespace
 __all__ = ["attend", "can_scale", "factors", "merge_into", "missing", "refusal"]
 
 _MOST_WORK = 1 << 33  # multiplications that a thread does without looking whether it is to stop: a tenth of a second
-_WEIGHING = 50  # multiplications that take as long as what is done to a score
 _MOST_EXPONENT = 20  # of the scale in queries, which could be pushed out of range
 _MOST_FACTOR = 2.0**40  # of scores: with larger ones, products that are too small to have all digits might matter
-_TABLES_A_THREAD = 8  # of what a mask hides, or fewer
-_MOST_KEYS = 1 << 22  # of a piece, which are counted in float32
 _FLOAT32 = np.dtype(np.float32).num
 _PIECES = {"float32": 3, "float16": 2, "bfloat16": 1}
-_SMALL_ROWS = 16  # of strips that may share a block with others: no more than fill a vector
-_SMALL_SPLIT_ROWS = 160  # likewise, if AMX multiplies, for which each block splits its keys anew
 
 
 def refusal(request: Request) -> str | None:
@@ -159,7 +152,7 @@ class _Call:
             return Partial.empty(np, result.out.shape, result.out.dtype)
         if self.q.size > 0:
             with compute_threads() as pool:
-                rounds = Rounds(self.rounds(n_threads))
+                rounds = Rounds(self.cut.rounds(n_threads))
                 pool.share(range(n_threads), lambda _, work: self.run(rounds, work), n_threads)
         return result
 
@@ -182,46 +175,11 @@ class _Call:
         return change_of(region.scores, np.float32(abs(self.scale / float(self.factors[0])))), tokens
 
     @once
-    def block(self) -> NumbaBlock:
-        """How large blocks are."""
-        return numba_block(self.plain.shape, self.block_bytes)
-
-    @once
-    def blocks(self) -> list[range]:
-        """The blocks that the rows are cut into."""
-        is_split = _pieces(dtype_name(self.q)) > 0 and self.block.lanes >= LEAST_SPLIT_LANES
-        small = _SMALL_SPLIT_ROWS if is_split else _SMALL_ROWS
-        return row_blocks(self.plain.region, self.block.rows, self.block.rows, small)
-
-    @once
-    def heads(self) -> Integers:
-        """The heads that are computed together, their queries side by side, `(n, 4)`, as of `heads_together`."""
-        return heads_together(self.plain.shape, self.block.lanes // max(map(len, self.blocks))).reshape(-1, 4)
-
-    def rounds(self, n_threads: int) -> Iterator[Round | Alone]:
-        """Yield all that is to be computed, what takes longest first. How it is cut does not matter to the result."""
-        for blocks in self.together(n_threads):
-            for table in self.tables.of(blocks):
-                if isinstance(table, range):
-                    yield from (Alone(self.heads[n : n + 1], table) for n in range(len(self.heads)))
-                else:
-                    yield from rounds_of(self.heads, table)
-
-    def together(self, n_threads: int) -> list[list[range]]:
-        """Return the blocks of each table: of a mask's, which take a while to make, only so many that others begin."""
-        most = max(MOST_ITEMS // max(len(self.heads), len(self.chunks)), 1)
-        if n_threads == 1 or not self.plain.region.is_masked:
-            return [self.blocks[n : n + most] for n in range(0, len(self.blocks), most)]
-        sizes = [len(rows) * sum(map(len, columns_seen(self.plain.region, rows))) for rows in self.blocks]
-        share = sum(sizes) // (_TABLES_A_THREAD * n_threads)
-        found: list[tuple[int, list[range]]] = []
-        for rows, size in zip(self.blocks, sizes, strict=True):
-            before, blocks = found[-1] if found else (share + 1, [])
-            if before + size <= share and len(blocks) < most:
-                found[-1] = before + size, [*blocks, rows]
-            else:
-                found.append((size, [rows]))
-        return [blocks for _, blocks in sorted(found, key=lambda pair: -pair[0])]
+    def cut(self) -> Cut:
+        """Into what it is cut."""
+        call, block = self.plain, numba_block(self.plain.shape, self.block_bytes)
+        is_split = _pieces(dtype_name(self.q)) > 0 and block.lanes >= LEAST_SPLIT_LANES
+        return cut_of(call.shape, call.region, call.sizes, block, is_split, _MOST_WORK)
 
     @once
     def arrays(self) -> tuple[Integers, Integers]:
@@ -229,23 +187,12 @@ class _Call:
         kind = KINDS[dtype_name(self.q)]
         return places([self.q], kind)[:, 0], places_of_keys(self.chunks, kind)
 
-    @once
-    def most_scores(self) -> int:
-        """How many scores a thread computes without looking whether it is to stop."""
-        return max(_MOST_WORK // (self.plain.shape.width + self.plain.shape.value_width + _WEIGHING), 1)
-
-    @once
-    def tables(self) -> BlockTables:
-        """Which keys blocks see."""
-        most_keys = min(max(self.most_scores // self.block.lanes, 1), _MOST_KEYS)
-        return BlockTables(self.plain.region, self.plain.sizes, most_keys, self.block.table_bytes)
-
     def run(self, rounds: Rounds, work: Workspace) -> None:
         """Compute what other threads have not taken, in the buffers of one thread."""
         last = None
         while (last := rounds.after(last)) is not None:
             if isinstance(last, Alone):  # sums are kept from one table to the next
-                for step in self.tables.steps(last.rows):
+                for step in self.cut.tables.steps(last.rows):
                     self._attend(next(rounds_of(last.heads, step)), work)
             else:
                 self._attend(last, work)
@@ -268,14 +215,14 @@ class _Call:
         raise_if_stopped()
         loops, table, result = compiled("loops"), this.table, self.plain.result
         assert loops is not None  # or another kernel would compute
-        (change, tokens), (out, lse, rest), block = self.change, (result.out, result.lse, result.rest), self.block
+        (change, tokens), (out, lse, rest), block = self.change, (result.out, result.lse, result.rest), self.cut.block
         *_, T, E = out.shape
         size = loops.room_size(block.lanes, block.keys, self.q.shape[-1], E)
         loops.attend(
             *self.arrays, *self.factors, self.score_scale, this.items, table.blocks, table.pieces, table.bounds,
             table.hidden, tuple(change), tokens, work.buffer("numba", (size,), out.dtype), block.lanes, block.keys,
             out.reshape(-1, T, E), lse.reshape(-1, T), rest.reshape(-1, T), table.begins, table.ends, this.turn,
-            self.most_scores, is_left, _pieces(dtype_name(self.q)),
+            self.cut.most_scores, is_left, _pieces(dtype_name(self.q)),
         )  # fmt: skip
 
     def _attend_carefully(
