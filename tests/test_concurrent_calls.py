@@ -220,7 +220,7 @@ def test_work_that_is_called_off_ends_what_it_has_shared_out_itself() -> None:
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="fork is not to be relied on here")
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning", "ignore:.*fork:RuntimeWarning")  # the latter is JAX's
 def test_a_process_forked_during_a_run_computes_on_threads_of_its_own() -> None:
     fork, name = multiprocessing.get_context("fork"), "a remainder on all threads"
     expected, both = on_one_thread(name), threading.Barrier(2)

@@ -160,11 +160,10 @@ def test_bits_depend_on_the_plan_alone() -> None:
     assert all(np.array_equal(first, other) for other in others)
 
 
-def test_tasks_may_run_in_other_processes() -> None:
+def test_tasks_may_run_in_other_processes(processes: ProcessPoolExecutor) -> None:
     q, k = inputs(2, 2, 200, 200)
     recorder = Recorder()
-    with ProcessPoolExecutor(2) as executor:
-        found = cqs.attention_map(q, k, workers=7, rows=10, columns=10, engine=executor, on_event=recorder)
+    found = cqs.attention_map(q, k, workers=7, rows=10, columns=10, engine=processes, on_event=recorder)
     np.testing.assert_allclose(found, cqs.attention_map(q, k, workers=7, rows=10, columns=10), rtol=1e-12)
     assert recorder.counters.n_tasks == 7
 
