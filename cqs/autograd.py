@@ -41,7 +41,7 @@ def attention(
         Of which any may require gradients.
     workers, memory, mask, is_causal, scale, softcap, bias, sink_logits, engine, strategy
         As in `cqs.attention`; the budget is that of each pass, beside what is kept in between. `sink_logits` and
-        `bias` may require gradients; that of a bias has as many numbers as it has.
+        `bias` may require gradients; that of a bias is an array of its shape.
 
     Returns
     -------

@@ -79,6 +79,27 @@ def test_what_needs_no_gradient_is_given_none() -> None:
     assert k.grad is None
 
 
+@pytest.mark.parametrize("learned", [[], [0], [3], [1, 3]])
+def test_the_gradient_of_a_bias_is_computed_where_it_is_asked_for(
+    learned: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, original = [], cqs.autograd.attention_backward
+
+    def noted(*args: Any, **options: Any) -> Any:
+        asked.append(options["return_dbias"])
+        return original(*args, **options)
+
+    monkeypatch.setattr(cqs.autograd, "attention_backward", noted)
+    given = [*torch.randn(3, 2, 50, 8), torch.randn(2, 50, 50)]
+    for i in learned:
+        given[i] = given[i].requires_grad_()
+    out = attention(*given[:3], bias=given[3])
+    if learned:
+        out.sum().backward()
+    assert asked == [3 in learned] * bool(learned)
+    assert [x.grad is not None for x in given] == [i in learned for i in range(4)]
+
+
 def test_both_passes_keep_to_the_budget() -> None:
     q, k, v = (torch.randn(2, 600, 16, requires_grad=True) for _ in range(3))
     attention(q, k, v, memory="16 MiB").sum().backward()

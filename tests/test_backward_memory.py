@@ -112,6 +112,19 @@ def test_not_much_more_is_projected_than_held(shapes: list[tuple[int, ...]], opt
     assert 0.4 * chosen[0].held_bytes() < peak <= chosen[0].held_bytes()
 
 
+@pytest.mark.parametrize("lead", [(8,), (1,)], ids=str)
+@pytest.mark.parametrize("workers", [1, 7])
+def test_a_bias_is_projected_about_as_it_is_held(workers: int, lead: tuple[int, ...]) -> None:
+    dout, q, k, v = drawn(*[(8, 1024, 64)] * 4)
+    bias, lse = np.ones((*lead, 1024, 1024), np.float32), np.zeros(q.shape[:2], np.float32)
+    options = {"workers": workers, "engine": LocalEngine(2), "memory": "1 GiB"}
+    with plans() as chosen, tracing():
+        cqs.attention_backward(dout, q, k, v, q, lse, bias=bias, return_dbias=True, **options)
+        peak = tracemalloc.get_traced_memory()[1]
+    least = 0.4 if lead == (8,) else 0.2  # where the bias is not most of it, blocks are projected that are not needed
+    assert least * chosen[0].held_bytes() < peak <= chosen[0].held_bytes()
+
+
 @pytest.mark.parametrize("memory", ["6 MiB", "8 MiB", "16 MiB", "1 GiB"])
 def test_gradients_under_a_budget_are_exact(memory: str) -> None:
     q, k, v, dout = drawn((4, 900, 24), (2, 900, 24), (2, 900, 16), (4, 900, 16))

@@ -1,6 +1,7 @@
 """Calls at the same time, within each other and in forked processes: the same bits, and BLAS as it was."""
 
 import multiprocessing
+import os
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from engine_cases import (
     results_of,
 )
 
-from cqs.backend import Threads, compute_threads, raise_if_stopped, single_threaded_blas
+from cqs.backend import Threads, blas, compute_threads, raise_if_stopped, single_threaded_blas
 from cqs.engines import LocalEngine
 from cqs.schedule import Group
 from cqs.sources import ArraySource
@@ -57,6 +58,39 @@ def test_blas_is_limited_by_any_thread_and_restored_by_any_other() -> None:
             pool.submit(elsewhere.close).result()
             assert set(blas_threads()) == {1}
         assert blas_threads() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning", "ignore:.*fork:RuntimeWarning")
+def test_a_forked_process_is_not_inside() -> None:
+    before, (receiver, sender) = blas_threads(), os.pipe()
+    with single_threaded_blas():
+        child = os.fork()
+        if child == 0:
+            found = [blas_threads() == before]
+    if child == 0:  # which has left now what it never entered
+        with single_threaded_blas():
+            found.append(set(blas_threads()) == {1})
+        os.write(sender, bytes([*found, blas_threads() == before]))
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(receiver, 10) == bytes([True, True, True])
+    assert blas_threads() == before
+
+
+def test_blas_is_as_before_if_it_cannot_be_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = blas_threads()
+
+    def fail() -> None:
+        raise BrokenError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(blas, "_change", lambda limits: fail())
+        with pytest.raises(BrokenError):
+            single_threaded_blas().__enter__()
+    with single_threaded_blas():
+        assert set(blas_threads()) == {1}
+    assert blas_threads() == before
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])

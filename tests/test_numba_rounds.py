@@ -1,7 +1,9 @@
 """Threads of the compiled kernel share items by a number that each adds 1 to."""
 
 import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +12,14 @@ pytest.importorskip("numba")
 
 from numba import int64, void
 
+from cqs.backend import Workspace
+from cqs.kernels import KeyChunk, Region, numba
 from cqs.kernels.compiled.sharing import next_item
 from cqs.kernels.compiled.vectors import compiled
+from cqs.kernels.numba_cut import Cut
 from cqs.kernels.numba_rounds import Alone, Round, Rounds, rounds_of
 from cqs.kernels.numba_tables import Tables
+from cqs.masks import Causal
 from cqs.schedule import MOST_ITEMS
 
 
@@ -67,6 +73,36 @@ def test_a_round_is_for_all_threads_and_what_is_alone_for_one() -> None:
     assert rounds.after(alone[1]) is second
     assert rounds.after(alone[0]) is second
     assert [rounds.after(second), rounds.after(second)] == [None, None]
+
+
+def test_an_error_in_one_thread_ends_what_others_have_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, seen = np.ones((8, 4096, 64), np.float32), []
+    original = numba._Call._attend
+
+    def attend(self: numba._Call, this: Round, work: Workspace) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise MemoryError
+        seen.append(this)
+        while this.turn[0] == 0:  # until the other one has failed
+            time.sleep(0.001)
+        original(self, this, work)
+
+    monkeypatch.setattr(numba._Call, "_attend", attend)
+    with pytest.raises(MemoryError):
+        numba.attend(q, [KeyChunk(q, q)], scale=1.0, threads=2)
+    assert all(this.turn[0] >= len(this.items) for this in seen)
+
+
+def test_whole_calls_of_one_shape_have_one_cut() -> None:
+    def cut_of(n: int, threads: int = 2, **options: Any) -> Cut:
+        q = np.ones((2, n, 64), np.float32)
+        call = numba._Call.of(q, [KeyChunk(q, q)], 1.0, Region.whole(n, n, **options), 2 << 20)
+        call.computed(threads)
+        return call.cut
+
+    assert cut_of(300) is cut_of(300, threads=1)
+    assert cut_of(300) is not cut_of(301)
+    assert cut_of(300, mask=Causal()) is not cut_of(300, mask=Causal())
 
 
 def test_where_a_round_cannot_be_made_one_thread_is_told() -> None:

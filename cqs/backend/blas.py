@@ -21,52 +21,67 @@ _users = 0
 _limiter: Any = None
 
 
-class _OfThread(threading.local):
-    """How often a thread is inside, and what limits its own libraries; kept apart, for another thread may leave."""
+class _Entries:
+    """How often one thread has entered and not left, and what limits the libraries of its own meanwhile."""
 
     def __init__(self) -> None:
-        self.entries: list[AbstractContextManager[object]] = []
+        self.depth = 0
+        self.own: AbstractContextManager[object] = nullcontext()
 
 
-_inside = _OfThread()
+class _Here(threading.local):
+    def __init__(self) -> None:
+        self.entries = _Entries()
+
+
+_here = _Here()
 
 
 class single_threaded_blas:  # noqa: N801  # used as a function would be
     """Limit every BLAS of the process to one thread while any thread is inside; then restore it.
 
-    Most libraries keep one limit for the process, so threads are counted. Costs about 20 us, and hardly anything to a
-    thread that is inside already.
+    Most libraries keep one limit for the process, so threads are counted. A thread that is inside already may enter
+    again, which costs a microsecond and not 20, and another thread may leave in its place. A process that is forked
+    meanwhile is not inside.
     """
 
     def __enter__(self) -> None:
         global _users, _limiter
-        self._entries = _inside.entries
-        if self._entries:
-            self._entries.append(nullcontext())
-            return
+        entries = self._entries = _here.entries  # which whoever leaves has to know
         with _lock:
-            if _users == 0:
-                _limiter = _change(lambda: _controller().limit(limits=1))
-            _users += 1
-        self._entries.append(limited_in_this_thread())
-        self._entries[0].__enter__()
+            if entries.depth == 0:
+                entries.own = limited_in_this_thread()
+                try:
+                    _limiter = _limiter if _users > 0 else _change(lambda: _controller().limit(limits=1))
+                except BaseException:
+                    entries.own.__exit__(None, None, None)
+                    raise
+                _users += 1
+            entries.depth += 1
 
     def __exit__(self, *error: object) -> None:
         global _users
-        if len(self._entries) > 1:
-            self._entries.pop()
-            return
-        self._entries.pop().__exit__(None, None, None)
+        entries = self._entries
         with _lock:
-            _users = max(_users - 1, 0)  # which it is in a process that was forked meanwhile
-            if _users == 0:
-                _change(_limiter.restore_original_limits)
+            if entries.depth > 1 or entries.depth == 0:  # 0 if it was entered before a fork
+                entries.depth = max(entries.depth - 1, 0)
+                return
+            entries.depth = 0
+            _users -= 1
+            try:
+                entries.own.__exit__(None, None, None)
+            finally:
+                if _users == 0:
+                    _change(_limiter.restore_original_limits)
 
 
 def _after_fork() -> None:
-    """Start afresh in a child: whoever was inside is not there any more."""
+    """Start afresh in a child: whoever was inside is not there any more, or is not inside."""
     global _lock, _users, _limiter
-    _inside.entries = []
+    entries, _here.entries = _here.entries, _Entries()
+    if entries.depth > 0:
+        entries.depth = 0
+        entries.own.__exit__(None, None, None)
     if _users > 0 and _limiter is not None:
         _change(_limiter.restore_original_limits)
     _lock, _users, _limiter = threading.Lock(), 0, None

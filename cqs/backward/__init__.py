@@ -1,6 +1,7 @@
 """The backward pass: gradients of attention, task by task, by the same cut as attention itself."""
 
 from cqs.backward.adder import GradientAdder
+from cqs.backward.bias import BiasShape
 from cqs.backward.call import attention_backward
 from cqs.backward.gradients import Gradients, GradientsWithBias
 from cqs.backward.heads import differentiate_heads
@@ -11,6 +12,7 @@ from cqs.backward.source import GradientSource
 from cqs.backward.worker import GradientResult, GradientWorker
 
 __all__ = [
+    "BiasShape",
     "GradientAdder",
     "GradientResult",
     "GradientSource",

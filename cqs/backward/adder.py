@@ -79,6 +79,7 @@ class GradientAdder:
 
     def _sum_bias(self, shape: BiasShape, result: GradientResult) -> None:
         if len(self._plan) == 1 and len(result.bias) == 1 and tuple(result.bias[0].shape) == shape.whole:
+            assert all(here == there for here, there in shape.places(result.task.bundles[0]))
             self._dbias = result.bias[0]
             return
         if self._dbias is None:

@@ -6,7 +6,7 @@ from itertools import accumulate, pairwise
 from math import prod
 from typing import Self
 
-from cqs.problem import AttentionProblem
+from cqs.problem import DTYPES, AttentionProblem, dtype_name
 from cqs.schedule import Bundle, CallShape, HeadBlock
 from cqs.types import Array
 
@@ -25,17 +25,20 @@ class BiasShape:
         `(*B, H)`, or 1 for those that are alike.
     rows, columns : int
         T and S, or 1.
+    itemsize : int
+        Bytes of a number of the bias itself.
     """
 
     lead: tuple[int, ...]
     rows: int
     columns: int
+    itemsize: int
 
     @classmethod
     def of(cls, bias: Array, problem: AttentionProblem) -> Self:
         """Take the shape of an array that broadcasts to `(*B, H, T, S)`."""
         shape = (1,) * (len(problem.batch) + 3 - bias.ndim) + tuple(map(int, bias.shape))
-        return cls(shape[:-2], *shape[-2:])
+        return cls(shape[:-2], shape[-2], shape[-1], DTYPES[dtype_name(bias)][0])
 
     @property
     def whole(self) -> tuple[int, ...]:
@@ -56,17 +59,28 @@ class BiasShape:
         n_rows, n_columns = sum(len(strip.query) for strip in bundle.strips), sum(map(len, bundle.keys))
         return (*lead, n_rows if self.rows > 1 else 1, n_columns if self.columns > 1 else 1)
 
-    def most_of_head(self, strips: int, rows: int, columns: int) -> int:
-        """Bound how many numbers a task adds for one head.
+    def most_of_task(self, call: CallShape, strips: int, rows: int, columns: int) -> int:
+        """Bound how many numbers a task adds.
 
-        It has at most so many strips, which have so many rows together, and so many columns.
+        Parameters
+        ----------
+        call : CallShape
+            Of its kernel calls, which says how many heads there are.
+        strips, rows, columns : int
+            The most strips that it has, rows of all of them, and keys.
         """
-        return (rows if self.rows > 1 else min(strips, rows)) * (columns if self.columns > 1 else 1)
-
-    def heads_of_task(self, call: CallShape) -> int:
-        """Return for how many of its heads what a task adds is kept apart."""
         *batch, n_heads = self.lead
-        return min(prod(batch), call.batch) * min(n_heads, call.kv_heads * call.shared)
+        n_own = min(prod(batch), call.batch) * min(n_heads, call.kv_heads * call.shared)
+        return n_own * self._most_of_head(strips, rows, columns)
+
+    def most_beside(self, call: CallShape, strips: int, rows: int, columns: int) -> int:
+        """Bound how many numbers a thread holds until they are added: those of a head, if heads share, and of a row."""
+        *batch, n_heads = self.lead
+        is_shared = prod(batch) < call.batch or n_heads < call.kv_heads * call.shared
+        return self._most_of_head(strips, rows, columns) * is_shared + columns * (self.rows == 1 or rows == 1)
+
+    def _most_of_head(self, strips: int, rows: int, columns: int) -> int:
+        return (rows if self.rows > 1 else min(strips, rows)) * (columns if self.columns > 1 else 1)
 
     def places(self, bundle: Bundle) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
         """Yield rectangles of what a bundle adds, and where they belong: rows and columns each."""

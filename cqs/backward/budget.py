@@ -72,18 +72,20 @@ class BackwardCandidate:
         keys = sizes.key_tokens * n_kv * (p.width + p.value_width)  # numbers of all keys of a task, and their values
         rows = sizes.bundle_rows * call.n_heads  # of a bundle's queries
         result = (keys + sizes.query_rows * call.n_heads * p.width) * a
-        of_head = 0
+        beside = 0
         if self.bias is not None:
             strips = 2 * size * size if self.strategy == "cqs" else 1  # where tiles are given out by their work
-            of_head = self.bias.most_of_head(strips, sizes.query_rows, sizes.key_tokens) * a
-            result += self.bias.heads_of_task(call) * of_head
+            of_task = call, strips, sizes.query_rows, sizes.key_tokens
+            beside = self.bias.most_beside(*of_task) * a
+            # what a single task adds becomes the gradient
+            result += self.bias.most_of_task(*of_task) * a if self.n_tasks > 1 else 0
         read = keys * p.itemsize + rows * (p.width + 2 * p.value_width) * a if self.is_staged else 0
         # queries, outputs and their gradients side by side, and products of the latter, of which delta is the sum
         joined = rows * (p.width + 5 * p.value_width + 6) * a
         shares = (BACKWARD_SHARES - 1) * keys * a if n_kv < BACKWARD_SHARES and call.is_shared else 0
         at_once = result + read + joined + shares + setting.read_bytes
         waiting = result * in_flight if in_flight > 1 else 0
-        scratch = max(setting.threads, setting.in_flight) * (self._scratch_bytes(call) + of_head)
+        scratch = max(setting.threads, setting.in_flight) * (self._scratch_bytes(call) + beside)
         objects = _BASE_BYTES + (CACHED_TASKS + 2 * in_flight) * sizes.object_bytes
         return self.gradient_bytes + in_flight * at_once + waiting + scratch + objects
 
@@ -94,11 +96,13 @@ class BackwardCandidate:
 
     @property
     def gradient_bytes(self) -> int:
-        """The gradients, as sums, and beside them in the inputs' type if that is another."""
+        """The gradients, as sums, and beside them in the type of what they are of, if that is another."""
         p = self.problem
         a, n = DTYPES[p.accumulator_dtype][0], sum(map(prod, p.input_shapes.values()))
-        of_bias = 0 if self.bias is None else prod(self.bias.whole) * (a + 8)  # as sums, and in its own type
-        return n * (a if p.itemsize == a else a + p.itemsize) + of_bias
+        found = n * (a if p.itemsize == a else a + p.itemsize)
+        if self.bias is not None:
+            found += prod(self.bias.whole) * (a if self.bias.itemsize == a else a + self.bias.itemsize)
+        return found
 
     def seconds(self) -> float:
         """Predict its time on a typical machine; of use only to compare with others."""

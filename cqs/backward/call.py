@@ -150,7 +150,8 @@ def attention_backward(
     strategy : {"auto", "cqs", "tiles", "ring", "tree"}
         How scores are cut into tasks.
     return_dbias : bool
-        Whether to return the gradient of the bias, too, which has to be an array.
+        Whether to return the gradient of the bias, too, which has to be an array. Heads that share a bias are then one
+        thread's in each task.
     on_event : callable, optional
         Told of every `cqs.events.Event`.
 
@@ -164,7 +165,7 @@ def attention_backward(
     Raises
     ------
     ShapeError, DTypeError, OptionError, BackendError, BudgetError, QuorumError
-        Before anything is allocated.
+        Before anything is allocated. With `return_dbias` a bias that is no array is an OptionError.
 
     Notes
     -----

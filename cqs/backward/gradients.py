@@ -22,7 +22,7 @@ class Gradients(NamedTuple):
 
 
 class GradientsWithBias(NamedTuple):
-    """The same, and for each number of a bias.
+    """What a number that depends on the output of attention changes by, for each number of q, k, v and a bias.
 
     Parameters
     ----------

@@ -136,6 +136,7 @@ def differentiate_per_head(
             own: tuple[int | slice, ...] = (*b, slice(h, h + 1))
             of_bias = tuple(i if is_own else 0 for i, is_own in zip((*b, h), differs, strict=True))
             sums = None if bias_sums is None else bias_sums[(*of_bias, ...)]
+            # apart from those of other heads, for what is not finite is computed again, and its rows are forgotten
             own_sums = sums if is_alone or sums is None else xp.zeros_like(sums)
             dq[(*own, ...)] = how(
                 rows_of_head(rows, own), own_chunks, own_gradients, scale=scale, block_bytes=block_bytes,

@@ -242,6 +242,7 @@ class _Call:
             )  # fmt: skip
             is_first = False
         if self.bias_sums is not None and bias_sums is not None:
+            assert len(heads) == 1
             self._keep_bias_sums(part, bias_sums, bool(is_fit[0]))
         for unfit in heads[~is_fit].tolist():
             self._differentiate_carefully(part, unfit, work)

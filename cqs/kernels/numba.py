@@ -152,6 +152,7 @@ class _Call:
             return Partial.empty(np, result.out.shape, result.out.dtype)
         if self.q.size > 0:
             with compute_threads() as pool:
+                n_threads = min(n_threads, len(self.cut.heads) * len(self.cut.blocks))
                 rounds = Rounds(self.cut.rounds(n_threads))
                 pool.share(range(n_threads), lambda _, work: self.run(rounds, work), n_threads)
         return result
@@ -190,12 +191,16 @@ class _Call:
     def run(self, rounds: Rounds, work: Workspace) -> None:
         """Compute what other threads have not taken, in the buffers of one thread."""
         last = None
-        while (last := rounds.after(last)) is not None:
-            if isinstance(last, Alone):  # sums are kept from one table to the next
-                for step in self.cut.tables.steps(last.rows):
-                    self._attend(next(rounds_of(last.heads, step)), work)
-            else:
-                self._attend(last, work)
+        try:
+            while (last := rounds.after(last)) is not None:
+                if isinstance(last, Alone):  # sums are kept from one table to the next
+                    for step in self.cut.tables.steps(last.rows):
+                        self._attend(next(rounds_of(last.heads, step)), work)
+                else:
+                    self._attend(last, work)
+        except BaseException:
+            rounds.close()
+            raise
 
     def _attend(self, this: Round, work: Workspace) -> None:
         """Compute items of a round until all are taken, and those whose result does not count in another way."""

@@ -1,7 +1,7 @@
 """Into what a call of the compiled kernel is cut: blocks of rows, heads that are computed together, and their tables.
 
-All follows from shapes and from what the mask hides. So bits are the same on any number of threads, and for calls that
-hide nothing, such as those of a model's layers, one cut is made for all of one shape.
+All follows from shapes and from what the mask hides. So bits are the same on any number of threads, and for whole calls
+that hide nothing, such as those of a model's layers, one cut is made for all of one shape.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ _MOST_KEYS = 1 << 22  # of a piece, which are counted in float32
 _TABLES_A_THREAD = 8  # of what a mask hides, or fewer
 _SMALL_ROWS = 16  # of strips that may share a block with others: no more than fill a vector
 _SMALL_SPLIT_ROWS = 160  # likewise, if AMX multiplies, for which each block splits its keys anew
-_MOST_REMEMBERED = 512  # blocks of heads, or of groups of keys, in a cut that is remembered
+_MOST_REMEMBERED = 128  # blocks in a table that is remembered: 10 KiB
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +76,11 @@ class Cut:
         return BlockTables(self.region, self.sizes, most_keys, self.block.table_bytes)
 
     def rounds(self, n_threads: int) -> Iterator[Round | Alone]:
-        """Yield all that is to be computed, what takes longest first. How it is cut does not matter to the result."""
-        made = self._of_each(n_threads) if self.region.is_masked or not self.is_small else self._remembered
+        """Yield all that is to be computed, where a mask hides something what takes longest first.
+
+        In which rounds does not matter to the result.
+        """
+        made = self._remembered if self.is_whole and len(self.blocks) <= _MOST_REMEMBERED else self._of_each(n_threads)
         for table in made:
             if isinstance(table, range):
                 yield from (Alone(self.heads[n : n + 1], table) for n in range(len(self.heads)))
@@ -85,9 +88,9 @@ class Cut:
                 yield from rounds_of(self.heads, table)
 
     @property
-    def is_small(self) -> bool:
-        """Whether its tables take little memory."""
-        return len(self.blocks) * max(len(self.heads), len(self.sizes)) <= _MOST_REMEMBERED
+    def is_whole(self) -> bool:
+        """Whether all queries see all keys."""
+        return _is_whole(self.region)
 
     @once
     def _remembered(self) -> list[Tables | range]:
@@ -117,21 +120,28 @@ class Cut:
 def cut_of(
     shape: CallShape, region: Region, sizes: tuple[int, ...], block: NumbaBlock, is_split: bool, most_work: int
 ) -> Cut:
-    """Return a cut, see there; one that is remembered, if nothing is hidden and scores are not changed."""
-    if region.scores is not None or not region.mask.hides_nothing:
+    """Return a cut, see there; one that is remembered, if all queries see all keys and scores are not changed.
+
+    Tasks of a plan that cuts the keys, of which each is cut otherwise, are not: they would only take memory.
+    """
+    if not _is_whole(region):
         return Cut(shape, region, sizes, block, is_split, most_work)
-    return _cut_of(shape, region.queries, region.keys, region.foreign, sizes, block, is_split, most_work)
+    return _cut_of(shape, region.queries, region.keys, sizes, block, is_split, most_work)
 
 
-@lru_cache(maxsize=64)
+def _is_whole(region: Region) -> bool:
+    is_one = len(region.queries) == len(region.keys) == 1 and region.queries[0].start == region.keys[0].start == 0
+    return is_one and not region.foreign and region.scores is None and region.mask.hides_nothing
+
+
+@lru_cache(maxsize=16)
 def _cut_of(
     shape: CallShape,
     queries: tuple[range, ...],
     keys: tuple[range, ...],
-    foreign: frozenset[tuple[int, int]],
     sizes: tuple[int, ...],
     block: NumbaBlock,
     is_split: bool,
     most_work: int,
 ) -> Cut:
-    return Cut(shape, Region(queries, keys, foreign=foreign), sizes, block, is_split, most_work)
+    return Cut(shape, Region(queries, keys), sizes, block, is_split, most_work)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from cqs.backend import raise_if_stopped
 from cqs.kernels.numba_tables import Tables
 from cqs.masks.mask import Integers
 from cqs.schedule import MOST_ITEMS
@@ -54,10 +55,19 @@ class Rounds:
             if self._now is not None and self._now is not last:
                 return self._now
             self._now = None
+            raise_if_stopped()
             found = next(self._rounds, None)
             if isinstance(found, Round):
                 self._now = found
             return found
+
+    def close(self) -> None:
+        """Have all threads end soon, with the item that each has begun."""
+        with self._lock:
+            self._rounds = iter(())
+            if self._now is not None:
+                self._now.turn[0] = len(self._now.items)
+            self._now = None
 
 
 def rounds_of(heads: Integers, table: Tables) -> Iterator[Round]:

@@ -218,7 +218,7 @@ def differentiate(
         Becomes False where gradients are not finite; of these, none were added to those of keys and values.
     bias_sums : tuple of int
         Where gradients of scores are added up, as of `BiasSums`, for the first row and key of all; then items are of
-        one head each. Those of items that are not fit are added, too.
+        one head each. Those of items that are not fit are added, too: the caller is to forget them.
     """
     changing, (begins, ends, opens, closes) = Change(*change), when
     tiles, keys, values, own_sums = address_of(room[4]), address_of(room[5]), address_of(room[6]), address_of(room[7])
