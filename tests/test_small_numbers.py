@@ -92,3 +92,18 @@ def test_the_smallest_numbers_of_a_narrow_type_are_read() -> None:
     q, k, v = (x[None] for x in (np.ones((3, 1), np.float16), bits[:, None], bits[:, None]))
     out, lse = cqs.attention(q, k, v, scale=2.0**14, kernel="numba", return_lse=True)
     assert_exact(out, q, k, v, scale=2.0**14, lse=lse)
+
+
+@pytest.mark.parametrize("kernel", ["numba", "numpy", "blockwise"])
+@pytest.mark.parametrize("magnitude", [1e-36, 1e-30, 1.0, 1e30])
+@pytest.mark.parametrize(("name", "bad"), [("v", np.nan), ("v", np.inf), ("v", 3e38), ("q", np.nan), ("k", np.nan)])
+def test_what_is_not_finite_takes_no_digits_from_rows_that_do_not_see_it(
+    name: str, bad: float, magnitude: float, kernel: str
+) -> None:
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 64, 8)).astype(np.float32)
+    v *= np.float32(magnitude)
+    given = {"q": q, "k": k, "v": v}
+    given[name][1, 40, 3] = bad
+    out = cqs.attention(q, k, v, is_causal=True, workers=1, kernel=kernel)
+    given[name][1, 40, 3] = 0
+    assert_exact(out[:, :40], q[:, :40], k[:, :40], v[:, :40], is_causal=True)

@@ -69,11 +69,16 @@ def attend_unit(load: LoadBlock, n_blocks: int, work: UnitBuffers) -> tuple[Floa
     total = _optimistic(load, n_blocks, work)
     if total is not None:
         return work.out, total, *_logarithm(total)
-    factor = 1.0
+    factor: Floats | float = 1.0
     total, top = _running_maximum(load, n_blocks, work)
     if not _is_finite(work.out):
-        factor = _SMALL
-        total, top = _running_maximum(load, n_blocks, work, factor, is_careful=True)
+        total, top = _running_maximum(load, n_blocks, work, is_careful=True)
+        is_lost = np.asarray(~np.isfinite(work.out).all(axis=-1))
+        if is_lost.any():  # sums may have overflowed; in other rows small values would lose their digits
+            kept = work.out.copy()
+            total, top = _running_maximum(load, n_blocks, work, _SMALL, is_careful=True)
+            np.copyto(work.out, kept, where=~is_lost[..., None])
+            factor = np.where(is_lost, _SMALL, 1.0).astype(total.dtype)
     divisor, shift = np.where(total == 0, 1, total), np.where(total == 0, 0, top)
     return work.out, divisor * factor, *log_sum(np, np.where(total == 0, -np.inf, top), shift, *_logarithm(divisor))
 

@@ -242,7 +242,7 @@ def _numpy(call: CallShape, block_bytes: int, has_scores: bool) -> int:
     block = min(call.n_heads * most.rows * most.columns, block_bytes // 4)
     n_units = call.n_heads * -(-call.n_queries // most.rows)
     bytes_held = (
-        block * a + most.rows_in_all * (call.width + 2 * call.value_width + _VECTORS) * a + _UNIT_BYTES * n_units
+        block * a + most.rows_in_all * (call.width + 3 * call.value_width + _VECTORS) * a + _UNIT_BYTES * n_units
     )
     bytes_held += most.copied_keys * (call.width + call.value_width) * a
     bytes_held += _carefully(call, most.keys_in_all, block)
