@@ -72,9 +72,9 @@ MASKS: dict[str, Mask] = {
 }
 
 
-@pytest.mark.parametrize("how", [{"workers": 1}, {"workers": 31}, {"workers": 7, "kernel": "blockwise"}], ids=str)
+@pytest.mark.parametrize("how", [{"workers": 13}, {"workers": 7, "kernel": "blockwise"}], ids=str)
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], SHAPES[3]], ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3]], ids=str)
 def test_what_is_hidden_adds_nothing(qkv: Arrays, shape: tuple[int, ...], mask: Mask, how: dict[str, Any]) -> None:
     found = check(qkv, drawn(shape), dict(how), mask=mask)
     if shape == SHAPES[0]:
@@ -85,14 +85,13 @@ def test_what_is_hidden_adds_nothing(qkv: Arrays, shape: tuple[int, ...], mask: 
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("workers", [1, 6])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_scores_may_be_bent_before_it_is_added(qkv: Arrays, shape: tuple[int, ...], workers: int, kernel: str) -> None:
-    check(qkv, drawn(shape), {"workers": workers, "kernel": kernel}, softcap=1.5, scale=0.7)
+def test_scores_may_be_bent_before_it_is_added(qkv: Arrays, shape: tuple[int, ...], kernel: str) -> None:
+    check(qkv, drawn(shape), {"workers": 6, "kernel": kernel}, softcap=1.5, scale=0.7)
 
 
-@pytest.mark.parametrize("memory", ["7 MiB", "10 MiB", "1 GiB"])
-@pytest.mark.parametrize("lead", [(2, 4), (1, 4), (2, 1), (1, 1), (4,), ()], ids=str)
+@pytest.mark.parametrize("memory", ["10 MiB", "1 GiB"])
+@pytest.mark.parametrize("lead", [(2, 4), (1, 4), (2, 1), ()], ids=str)
 def test_entries_and_heads_that_share_it_are_summed_up(lead: tuple[int, ...], memory: str) -> None:
     q, k, v = (np.random.default_rng(i).standard_normal((2, h, 200, 16)) for i, h in enumerate((4, 2, 2)))
     bias = drawn((*lead, 200, 200), np.float64)
@@ -188,7 +187,7 @@ def test_wherever_work_is_cut(
 
 
 @pytest.mark.parametrize("shape", [(4, 331, 331), (331, 331), (1, 331)], ids=str)
-@pytest.mark.parametrize("workers", [1, 6, 31])
+@pytest.mark.parametrize("workers", [1, 6])
 def test_any_engine_gives_the_same_bits(qkv: Arrays, workers: int, shape: tuple[int, ...]) -> None:
     def bits(engine: Any) -> bytes:
         how = {"workers": workers, "engine": engine}
