@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -185,9 +186,16 @@ print(code, used.ru_utime + used.ru_stime, peak, file=sys.stderr)
 """
 
 
+def slowness() -> float:
+    """How many times as long this machine takes now as one whose CPU adds up a million squares in 40 ms."""
+    start = time.process_time()
+    sum(i * i for i in range(1_000_000))
+    return (time.process_time() - start) / 0.04
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("options", ["", "--causal", "--window 4096 --causal"])
-def test_a_plan_for_a_billion_tokens_takes_seconds_and_200_mib(options: str) -> None:
+def test_a_plan_for_a_billion_tokens_takes_2_seconds_and_200_mib(options: str) -> None:
     line = f"plan --tokens 1e9 --heads 8 --dim 64 --memory 8GiB {options}".split()
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
@@ -196,12 +204,13 @@ def test_a_plan_for_a_billion_tokens_takes_seconds_and_200_mib(options: str) -> 
         return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True, env=environ)
 
     run("import cqs.cli.plan, cqs.cli.comparison, rich.table")  # compiles what has not been imported yet
+    before = slowness()
     done = run(_HUGE, *line)
     code, cpu_seconds, peak_kib = map(float, done.stderr.split())
     for name in ("W", "tasks", "bytes moved", "work", "predicted time"):
         assert f"\n  {name} " in done.stdout
     assert code == 0
-    assert cpu_seconds < 6  # 2, unless others are busy on the machine
+    assert cpu_seconds < 2 * max(before, slowness(), 1)
     assert peak_kib < 200 << 10
 
 
