@@ -52,7 +52,7 @@ def attention(
     Raises
     ------
     ShapeError, DTypeError, OptionError, BackendError, QuorumError
-        As `cqs.attention` does; or if q, k and v are no tensors, or a gradient is asked for that there is not.
+        As `cqs.attention` does; or if q, k, v or `sink_logits` are no tensors.
 
     Notes
     -----

@@ -64,9 +64,8 @@ def attention(
     Raises
     ------
     ShapeError, DTypeError, OptionError, BackendError, QuorumError, BudgetError
-        As `cqs.attention` does, when the function is traced; or if these are no arrays of JAX, or a gradient is asked
-        for that there is not. A budget that a backward pass or a mapped call cannot keep is refused when it runs, as
-        JAX's own error with that in its text.
+        As `cqs.attention` does, when the function is traced; or if these are no arrays of JAX. A budget that a
+        backward pass or a mapped call cannot keep is refused when it runs, as JAX's own error with that in its text.
 
     Notes
     -----

@@ -195,6 +195,8 @@ class _Call:
             while (last := rounds.after(last)) is not None:
                 if isinstance(last, Alone):  # sums are kept from one table to the next
                     for step in self.cut.tables.steps(last.rows):
+                        if rounds.is_closed:
+                            return
                         self._attend(next(rounds_of(last.heads, step)), work)
                 else:
                     self._attend(last, work)

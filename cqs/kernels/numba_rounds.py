@@ -48,6 +48,7 @@ class Rounds:
         self._rounds = rounds
         self._lock = threading.Lock()
         self._now: Round | None = None
+        self.is_closed = False
 
     def after(self, last: Round | Alone | None) -> Round | Alone | None:
         """Return what a thread is to do after what it did last, of which nothing is left; None if that was all."""
@@ -62,9 +63,9 @@ class Rounds:
             return found
 
     def close(self) -> None:
-        """Have all threads end soon, with the item that each has begun."""
+        """Have all threads end soon, with the item that each has begun, or the table of one that has several."""
         with self._lock:
-            self._rounds = iter(())
+            self._rounds, self.is_closed = iter(()), True
             if self._now is not None:
                 self._now.turn[0] = len(self._now.items)
             self._now = None
