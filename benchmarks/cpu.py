@@ -5,14 +5,17 @@
     python benchmarks/cpu.py --quick         # one shape, few repeats
     python benchmarks/cpu.py --dtype bfloat16
 
-Every contestant runs once in each round, in turn, so that a machine whose speed drifts slows all of them, and after a
-pause, because the threads of OpenBLAS and OpenMP spin for a while when a product is done and would hold up whoever is
-next; figures are medians over rounds. GFLOP/s count 4 H N^2 D operations, half for causal.
+Every contestant has its turn in each round, so that a machine whose speed drifts slows all of them, in an order by lot,
+so that none always follows the same one, and after a pause, because the threads of OpenBLAS and OpenMP spin for a while
+when a product is done and would hold up whoever is next. A turn is two calls: the first finds CPUs that slept and
+caches of others; the second is what is compared, since in a model layer follows layer. Both are kept, as medians over
+rounds. GFLOP/s count 4 H N^2 D operations, half for causal.
 """
 
 import argparse
 import json
 import platform
+import random
 import re
 import statistics
 import time
@@ -103,25 +106,44 @@ def measure_shape(H: int, N: int, D: int, rounds: int, dtype: str) -> list[dict[
         run = lambda c=is_causal: cqs.attention(q, k, v, workers=1, is_causal=c, kernel="numpy")  # noqa: E731
         contestants["cqs W=1 by numpy", is_causal] = run, flops
         contestants["plain NumPy", is_causal] = (lambda c=is_causal: plain(q, k, v, c)), flops
-    medians = interleaved({key: run for key, (run, _) in contestants.items()}, rounds)
+    medians = medians_of_turns({key: run for key, (run, _) in contestants.items()}, rounds)
     rows = []
     for (name, is_causal), (_, flops) in contestants.items():
-        seconds = medians[name, is_causal]
-        shape = {"H": H, "N": N, "D": D, "name": name, "is_causal": is_causal}
-        rows.append(shape | {"seconds": seconds, "gflops": flops / seconds / 1e9, "tokens_per_s": N / seconds})
+        after_pause, seconds = medians[name, is_causal]
+        rows.append(
+            {
+                **{"H": H, "N": N, "D": D, "name": name, "is_causal": is_causal},
+                **{"seconds": seconds, "gflops": flops / seconds / 1e9, "tokens_per_s": N / seconds},
+                "seconds_after_a_pause": after_pause,
+            }
+        )
     return rows
 
 
-def interleaved(contestants: dict[Key, Callable[[], object]], rounds: int, pause: float = PAUSE) -> dict[Key, float]:
-    """Run each once a round, in turn, and return the median seconds of each; the first round does not count."""
-    times: dict[Key, list[float]] = {key: [] for key in contestants}
+def interleaved(
+    contestants: dict[Key, Callable[[], object]], rounds: int, pause: float = PAUSE, calls: int = 2
+) -> dict[Key, float]:
+    """Return the median seconds of each contestant's last call in a turn."""
+    return {key: found[-1] for key, found in medians_of_turns(contestants, rounds, pause, calls).items()}
+
+
+def medians_of_turns(
+    contestants: dict[Key, Callable[[], object]], rounds: int, pause: float = PAUSE, calls: int = 2
+) -> dict[Key, list[float]]:
+    """Give each a turn of some calls in each round, in an order by lot; return the median seconds of each of these.
+
+    The first round does not count.
+    """
+    times: dict[Key, list[list[float]]] = {key: [[] for _ in range(calls)] for key in contestants}
+    lot = random.Random(0)
     for _ in range(rounds + 1):
-        for key, run in contestants.items():
+        for key in lot.sample(list(contestants), len(contestants)):
             time.sleep(pause)
-            start = time.perf_counter()
-            run()
-            times[key].append(time.perf_counter() - start)
-    return {key: statistics.median(found[1:]) for key, found in times.items()}
+            for found in times[key]:
+                start = time.perf_counter()
+                contestants[key]()
+                found.append(time.perf_counter() - start)
+    return {key: [statistics.median(found[1:]) for found in turns] for key, turns in times.items()}
 
 
 def plain(q: np.ndarray, k: np.ndarray, v: np.ndarray, is_causal: bool) -> np.ndarray:
@@ -185,13 +207,14 @@ def targets(rows: list[dict[str, Any]], small_ms: float, is_avx512: bool) -> lis
 def report(result: dict[str, Any]) -> None:
     """Print tables."""
     print(", ".join(f"{name}: {value}" for name, value in result["machine"].items()))
-    print(f"\n{'H':>3} {'N':>6} {'D':>4}  {'':12} {'full':>18} {'causal':>18}")
+    print(f"\n{'H':>3} {'N':>6} {'D':>4}  {'':16} {'full':>18} {'causal':>18} {'full, after a pause':>20}")
     by = {(r["H"], r["N"], r["D"], r["name"], r["is_causal"]): r for r in result["rows"]}
     for (H, N, D, name, is_causal), row in by.items():
         if not is_causal:
             both = [row, by.get((H, N, D, name, True))]
             cells = [f"{r['seconds']:8.3f} s {r['gflops']:4.0f} G/s" if r else "" for r in both]
-            print(f"{H:3} {N:6} {D:4}  {name:12} {cells[0]:>18} {cells[1]:>18}")
+            slow = f"{row['seconds_after_a_pause']:.3f} s"
+            print(f"{H:3} {N:6} {D:4}  {name:16} {cells[0]:>18} {cells[1]:>18} {slow:>20}")
     print(f"\n{'aim':40} {'got':>7} {'wanted':>7}")
     for t in result["targets"]:
         print(f"{t['what']:40} {t['got']:7.2f} {t['aim']:7.2f} {'' if t['met'] else '  missed'}")

@@ -72,7 +72,7 @@ def measured(shape: tuple[int, int, int, int, int], dtype: str, rounds: int) -> 
         "cqs": lambda: cqs.attention(*tensors),
         "cqs, one task": lambda: cqs.attention(*tensors, workers=1),
     }
-    return interleaved(contestants, rounds, pause=0)  # as a model calls it, which does not rest
+    return interleaved(contestants, rounds, pause=0, calls=1)  # as a model does, which neither rests nor repeats
 
 
 if __name__ == "__main__":

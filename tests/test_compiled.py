@@ -15,10 +15,10 @@ from numba import int64, njit, void
 
 from cqs.kernels import numba
 from cqs.kernels.compiled import reading, scores, tiles
-from cqs.kernels.compiled.products import multiply
+from cqs.kernels.compiled.products import multiply, multiply_halves
 from cqs.kernels.compiled.vectors import LANES, LIFT, VECTOR_BYTES, load, log1p, store
 from cqs.kernels.numba_scores import Change
-from cqs.kernels.numba_tables import KINDS, places
+from cqs.kernels.numba_tables import FLOAT32, KINDS, places
 from cqs.schedule import PANEL
 
 LIFTED = 2.0**LIFT  # what weights are multiplied by
@@ -134,6 +134,22 @@ def test_products_in_registers(n_rows: int, n_vectors: int, depth: int) -> None:
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("n_vectors", [1, 3, 4, 7])
+@pytest.mark.parametrize("n_rows", range(1, 8))
+def test_products_with_numbers_of_16_bits(n_rows: int, n_vectors: int, dtype: str) -> None:
+    rng = np.random.default_rng(n_rows)
+    a, b, c = (rng.integers(-9, 9, shape).astype(np.float32) for shape in ((n_rows, 7), (7, 120), (n_rows, 120)))
+    own, halves, found = np.s_[:, : n_vectors * LANES], b.astype(getattr(ml_dtypes, dtype, dtype)), c.copy()
+    multiply_halves(
+        *(KINDS[dtype], a.ctypes.data, *a.strides, halves.ctypes.data, halves.strides[0]),
+        *(found.ctypes.data, found.strides[0], n_rows, n_vectors, len(b)),
+    )
+    expected = c.copy()
+    expected[own] += a @ b[own]
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("strides", [1, 2, -1])
 def test_numbers_of_any_type_and_place_are_read(dtype: str, strides: int) -> None:
@@ -142,10 +158,16 @@ def test_numbers_of_any_type_and_place_are_read(dtype: str, strides: int) -> Non
     rows = np.repeat(numbers, 2).reshape(1, 1 << 10, 128)[:, :, ::strides]
     target = np.full((1 << 10, rows.shape[-1] + 1), 7, np.float32)
     chunks = places([rows, rows], KINDS[dtype])[:, None]
-    address, row_bytes = reading.readable(chunks, 0, 0, 1, 0, 0, len(target), target.ctypes.data, target.shape[1])
-    assert (address, row_bytes) == (target.ctypes.data, target.strides[0])
+    room = len(target), target.ctypes.data
+    found = reading.readable(chunks, 0, 0, 1, 0, 0, *room, target.shape[1], True)  # which is wider
+    assert found == (target.ctypes.data, target.strides[0], FLOAT32)
     np.testing.assert_array_equal(target[:, :-1], rows[0].astype(np.float32))
     np.testing.assert_array_equal(target[:, -1], 0)
+    for takes_halves in (False, True):
+        found = reading.readable(chunks, 0, 0, 1, 0, 0, *room, rows.shape[-1], takes_halves)
+        where_they_are = (rows.ctypes.data, rows.strides[1], KINDS[dtype])
+        copied = (target.ctypes.data, rows.shape[-1] * 4, FLOAT32)
+        assert found == (where_they_are if strides == 1 and (takes_halves or dtype == "float32") else copied)
 
 
 @pytest.mark.parametrize(("n_rows", "lane", "n_lanes"), [(50, 0, 50), (3, 2, 17), (1, 0, 64), (40, 35, 9)])

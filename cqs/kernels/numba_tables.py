@@ -21,6 +21,7 @@ from cqs.schedule import CallShape, even_cuts
 
 __all__ = [
     "ALL_SEEN",
+    "BFLOAT16",
     "BOUNDED",
     "FLAGGED",
     "FLOAT16",
@@ -34,8 +35,8 @@ __all__ = [
     "places_of_keys",
 ]
 
-FLOAT32, FLOAT16, _BFLOAT16, FLOAT64 = 0, 1, 2, 3
-KINDS = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": _BFLOAT16}  # types of inputs
+FLOAT32, FLOAT16, BFLOAT16, FLOAT64 = 0, 1, 2, 3
+KINDS = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}  # types of inputs
 ALL_SEEN, BOUNDED, FLAGGED = 0, 1, 2  # what rows see of a run of keys
 _BOUND_BYTES = 24  # of a row that sees a run in part: two ends of int64, which become two of int32
 

@@ -257,9 +257,9 @@ def differentiate(
                 seen = seen_where(kind, pieces[p, 4], address_of(bounds), address_of(hidden))
                 for key in range(0, n_own, most_keys):
                     n_here, place = min(most_keys, n_own - key), starts[chunk] + first + key
-                    k, k_row = readable(chunks, batch, chunk, 0, kv_head, first + key, n_here, keys, width)
-                    v, v_row = readable(chunks, batch, chunk, 1, kv_head, first + key, n_here, values, value_width)
-                    own_keys = Keys(k, k_row, v, v_row, key, n_here, kind, seen, pieces[p, 5])
+                    k = readable(chunks, batch, chunk, 0, kv_head, first + key, n_here, keys, width, False)
+                    v = readable(chunks, batch, chunk, 1, kv_head, first + key, n_here, values, value_width, False)
+                    own_keys = Keys(*k, *v, key, n_here, kind, seen, pieces[p, 5])
                     dk_here, dv_here = dk + place * width * ITEM, dv + place * value_width * ITEM
                     for n in range(n_panels):
                         panel = _panel(block, n)

@@ -14,14 +14,15 @@ from cqs.kernels.compiled.vectors import (
     ITEM,
     LANES,
     VECTOR,
-    VECTOR_BYTES,
     VECTOR_TYPE,
     compiled,
     interleaved,
+    load_vector,
     pointer,
     spread,
     store,
 )
+from cqs.kernels.numba_tables import BFLOAT16, FLOAT16, FLOAT32
 from cqs.schedule import PANEL
 
 __all__ = ["are_few", "score_few"]
@@ -36,50 +37,53 @@ def are_few(n_queries, width):
     return n_queries <= _FEW and width % LANES == 0
 
 
-@intrinsic
-def _dots(typing, rows, row_bytes, n_rows, query, width):
-    """Return the dot products of a query with as many rows as a vector has numbers; the last row stands for more.
+def _dots_of(kind):
+    """Return a function for compiled code: the dot products of a query with rows of a type, a vector of them.
 
-    Rows and query are `width` numbers, whole vectors of them.
+    Rows and query are `width` numbers, whole vectors of them. If there are fewer, the last row stands for more.
     """
 
-    def generate(context, builder, _, args):
-        rows, row_bytes, n_rows, query, width = args
-        last = builder.sub(n_rows, _INTEGER(1))
-        numbers = [_INTEGER(n) for n in range(LANES)]
-        own = [builder.select(builder.icmp_signed("<", n, last), n, last) for n in numbers]
-        starts = [builder.add(rows, builder.mul(n, row_bytes)) for n in own]
-        kind = ir.FunctionType(VECTOR, [VECTOR] * 3)
-        multiply_add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32")
-        before, loop, after = builder.block, *(builder.append_basic_block(name) for name in ("width", "reduce"))
-        builder.branch(loop)
+    @intrinsic
+    def dots(typing, rows, row_bytes, n_rows, query, width):
+        return VECTOR_TYPE(*[int64] * 5), lambda _, builder, __, args: _generate_dots(builder, kind, *args)
 
-        builder.position_at_end(loop)
-        step, sums = builder.phi(_INTEGER), [builder.phi(VECTOR) for _ in starts]
+    return dots
 
-        def vector(start):
-            return builder.load(pointer(builder, builder.add(start, step), VECTOR), align=1)
 
-        of_query = vector(query)
-        grown = [
-            builder.call(multiply_add, [vector(start), of_query, x]) for start, x in zip(starts, sums, strict=True)
-        ]
-        next_step = builder.add(step, _INTEGER(VECTOR_BYTES))
-        step.add_incoming(_INTEGER(0), before)
-        step.add_incoming(next_step, loop)
-        for phi, later in zip(sums, grown, strict=True):
-            phi.add_incoming(ir.Constant(VECTOR, None), before)
-            phi.add_incoming(later, loop)
-        end = builder.mul(width, _INTEGER(ITEM))
-        builder.cbranch(builder.icmp_signed("<", next_step, end), loop, after)
+def _generate_dots(builder, kind, rows, row_bytes, n_rows, query, width):
+    last, item_bytes = builder.sub(n_rows, _INTEGER(1)), ITEM if kind == FLOAT32 else ITEM // 2
+    numbers = [_INTEGER(n) for n in range(LANES)]
+    own = [builder.select(builder.icmp_signed("<", n, last), n, last) for n in numbers]
+    starts = [builder.add(rows, builder.mul(n, row_bytes)) for n in own]
+    of_vectors = ir.FunctionType(VECTOR, [VECTOR] * 3)
+    multiply_add = cgutils.get_or_insert_function(builder.module, of_vectors, f"llvm.fmuladd.v{LANES}f32")
+    before, loop, after = builder.block, *(builder.append_basic_block(name) for name in ("width", "reduce"))
+    builder.branch(loop)
 
-        builder.position_at_end(after)
-        while len(grown) > 1:  # halves of two vectors are added at a time, until one has the sum of each
-            pairs = zip(grown[: len(grown) // 2], grown[len(grown) // 2 :], strict=True)
-            grown = [builder.fadd(*interleaved(builder, a, b)) for a, b in pairs]
-        return grown[0]
+    builder.position_at_end(loop)
+    d, sums = builder.phi(_INTEGER), [builder.phi(VECTOR) for _ in starts]
 
-    return VECTOR_TYPE(*[int64] * 5), generate
+    def vector(start, item_bytes, kind):
+        return load_vector(builder, builder.add(start, builder.mul(d, _INTEGER(item_bytes))), kind)
+
+    of_query, of_rows = vector(query, ITEM, FLOAT32), (vector(start, item_bytes, kind) for start in starts)
+    grown = [builder.call(multiply_add, [of_row, of_query, x]) for of_row, x in zip(of_rows, sums, strict=True)]
+    next_d = builder.add(d, _INTEGER(LANES))
+    d.add_incoming(_INTEGER(0), before)
+    d.add_incoming(next_d, loop)
+    for phi, later in zip(sums, grown, strict=True):
+        phi.add_incoming(ir.Constant(VECTOR, None), before)
+        phi.add_incoming(later, loop)
+    builder.cbranch(builder.icmp_signed("<", next_d, width), loop, after)
+
+    builder.position_at_end(after)
+    while len(grown) > 1:  # halves of two vectors are added at a time, until one has the sum of each
+        pairs = zip(grown[: len(grown) // 2], grown[len(grown) // 2 :], strict=True)
+        grown = [builder.fadd(*interleaved(builder, a, b)) for a, b in pairs]
+    return grown[0]
+
+
+_dots, _dots_of_float16, _dots_of_bfloat16 = (_dots_of(kind) for kind in (FLOAT32, FLOAT16, BFLOAT16))
 
 
 @intrinsic
@@ -99,13 +103,13 @@ def _store_below(typing, vector, address, row_bytes, n):
 
 
 @compiled(void(*[int64] * 8))
-def score_few(k, k_row, n_keys, queries, query_row, n_queries, width, tile):
+def score_few(k, k_row, kind, n_keys, queries, n_queries, width, tile):
     """Write a tile of scores, `(n_keys, 64)`, of which the first vector counts; 0 beyond the queries.
 
     Parameters
     ----------
     k, queries : address of arrays `(n_keys, width)` and `(n_queries, width)`
-        Rows of adjacent numbers, `k_row` and `query_row` bytes from one to the next.
+        Rows of adjacent numbers: of keys of a type, `k_row` bytes from one to the next, and of queries of float32.
     n_keys, n_queries, width : int
         Sizes; the last is one of whole vectors.
     tile : address
@@ -117,5 +121,11 @@ def score_few(k, k_row, n_keys, queries, query_row, n_queries, width, tile):
         for j in range(n):
             store(zero, place + j * row)
         for r in range(n_queries):
-            scores = _dots(k + i * k_row, k_row, n, queries + r * query_row, width)
+            keys, query = k + i * k_row, queries + r * width * ITEM
+            if kind == FLOAT32:
+                scores = _dots(keys, k_row, n, query, width)
+            elif kind == FLOAT16:
+                scores = _dots_of_float16(keys, k_row, n, query, width)
+            else:
+                scores = _dots_of_bfloat16(keys, k_row, n, query, width)
             _store_below(scores, place + r * ITEM, row, n)

@@ -20,8 +20,10 @@ class Keys(NamedTuple):
 
     k: int  # address
     k_row: int  # bytes from key to key
+    k_type: int  # of their numbers
     v: int
     v_row: int
+    v_type: int
     first: int  # number of the first in its piece
     n: int
     kind: int  # ALL_SEEN, BOUNDED or FLAGGED
@@ -29,7 +31,7 @@ class Keys(NamedTuple):
     token: int  # number of the token that the piece's first key is
 
 
-KEYS_TYPE, SEEN_TYPE = types.NamedUniTuple(int64, 9, Keys), types.UniTuple(int64, 4)
+KEYS_TYPE, SEEN_TYPE = types.NamedUniTuple(int64, len(Keys._fields), Keys), types.UniTuple(int64, 4)
 
 
 @register_jitable

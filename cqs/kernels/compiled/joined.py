@@ -49,8 +49,8 @@ def join_keys(chunks, batch, head, runs, p, key, end, most_keys, block, room, bo
     k_piece, v_piece = 2 * steps * width // STEP * TILE_BYTES, block.width // LANES * steps * TILE_BYTES
     while p < end and n < most_keys:
         chunk, start, n_here = runs[p, 0], runs[p, 1] + key, min(most_keys - n, runs[p, 2] - key)
-        k, k_row = readable(chunks, batch, chunk, 0, head, start, n_here, room.keys, width)
-        v, v_row = readable(chunks, batch, chunk, 1, head, start, n_here, room.values, block.width)
+        k, k_row, _ = readable(chunks, batch, chunk, 0, head, start, n_here, room.keys, width, False)
+        v, v_row, _ = readable(chunks, batch, chunk, 1, head, start, n_here, room.values, block.width, False)
         is_small |= split_keys(k, k_row, n_here, n, width, pieces, k_piece, room.k_pieces)
         is_small |= split_values(v, v_row, n_here, n, block.width, pieces, v_piece, room.v_pieces, room.rows, room.tile)
         n, key = n + n_here, key + n_here
@@ -67,7 +67,7 @@ def _keys_of(joined, run, first, n):
     """Return keys of a run, as it counts them, without saying where they are."""
     kind, place = read(run + _KIND, _WHOLE), read(run + _PLACE, _WHOLE)
     seen = seen_where(kind, place, joined.bounds, joined.hidden)
-    return Keys(0, 0, 0, 0, first, n, kind, seen, read(run + _TOKEN, _WHOLE))
+    return Keys(0, 0, 0, 0, 0, 0, first, n, kind, seen, read(run + _TOKEN, _WHOLE))
 
 
 @compiled(int64(PANEL_TYPE, JOINED_TYPE, int64))

@@ -184,10 +184,11 @@ def _add_keys(chunks, batch, head, runs, p, key, most_keys, block, room, bounds,
     n_keys, kind, place = runs[p, 2], runs[p, 3], runs[p, 4]
     n, first = min(most_keys, n_keys - key), runs[p, 1] + key
     seen = seen_where(kind, place, bounds, hidden)
-    k, k_row = readable(chunks, batch, runs[p, 0], 0, head, first, n, room.keys, block.depth)
-    v, v_row = readable(chunks, batch, runs[p, 0], 1, head, first, n, room.values, block.width)
+    is_few = are_few(block.n_lanes, block.depth)
+    k = readable(chunks, batch, runs[p, 0], 0, head, first, n, room.keys, block.depth, is_few)
+    v = readable(chunks, batch, runs[p, 0], 1, head, first, n, room.values, block.width, is_few)
     round_small_to_zero()
-    keys = Keys(k, k_row, v, v_row, key, n, kind, seen, runs[p, 5])
+    keys = Keys(*k, *v, key, n, kind, seen, runs[p, 5])
     for i in range(n_panels_of(block)):
         add_keys(panel_of(block, i), keys, change, room.tile, room.between, room.noted, factor, is_kept)
     return (n, p, key + n) if key + n < n_keys else (n, p + 1, 0)

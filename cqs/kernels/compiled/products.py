@@ -19,40 +19,50 @@ from cqs.kernels.compiled.vectors import (
     VECTOR,
     VECTOR_BYTES,
     compiled,
+    load_vector,
     pointer,
     spread_value,
 )
+from cqs.kernels.numba_tables import BFLOAT16, FLOAT16, FLOAT32
 
-__all__ = ["multiply"]
+__all__ = ["multiply", "multiply_halves"]
 
 _MOST_VECTORS = 4 if HAS_32_REGISTERS else 2  # side by side
 _MOST_SUMS = 24 if HAS_32_REGISTERS else 12  # vectors, which leaves registers for those of b, and for one of a
 _ROWS = (12, 8, 6, 4, 3, 2, 1)  # of what is computed at a time: the most of these that fit
+_FEW_ROWS = _ROWS[2:]
 _INTEGER = ir.IntType(64)
 
 
-@intrinsic
-def _multiply_in_registers(typing, n_rows, n_vectors, a, a_row, a_depth, b, b_depth, c, c_row, depth, adds):
-    """Do `multiply` for one of `_ROWS`, and for at most `_MOST_VECTORS`."""
+def _in_registers(kind, heights):
+    """Return what does `multiply` for one of some numbers of rows, and at most `_MOST_VECTORS`; b is of some type."""
 
-    def generate(context, builder, _, values):
-        n_rows, n_vectors, *operands, adds = values
-        done = builder.append_basic_block("done")
-        cases = builder.switch(builder.add(builder.mul(n_rows, _INTEGER(16)), n_vectors), done)
-        for rows, vectors in product(_ROWS, range(1, _MOST_VECTORS + 1)):
-            if rows * vectors <= _MOST_SUMS:
-                case = builder.append_basic_block(f"product_{rows}_{vectors}")
-                cases.add_case(_INTEGER(16 * rows + vectors), case)
-                builder.position_at_end(case)
-                _generate_product(builder, rows, vectors, *operands, adds)
-                builder.branch(done)
-        builder.position_at_end(done)
-        return context.get_dummy_value()
+    @intrinsic
+    def multiply_in_registers(typing, n_rows, n_vectors, a, a_row, a_depth, b, b_depth, c, c_row, depth, adds):
+        def generate(context, builder, _, values):
+            n_rows, n_vectors, *operands, adds = values
+            done = builder.append_basic_block("done")
+            cases = builder.switch(builder.add(builder.mul(n_rows, _INTEGER(16)), n_vectors), done)
+            for rows, vectors in product(heights, range(1, _MOST_VECTORS + 1)):
+                if rows * vectors <= _MOST_SUMS:
+                    case = builder.append_basic_block(f"product_{rows}_{vectors}")
+                    cases.add_case(_INTEGER(16 * rows + vectors), case)
+                    builder.position_at_end(case)
+                    _generate_product(builder, kind, rows, vectors, *operands, adds)
+                    builder.branch(done)
+            builder.position_at_end(done)
+            return context.get_dummy_value()
 
-    return types.void(*[int64] * 10, boolean), generate
+        return types.void(*[int64] * 10, boolean), generate
+
+    return multiply_in_registers
 
 
-def _generate_product(builder, rows, vectors, a, a_row, a_depth, b, b_depth, c, c_row, depth, adds):
+_multiply_in_registers = _in_registers(FLOAT32, _ROWS)
+_multiply_float16, _multiply_bfloat16 = _in_registers(FLOAT16, _FEW_ROWS), _in_registers(BFLOAT16, _FEW_ROWS)
+
+
+def _generate_product(builder, kind, rows, vectors, a, a_row, a_depth, b, b_depth, c, c_row, depth, adds):
     """Generate the loop over `depth`, with its sums in registers, and what writes them."""
     places = list(product(range(rows), range(vectors)))
     of_vectors = ir.FunctionType(VECTOR, [VECTOR] * 3)
@@ -63,8 +73,9 @@ def _generate_product(builder, rows, vectors, a, a_row, a_depth, b, b_depth, c, 
     builder.position_at_end(loop)
     step, sums = builder.phi(_INTEGER), {place: builder.phi(VECTOR) for place in places}
     from_a, from_b = (builder.add(x, builder.mul(step, stride)) for x, stride in ((a, a_depth), (b, b_depth)))
-    beside = [_load(builder, from_b, VECTOR, n, _INTEGER(VECTOR_BYTES)) for n in range(vectors)]
-    below = [spread_value(builder, _load(builder, from_a, FLOAT, n, a_row)) for n in range(rows)]
+    n_bytes = VECTOR_BYTES if kind == FLOAT32 else VECTOR_BYTES // 2
+    beside = [load_vector(builder, builder.add(from_b, _INTEGER(n * n_bytes)), kind) for n in range(vectors)]
+    below = [spread_value(builder, _number(builder, from_a, n, a_row)) for n in range(rows)]
     grown = {(i, j): builder.call(multiply_add, [below[i], beside[j], sums[i, j]]) for i, j in places}
     next_step, zeros = builder.add(step, _INTEGER(1)), ir.Constant(VECTOR, None)
     for phi, first, later in [(step, _INTEGER(0), next_step)] + [
@@ -86,9 +97,9 @@ def _generate_product(builder, rows, vectors, a, a_row, a_depth, b, b_depth, c, 
                     builder.store(builder.fadd(before, grown[place]) if is_added else grown[place], there, align=1)
 
 
-def _load(builder, address, kind, n, size):
-    """Load a vector or number that is n times `size` bytes from an address."""
-    return builder.load(pointer(builder, builder.add(address, builder.mul(size, _INTEGER(n))), kind), align=1)
+def _number(builder, address, n, row_bytes):
+    """Load the number n rows below an address."""
+    return builder.load(pointer(builder, builder.add(address, builder.mul(row_bytes, _INTEGER(n))), FLOAT), align=1)
 
 
 @compiled(void(*[int64] * 10, boolean))
@@ -118,4 +129,28 @@ def multiply(a, a_row, a_depth, b, b_depth, c, c_row, n_rows, n_vectors, depth, 
                     n, n_beside, a + row * a_row, a_row, a_depth, b + before, b_depth,
                     c + row * c_row + before, c_row, depth, adds,
                 )  # fmt: skip
+                row += n
+
+
+@compiled(void(int64, *[int64] * 10))
+def multiply_halves(kind, a, a_row, a_depth, b, b_depth, c, c_row, n_rows, n_vectors, depth):
+    """Add the product of two matrices to what is there, as `multiply` does, where b is of 16 bits and rows are few.
+
+    What is said there about a and c holds here, too.
+
+    Parameters
+    ----------
+    kind : int
+        The type of the numbers of b: FLOAT16 or BFLOAT16.
+    """
+    for vector in range(0, n_vectors, _MOST_VECTORS):
+        n_beside, row = min(_MOST_VECTORS, n_vectors - vector), 0
+        from_b, to_c = b + vector * VECTOR_BYTES // 2, c + vector * VECTOR_BYTES
+        for n in _FEW_ROWS:
+            while n_rows - row >= n and n * n_beside <= _MOST_SUMS:
+                from_a, target = a + row * a_row, to_c + row * c_row
+                if kind == FLOAT16:
+                    _multiply_float16(n, n_beside, from_a, a_row, a_depth, from_b, b_depth, target, c_row, depth, True)
+                else:
+                    _multiply_bfloat16(n, n_beside, from_a, a_row, a_depth, from_b, b_depth, target, c_row, depth, True)
                 row += n

@@ -1,7 +1,7 @@
 """Reading inputs of any type and strides: as float32 where they are, or copied; and queries put side by side."""
 
 import numpy as np
-from numba import float32, int64, types, void
+from numba import boolean, float32, int64, types, void
 from numba.extending import intrinsic, register_jitable
 
 from cqs.kernels.compiled.vectors import (
@@ -16,7 +16,7 @@ from cqs.kernels.compiled.vectors import (
     store,
     transpose,
 )
-from cqs.kernels.numba_tables import FLOAT16, FLOAT32, FLOAT64
+from cqs.kernels.numba_tables import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 from cqs.schedule import PANEL
 
 __all__ = ["ROW", "copy_queries", "copy_row", "copy_rows", "pack_queries", "padded", "read", "readable", "write"]
@@ -104,21 +104,26 @@ def copy_rows(rows, row_bytes, n_rows, width, target):
             store(load(rows + i * row_bytes + e), target + i * width * ITEM + e)
 
 
-@compiled(types.UniTuple(int64, 2)(int64[:, :, :, ::1], int64, int64, int64, int64, int64, int64, int64, int64))
-def readable(chunks, batch, chunk, which, head, first, n_rows, room, room_width):
-    """Return where some keys (`which` is 0) or values (1) of a head are as float32, and bytes from row to row.
+@compiled(
+    types.UniTuple(int64, 3)(int64[:, :, :, ::1], int64, int64, int64, int64, int64, int64, int64, int64, boolean)
+)
+def readable(chunks, batch, chunk, which, head, first, n_rows, room, room_width, takes_halves):
+    """Return where some keys (`which` is 0) or values (1) of a head are, bytes from row to row, and their type.
 
-    They are copied to `room` if they are not so where they are, or not as wide as that.
+    They are copied to `room` if they are not float32 where they are, or not as wide as that; but those of 16 bits are
+    taken as they are by whoever `takes_halves`.
     """
     address = chunks[batch, chunk, which, 0] + head * chunks[batch, chunk, which, 1]
     row_bytes, item_bytes = chunks[batch, chunk, which, 2], chunks[batch, chunk, which, 3]
     kind, width = chunks[batch, chunk, which, 4], chunks[batch, chunk, which, 5]
     address += first * row_bytes
-    if kind == FLOAT32 and item_bytes == ITEM and width == room_width:
-        return address, row_bytes
+    if width == room_width and kind == FLOAT32 and item_bytes == ITEM:
+        return address, row_bytes, FLOAT32
+    if width == room_width and takes_halves and kind in (FLOAT16, BFLOAT16) and item_bytes == ITEM // 2:
+        return address, row_bytes, kind
     for i in range(n_rows):
         copy_row(address + i * row_bytes, item_bytes, kind, width, _ONE, room + i * room_width * ITEM, room_width)
-    return room, room_width * ITEM
+    return room, room_width * ITEM, FLOAT32
 
 
 @compiled(void(int64[:, ::1], int64, int64, int64, int64, int64, int64, float32, int64))

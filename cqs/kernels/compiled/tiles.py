@@ -7,7 +7,7 @@ from numba.extending import register_jitable
 from cqs.kernels.compiled.dots import are_few, score_few
 from cqs.kernels.compiled.hiding import KEYS_TYPE, hide, seen_by_lanes
 from cqs.kernels.compiled.panels import PANEL_TYPE
-from cqs.kernels.compiled.products import multiply
+from cqs.kernels.compiled.products import multiply, multiply_halves
 from cqs.kernels.compiled.reading import ROW, read
 from cqs.kernels.compiled.scores import CHANGE_TYPE, change_scores
 from cqs.kernels.compiled.vectors import (
@@ -23,6 +23,7 @@ from cqs.kernels.compiled.vectors import (
     store,
     where_less,
 )
+from cqs.kernels.numba_tables import FLOAT32
 from cqs.schedule import PANEL, TILE_KEYS
 
 __all__ = ["add_keys", "compared", "fill", "fold", "raise_tops", "rescale", "weigh"]
@@ -164,7 +165,7 @@ def add_keys(panel, keys, change, tile, between, room, factor, is_kept):
             continue
         k, v = keys.k + (here - keys.first) * keys.k_row, keys.v + (here - keys.first) * keys.v_row
         if are_few(panel.n_lanes, panel.depth):
-            score_few(k, keys.k_row, n, panel.queries, panel.depth * ITEM, panel.n_lanes, panel.depth, tile)
+            score_few(k, keys.k_row, keys.k_type, n, panel.queries, panel.n_lanes, panel.depth, tile)
         else:
             multiply(k, keys.k_row, ITEM, panel.queries, ROW, tile, ROW, n, n_vectors, panel.depth, False)
         if change.is_made:
@@ -174,5 +175,8 @@ def add_keys(panel, keys, change, tile, between, room, factor, is_kept):
         grew = weigh(tile, n, n_vectors, factor, panel.tops, totals, factors)
         if grew != 0:
             rescale(panel, factors, grew, is_kept)
-        row = panel.width * ITEM
-        multiply(tile, ITEM, ROW, v, keys.v_row, panel.sums, row, panel.n_lanes, panel.width // LANES, n, True)
+        row, n_wide = panel.width * ITEM, panel.width // LANES
+        if keys.v_type == FLOAT32:
+            multiply(tile, ITEM, ROW, v, keys.v_row, panel.sums, row, panel.n_lanes, n_wide, n, True)
+        else:
+            multiply_halves(keys.v_type, tile, ITEM, ROW, v, keys.v_row, panel.sums, row, panel.n_lanes, n_wide, n)

@@ -14,6 +14,8 @@ from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, overload, register_model
 
+from cqs.kernels.numba_tables import BFLOAT16, FLOAT16, FLOAT32
+
 __all__ = [
     "FEATURES",
     "FLOAT",
@@ -33,6 +35,7 @@ __all__ = [
     "load",
     "load_bfloat16",
     "load_float16",
+    "load_vector",
     "log1p",
     "pointer",
     "spread",
@@ -45,6 +48,7 @@ __all__ = [
 
 FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")  # what Numba compiles for
 _HAS_512_BITS, _HAS_256_BITS = "+avx512f" in FEATURES, "+avx2" in FEATURES
+_READS_FLOAT16 = "+f16c" in FEATURES
 HAS_32_REGISTERS = _HAS_512_BITS or "+neon" in FEATURES
 LANES = 16 if _HAS_512_BITS else 8 if _HAS_256_BITS else 4  # numbers of a vector
 ITEM = 4  # bytes of a number
@@ -83,12 +87,6 @@ def spread_value(builder, number):
     nothing = ir.Constant(VECTOR, ir.Undefined)
     first = builder.insert_element(nothing, number, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(first, nothing, ir.Constant(_INTEGERS, None))
-
-
-@intrinsic
-def load(typing, address):
-    """Return the vector at an address, which need not be a multiple of anything."""
-    return VECTOR_TYPE(int64), lambda _, builder, __, args: builder.load(pointer(builder, args[0], VECTOR), align=1)
 
 
 @intrinsic
@@ -163,22 +161,28 @@ def transpose(typing, source, source_row, target, target_row):
     return types.void(int64, int64, int64, int64), generate
 
 
-def _widened(widen):
-    """Return a function for compiled code that reads numbers of 16 bits, by what makes vectors of their bits."""
+def load_vector(builder, address, kind):
+    """Return numbers of a type, as many as a vector has, at an address, as float32."""
+    if kind == FLOAT32:
+        return builder.load(pointer(builder, address, VECTOR), align=1)
+    if kind == FLOAT16 and _READS_FLOAT16:
+        halves = ir.VectorType(ir.HalfType(), LANES)
+        return builder.fpext(builder.load(pointer(builder, address, halves), align=1), VECTOR)
+    halves = ir.VectorType(ir.IntType(16), LANES)
+    bits = builder.zext(builder.load(pointer(builder, address, halves), align=1), _INTEGERS)
+    if kind == FLOAT16:
+        return _from_float16(builder, bits)
+    return builder.bitcast(builder.shl(bits, _integers(16)), VECTOR)  # of bfloat16
+
+
+def _loads(kind):
+    """Return a function for compiled code that does so; the address need not be a multiple of anything."""
 
     @intrinsic
-    def load_halves(typing, address):
-        def generate(_, builder, __, args):
-            halves = ir.VectorType(ir.IntType(16), LANES)
-            return widen(builder, builder.zext(builder.load(pointer(builder, args[0], halves), align=1), _INTEGERS))
+    def load_numbers(typing, address):
+        return VECTOR_TYPE(int64), lambda _, builder, __, args: load_vector(builder, args[0], kind)
 
-        return VECTOR_TYPE(int64), generate
-
-    return load_halves
-
-
-def _from_bfloat16(builder, bits):
-    return builder.bitcast(builder.shl(bits, _integers(16)), VECTOR)
+    return load_numbers
 
 
 def _from_float16(builder, bits):
@@ -199,7 +203,7 @@ def _integers(number):
     return ir.Constant(_INTEGERS, [number] * LANES)
 
 
-load_bfloat16, load_float16 = _widened(_from_bfloat16), _widened(_from_float16)
+load, load_float16, load_bfloat16 = _loads(FLOAT32), _loads(FLOAT16), _loads(BFLOAT16)
 
 
 def _arithmetic(instruction):
