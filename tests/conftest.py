@@ -32,6 +32,15 @@ _VERSION = hashlib.sha256(b"".join(path.read_bytes() for path in _COMPILED)).hex
 os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"cqs-numba-{_VERSION}"))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what `thinned` says: sets of parameters are kept such that each value of each is in some of them."""
+    for item in items:
+        mark = item.get_closest_marker("thinned")
+        if mark is not None and sum(item.callspec.indices.values()) % mark.args[0] != 0:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def what_is_compiled_is_ready() -> None:
     """Compiled code is compiled and loaded before any test counts time or memory."""

@@ -37,6 +37,7 @@ def error_of(out: Any, v: np.ndarray) -> float:
     return float(abs(np.asarray(out, np.longdouble) - v.astype(np.longdouble).mean(axis=1, keepdims=True)).max())
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("kernel", ON_NUMPY)

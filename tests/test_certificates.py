@@ -115,13 +115,14 @@ def is_refused(text: str) -> bool:
     return False
 
 
+@pytest.mark.thinned(4)
+@pytest.mark.parametrize("first", range(4))
 @pytest.mark.parametrize("name", [name for name in COVERS if name != "nested"])
-def test_a_corrupted_certificate_fails_whatever_the_field(name: str) -> None:
-    n_tried = 0
-    for field, values in corruptions(json.loads(certificate(name).to_json())):
+def test_a_corrupted_certificate_fails_whatever_the_field(name: str, first: int) -> None:
+    corrupted = list(corruptions(json.loads(certificate(name).to_json())))
+    assert len(corrupted) > 10
+    for field, values in corrupted[first::4]:
         assert is_refused(json.dumps(values)), f"{field} may be changed: {values}"
-        n_tried += 1
-    assert n_tried > 10
 
 
 @pytest.mark.parametrize(

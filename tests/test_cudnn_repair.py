@@ -60,6 +60,7 @@ _CHECKS = {"keys": check_poisoned_keys, "values": check_poisoned_values}
 _POISON = [np.nan, np.inf, -np.inf]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("poison", _POISON)
 @pytest.mark.parametrize("name", CUT)
 @pytest.mark.parametrize("what", _CHECKS)

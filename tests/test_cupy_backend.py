@@ -102,8 +102,8 @@ def test_slots_for_the_next_task_fit_the_memory_that_is_left(machine: Machine) -
 
 def test_a_device_that_is_full_divides_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    q, k, v = (rng.standard_normal((4, 1200, 64), dtype=np.float32) for _ in range(3))
-    machine, recorder = install(monkeypatch, n_devices=1, memory=6 << 20), Recorder()
+    q, k, v = (rng.standard_normal((4, 600, 64), dtype=np.float32) for _ in range(3))
+    machine, recorder = install(monkeypatch, n_devices=1, memory=3 << 20), Recorder()
     out = cqs.attention(
         q, k, v, backend="cupy", memory="64 MiB", workers=1, on_event=recorder
     )  # which it does not have

@@ -28,6 +28,7 @@ def qkv() -> list[np.ndarray]:
     return [rng.standard_normal((2, 3000, 16), dtype=np.float32) for _ in range(3)]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("what", ["slot", "fill"])
 @pytest.mark.parametrize("at", [range(1, 4), range(1, 5), range(2, 5), range(3, 6), range(4, 9)], ids=str)
 def test_streamed_keys_that_get_no_slot_are_computed_without_one(qkv: list[np.ndarray], what: str, at: range) -> None:

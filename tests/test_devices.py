@@ -48,6 +48,7 @@ def qkv() -> list[np.ndarray]:
     return [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("devices", DEVICES.values(), ids=DEVICES)
 def test_results_are_exact(qkv: list[np.ndarray], devices: Any, options: dict[str, Any]) -> None:

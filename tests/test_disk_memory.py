@@ -55,6 +55,7 @@ def holds_what_it_says(inputs: list[Any], **options: Any) -> cqs.Plan:
     return plan
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("strategy", ["cqs", "tiles"])
 @pytest.mark.parametrize("mib", [20, 64])
 @pytest.mark.parametrize("kind", ["path", "like the inputs"])

@@ -65,6 +65,7 @@ def test_masks_that_are_known_pair_by_pair_are_projected(kernel: str) -> None:
             tracemalloc.stop()
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     ("H", "N", "D", "dtype", "workers", "threads"),
     [
