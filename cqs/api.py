@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import Literal, Never, TypeAlias, overload
+from typing import Literal, Never, TypeAlias, Unpack, overload
 
 from cqs.backend import Device
 from cqs.call import finishing, ready
@@ -12,6 +12,7 @@ from cqs.engines import Engine
 from cqs.errors import BackendError, refuse_unknown
 from cqs.events import Emit
 from cqs.masks import Mask
+from cqs.options import Options
 from cqs.progress import Progress, reporting
 from cqs.schedule import Plan
 from cqs.scores import ALiBi
@@ -27,83 +28,27 @@ Output: TypeAlias = Array | str | os.PathLike[str] | Sink | None
 JobPath: TypeAlias = str | os.PathLike[str]
 
 
+class _Options(Options, total=False):
+    score_mod: Callable[..., Array] | None
+    sink_logits: Array | None
+    backend: Literal["numpy", "cupy"] | None
+    devices: Sequence[int | Device] | None
+    out: Output
+    job: JobPath | None
+    progress: Progress
+
+
 @overload
 def attention(
-    q: Input,
-    k: Input,
-    v: Input,
-    *,
-    workers: int | None = ...,
-    memory: int | str | None = ...,
-    mask: Mask | Array | None = ...,
-    is_causal: bool = ...,
-    scale: float | None = ...,
-    softcap: float | None = ...,
-    bias: Array | ALiBi | None = ...,
-    score_mod: Callable[..., Array] | None = ...,
-    sink_logits: Array | None = ...,
-    backend: Literal["numpy", "cupy"] | None = ...,
-    devices: Sequence[int | Device] | None = ...,
-    kernel: str = ...,
-    engine: Engine | Executor | None = ...,
-    strategy: str = ...,
-    return_lse: Literal[False] = ...,
-    out: Output = ...,
-    job: JobPath | None = ...,
-    progress: Progress = ...,
-    on_event: Emit = ...,
+    q: Input, k: Input, v: Input, *, return_lse: Literal[False] = ..., **options: Unpack[_Options]
 ) -> Array: ...
 @overload
 def attention(
-    q: Input,
-    k: Input,
-    v: Input,
-    *,
-    workers: int | None = ...,
-    memory: int | str | None = ...,
-    mask: Mask | Array | None = ...,
-    is_causal: bool = ...,
-    scale: float | None = ...,
-    softcap: float | None = ...,
-    bias: Array | ALiBi | None = ...,
-    score_mod: Callable[..., Array] | None = ...,
-    sink_logits: Array | None = ...,
-    backend: Literal["numpy", "cupy"] | None = ...,
-    devices: Sequence[int | Device] | None = ...,
-    kernel: str = ...,
-    engine: Engine | Executor | None = ...,
-    strategy: str = ...,
-    return_lse: Literal[True],
-    out: Output = ...,
-    job: JobPath | None = ...,
-    progress: Progress = ...,
-    on_event: Emit = ...,
+    q: Input, k: Input, v: Input, *, return_lse: Literal[True], **options: Unpack[_Options]
 ) -> tuple[Array, Array]: ...
 @overload
 def attention(
-    q: Input,
-    k: Input,
-    v: Input,
-    *,
-    workers: int | None = ...,
-    memory: int | str | None = ...,
-    mask: Mask | Array | None = ...,
-    is_causal: bool = ...,
-    scale: float | None = ...,
-    softcap: float | None = ...,
-    bias: Array | ALiBi | None = ...,
-    score_mod: Callable[..., Array] | None = ...,
-    sink_logits: Array | None = ...,
-    backend: Literal["numpy", "cupy"] | None = ...,
-    devices: Sequence[int | Device] | None = ...,
-    kernel: str = ...,
-    engine: Engine | Executor | None = ...,
-    strategy: str = ...,
-    return_lse: bool,
-    out: Output = ...,
-    job: JobPath | None = ...,
-    progress: Progress = ...,
-    on_event: Emit = ...,
+    q: Input, k: Input, v: Input, *, return_lse: bool, **options: Unpack[_Options]
 ) -> Array | tuple[Array, Array]: ...
 def attention(
     q: Input,

@@ -29,6 +29,7 @@ LAYERS = (
     ("sums", "in_order"),
     ("tiler",),
     ("engines",),
+    ("options",),
     ("jobs", "backward"),
     ("progress", "trace", "oracle", "oracle_backward", "adversarial", "verify", "testing", "plot"),
     ("placing",),

@@ -3,7 +3,7 @@
 import os
 from concurrent.futures import Executor
 from contextlib import ExitStack, closing
-from typing import Any, Literal, Never, TypeAlias, overload
+from typing import Any, Literal, Never, TypeAlias, Unpack, overload
 
 from cqs.backend import borrowed, is_cupy, is_numpy, namespace_of, refuse_gradients
 from cqs.backward.adder import GradientAdder
@@ -20,6 +20,7 @@ from cqs.errors import BackendError, DTypeError, OptionError, ShapeError, refuse
 from cqs.events import Emit
 from cqs.kernels.numba_modules import missing
 from cqs.masks import Mask
+from cqs.options import Options
 from cqs.problem import AttentionProblem, dtype_name
 from cqs.schedule import Scheduler, Setting, planned
 from cqs.scores import ALiBi, Scores
@@ -41,18 +42,8 @@ def attention_backward(
     out: Given,
     lse: Array,
     *,
-    workers: int | None = ...,
-    memory: int | str | None = ...,
-    mask: Mask | Array | None = ...,
-    is_causal: bool = ...,
-    scale: float | None = ...,
-    softcap: float | None = ...,
-    bias: Array | ALiBi | None = ...,
-    kernel: str = ...,
-    engine: Engine | Executor | None = ...,
-    strategy: str = ...,
     return_dbias: Literal[False] = ...,
-    on_event: Emit = ...,
+    **options: Unpack[Options],
 ) -> Gradients: ...
 @overload
 def attention_backward(
@@ -63,18 +54,8 @@ def attention_backward(
     out: Given,
     lse: Array,
     *,
-    workers: int | None = ...,
-    memory: int | str | None = ...,
-    mask: Mask | Array | None = ...,
-    is_causal: bool = ...,
-    scale: float | None = ...,
-    softcap: float | None = ...,
-    bias: Array | ALiBi | None = ...,
-    kernel: str = ...,
-    engine: Engine | Executor | None = ...,
-    strategy: str = ...,
     return_dbias: Literal[True],
-    on_event: Emit = ...,
+    **options: Unpack[Options],
 ) -> GradientsWithBias: ...
 @overload
 def attention_backward(
@@ -85,18 +66,8 @@ def attention_backward(
     out: Given,
     lse: Array,
     *,
-    workers: int | None = ...,
-    memory: int | str | None = ...,
-    mask: Mask | Array | None = ...,
-    is_causal: bool = ...,
-    scale: float | None = ...,
-    softcap: float | None = ...,
-    bias: Array | ALiBi | None = ...,
-    kernel: str = ...,
-    engine: Engine | Executor | None = ...,
-    strategy: str = ...,
     return_dbias: bool,
-    on_event: Emit = ...,
+    **options: Unpack[Options],
 ) -> Gradients | GradientsWithBias: ...
 def attention_backward(
     dout: Given,
