@@ -126,8 +126,8 @@ def attention(
         which is compiled and faster where sums are in float32 and no `score_mod` changes scores, and leaves the rest to
         "numpy"; without it "numpy"; the same for torch tensors in main memory, where they are, without a `score_mod`,
         which is given tensors; on GPUs "cudnn" for float16 and bfloat16, and "gemm"; else "blockwise". Printing a plan
-        says which, and why not the others. The first call by "numba" takes half a second longer, and some seconds where
-        it compiles.
+        says which, and why not the others. The first call by "numba" takes half a second longer, and once, where it
+        compiles for a processor, 15 to 20 seconds.
     engine : Engine or Executor, optional
         What runs the tasks; by default this machine's threads, `cqs.engines.LocalEngine()`.
     strategy : {"auto", "cqs", "tiles", "ring", "tree"}

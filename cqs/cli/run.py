@@ -91,8 +91,8 @@ def command(args: Arguments) -> int:
             if trace is not None:
                 trace(event)
 
+        load_kernel(plan, args.quiet)
         with run_bar(is_quiet=args.quiet) as bar:
-            load_kernel(plan)
             started = perf_counter()
             if args.tasks is None:
                 found = cqs.attention(*inputs, **options, progress=bar, on_event=tell)

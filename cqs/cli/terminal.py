@@ -3,9 +3,10 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
-__all__ = ["print_columns", "print_json", "print_table", "print_text", "print_verdict", "stdout_console"]
+__all__ = ["print_columns", "print_json", "print_table", "print_text", "print_verdict", "status", "stdout_console"]
 
 _UNLIMITED = 10_000  # columns; a file or a pipe has no width
 
@@ -60,6 +61,14 @@ def print_text(*parts: Any) -> None:
     if not console.is_terminal:
         text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
     sys.stdout.write(text)  # not by rich, which ends the process itself when a pipe breaks
+
+
+def status(text: str) -> Any:
+    """Return a context that says on stderr, if that is a terminal, what takes time, until it has been done."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return console.status(text) if console.is_terminal else nullcontext()
 
 
 def stdout_console() -> Any:

@@ -23,9 +23,9 @@ from cqs.kernels.compiled.reading import ROW
 from cqs.kernels.compiled.vectors import FEATURES, compiled
 from cqs.kernels.compiled.weighing import weigh_next
 
-__all__ = ["begin", "end", "has_amx", "multiply_pieces"]
+__all__ = ["HAS_TILES", "begin", "end", "has_amx", "multiply_pieces"]
 
-_HAS_TILES = {"+amx-tile", "+amx-bf16", "+avx512f", "+avx512bw"} <= set(FEATURES) and platform.system() == "Linux"
+HAS_TILES = {"+amx-tile", "+amx-bf16", "+avx512f", "+avx512bw"} <= set(FEATURES) and platform.system() == "Linux"
 _ASK_FOR_TILES, _TILE_DATA = 0x1023, 18  # of arch_prctl: a process asks for the registers before it uses them
 _ARCH_PRCTL = 158
 _INTEGER = ir.IntType(64)
@@ -43,7 +43,7 @@ _APART = {6: 3, 5: 2, 4: 2, 3: 1, 1: 1}  # products of two tiles, by how many of
 
 def has_amx() -> bool:
     """Return whether this process may use AMX; ask Linux for it."""
-    if not _HAS_TILES or sys.maxsize < 2**32:
+    if not HAS_TILES or sys.maxsize < 2**32:
         return False
     syscall = ctypes.CDLL(None, use_errno=True).syscall
     return syscall(*map(ctypes.c_long, (_ARCH_PRCTL, _ASK_FOR_TILES, _TILE_DATA))) == 0
@@ -51,7 +51,7 @@ def has_amx() -> bool:
 
 def _emit(builder, name, registers=(), place=None, row_bytes=None):
     """Emit an instruction that is given registers, and the address of a tile in memory and the distance of its rows."""
-    if not _HAS_TILES:  # and nobody calls it
+    if not HAS_TILES:  # and nobody calls it
         return
     operands = [ir.Constant(_BYTE, n) for n in registers]
     if place is not None:

@@ -8,17 +8,15 @@ by two vectors, the next keys are multiplied with the queries and the weights be
 from typing import NamedTuple
 
 import numpy as np
-from numba import boolean, float32, int64, void
 from numba.extending import register_jitable
 
 from cqs.kernels.compiled.amx import multiply_pieces
-from cqs.kernels.compiled.joined import JOINED_TYPE, mask_tile, seen_tiles
-from cqs.kernels.compiled.panels import BLOCK_TYPE, Panel, n_panels_of, panel_of
+from cqs.kernels.compiled.joined import mask_tile, seen_tiles
+from cqs.kernels.compiled.panels import Panel, n_panels_of, panel_of
 from cqs.kernels.compiled.pieces import STEP, TILE_BYTES, in_steps
 from cqs.kernels.compiled.reading import ROW
-from cqs.kernels.compiled.scores import CHANGE_TYPE
 from cqs.kernels.compiled.tiles import compared, raise_tops, rescale
-from cqs.kernels.compiled.vectors import ITEM, LANES, VECTOR_BYTES, compiled, load, spread, store
+from cqs.kernels.compiled.vectors import ITEM, LANES, VECTOR_BYTES, inlined, load, spread, store
 from cqs.kernels.compiled.weighing import WORK_BYTES, begin_weighing, weigh_rest
 from cqs.schedule import PANEL, TILE_KEYS
 
@@ -34,7 +32,7 @@ def amx_room(width):
     return 5 * TILE_KEYS * PANEL + PANEL * (width + 2) + WORK_BYTES // ITEM
 
 
-@register_jitable
+@inlined
 def _score(panel, joined, here, n, tile, work):
     """Write what n keys from the number `here` on score."""
     steps = in_steps(panel.depth)
@@ -46,7 +44,7 @@ def _score(panel, joined, here, n, tile, work):
     )  # fmt: skip
 
 
-@register_jitable
+@inlined
 def _sum_values(panel, joined, here, n, weights, products, work):
     """Write the sums of n values from the number `here` on, times their weights."""
     steps, n_tiles, v = in_steps(n), panel.width // LANES, joined.v + here // STEP * TILE_BYTES
@@ -102,7 +100,7 @@ def _raise_tops(tile, scores, times, totals, factors, shifts, parts):
     return grew
 
 
-@compiled(void(BLOCK_TYPE, JOINED_TYPE, CHANGE_TYPE, int64, int64, int64, float32, boolean))
+@inlined
 def add_keys_by_amx(block, joined, change, room, between, noted, factor, is_kept):
     """Do what `add_keys` does for all panels of a block, with pieces; there is room as `amx_room` says."""
     factors, times = between + 2 * ROW, spread(factor)

@@ -8,7 +8,7 @@ from numba import float32, int64, types, void
 from cqs.kernels.compiled.reading import ROW, read, write
 from cqs.kernels.compiled.vectors import ITEM, LANES, LIFT, VECTOR_BYTES, compiled, load, spread, store, transpose
 
-__all__ = ["SUMS_TYPE", "BiasSums", "add_to_bias"]
+__all__ = ["BiasSums", "add_to_bias"]
 
 _ZERO, _LOWER = np.float32(0), np.float32(2.0**-LIFT)
 
@@ -21,7 +21,7 @@ class BiasSums(NamedTuple):
     item: int  # bytes from key to key, likewise
 
 
-SUMS_TYPE = types.NamedUniTuple(int64, 3, BiasSums)
+_SUMS_TYPE = types.NamedUniTuple(int64, 3, BiasSums)
 
 
 @compiled(void(float32, int64))
@@ -37,7 +37,7 @@ def _sum_of_vector(place):
     return total
 
 
-@compiled(void(int64, int64, int64, SUMS_TYPE, int64))
+@compiled(void(int64, int64, int64, _SUMS_TYPE, int64))
 def _add_all(dtile, n_keys, n_lanes, sums, square):
     """Add each number to one of its own, whose neighbours are those of the next keys."""
     for lane in range(0, n_lanes, LANES):
@@ -52,7 +52,7 @@ def _add_all(dtile, n_keys, n_lanes, sums, square):
                         _add(read(numbers + i * ITEM, _ZERO), place + i * ITEM)
 
 
-@compiled(void(int64, int64, int64, SUMS_TYPE, int64))
+@compiled(void(int64, int64, int64, _SUMS_TYPE, int64))
 def add_to_bias(dtile, n_keys, n_lanes, sums, vector):
     """Add gradients of scores to sums, or where those of one row or key are for all, their own sum.
 

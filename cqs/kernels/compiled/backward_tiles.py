@@ -5,18 +5,19 @@ from typing import NamedTuple
 import numpy as np
 from numba import boolean, float32, int64, types, void
 
-from cqs.kernels.compiled.backward_bias import SUMS_TYPE, BiasSums, add_to_bias
-from cqs.kernels.compiled.hiding import KEYS_TYPE, hide, seen_by_lanes
+from cqs.kernels.compiled.backward_bias import BiasSums, add_to_bias
+from cqs.kernels.compiled.hiding import hide, seen_by_lanes
 from cqs.kernels.compiled.products import multiply
 from cqs.kernels.compiled.reading import ROW, padded
 from cqs.kernels.compiled.rounding import round_as_before, round_small_to_zero
-from cqs.kernels.compiled.scores import CHANGE_TYPE, change_scores
+from cqs.kernels.compiled.scores import change_scores
 from cqs.kernels.compiled.vectors import (
     ITEM,
     LANES,
     VECTOR_BYTES,
     compiled,
     exp,
+    inlined,
     lifted_exp2,
     load,
     spread,
@@ -111,7 +112,7 @@ def _bend(dtile, slopes, n_keys, n_vectors):
             store(load(dtile + place) * load(slopes + place), dtile + place)
 
 
-@compiled(void(PANEL_TYPE, KEYS_TYPE, CHANGE_TYPE, int64, int64, int64, float32, int64, int64, SUMS_TYPE))
+@inlined
 def add_pairs(panel, keys, change, tile, between, room, factor, dk, dv, bias):
     """Add what a panel and some keys add to the gradients of both.
 

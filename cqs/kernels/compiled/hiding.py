@@ -10,7 +10,7 @@ from cqs.kernels.compiled.reading import ROW, read, write
 from cqs.kernels.compiled.vectors import ITEM, LANES, VECTOR_BYTES, compiled, load, spread, store, where_less
 from cqs.kernels.numba_tables import BOUNDED, FLAGGED
 
-__all__ = ["KEYS_TYPE", "SEEN_TYPE", "Keys", "hide", "seen_by_lanes", "seen_where"]
+__all__ = ["Keys", "hide", "seen_by_lanes", "seen_where"]
 
 _NOTHING = np.float32(-np.inf)
 
@@ -31,7 +31,7 @@ class Keys(NamedTuple):
     token: int  # number of the token that the piece's first key is
 
 
-KEYS_TYPE, SEEN_TYPE = types.NamedUniTuple(int64, len(Keys._fields), Keys), types.UniTuple(int64, 4)
+_KEYS_TYPE, _SEEN_TYPE = types.NamedUniTuple(int64, len(Keys._fields), Keys), types.UniTuple(int64, 4)
 
 
 @register_jitable
@@ -40,7 +40,7 @@ def seen_where(kind, place, bounds, hidden):
     return bounds + place * ITEM if kind == BOUNDED else hidden + place
 
 
-@compiled(SEEN_TYPE(int64, int64, int64, int64, int64))
+@compiled(_SEEN_TYPE(int64, int64, int64, int64, int64))
 def _spread_bounds(bounds, n_rows, lane, n_lanes, between):
     """Write which keys some lanes see, as the bounds of rows say; return the least and most of both ends."""
     least_first, least_end, most_first, most_end = np.int64(2**31), np.int64(2**31), np.int64(0), np.int64(0)
@@ -80,7 +80,7 @@ def _hide_flagged(scores, n_keys, hidden, n_rows, lane, n_lanes):
             row = row + 1 if row + 1 < n_rows else 0
 
 
-@compiled(SEEN_TYPE(KEYS_TYPE, int64, int64, int64, int64))
+@compiled(_SEEN_TYPE(_KEYS_TYPE, int64, int64, int64, int64))
 def seen_by_lanes(keys, n_rows, lane, n_lanes, between):
     """Return the least and the most of the first key that a lane sees, and of the one after the last.
 
@@ -92,7 +92,7 @@ def seen_by_lanes(keys, n_rows, lane, n_lanes, between):
     return keys.first, keys.first, end, end
 
 
-@compiled(void(int64, int64, int64, KEYS_TYPE, SEEN_TYPE, int64, int64, int64, int64))
+@compiled(void(int64, int64, int64, _KEYS_TYPE, _SEEN_TYPE, int64, int64, int64, int64))
 def hide(tile, here, n, keys, seen, n_rows, lane, n_lanes, between):
     """Set scores of a tile of n keys, whose first has the number `here`, to -inf where they do not count."""
     _, most_first, least_end, _ = seen

@@ -11,10 +11,10 @@ from cqs.kernels.compiled.panels import PANEL_TYPE
 from cqs.kernels.compiled.pieces import STEP, TILE_BYTES, in_steps, split_keys, split_last_values, split_values
 from cqs.kernels.compiled.reading import ROW, read, readable
 from cqs.kernels.compiled.scores import CHANGE_TYPE, change_scores
-from cqs.kernels.compiled.vectors import LANES, compiled
+from cqs.kernels.compiled.vectors import LANES, compiled, inlined
 from cqs.schedule import TILE_KEYS
 
-__all__ = ["JOINED_TYPE", "Joined", "join_keys", "mask_tile", "seen_tiles"]
+__all__ = ["Joined", "join_keys", "mask_tile", "seen_tiles"]
 
 _RUN_BYTES = 6 * 8  # of a row of `runs`, as of `attend`
 _N_KEYS, _KIND, _PLACE, _TOKEN = 2 * 8, 3 * 8, 4 * 8, 5 * 8  # where in it its columns are
@@ -35,10 +35,10 @@ class Joined(NamedTuple):
     hidden: int
 
 
-JOINED_TYPE = types.NamedUniTuple(int64, len(Joined._fields), Joined)
+_JOINED_TYPE = types.NamedUniTuple(int64, len(Joined._fields), Joined)
 
 
-@register_jitable
+@inlined
 def join_keys(chunks, batch, head, runs, p, key, end, most_keys, block, room, bounds, hidden):
     """Split keys from the number `key` of the run p on; return them, where the next are, and whether AMX cannot do.
 
@@ -70,7 +70,7 @@ def _keys_of(joined, run, first, n):
     return Keys(0, 0, 0, 0, 0, 0, first, n, kind, seen, read(run + _TOKEN, _WHOLE))
 
 
-@compiled(int64(PANEL_TYPE, JOINED_TYPE, int64))
+@compiled(int64(PANEL_TYPE, _JOINED_TYPE, int64))
 def seen_tiles(panel, joined, between):
     """Return which tiles of keys some lane of a panel sees, a bit for each."""
     found, run, start = np.int64(0), joined.runs, -joined.skipped  # where the first key of the run would be
@@ -86,7 +86,7 @@ def seen_tiles(panel, joined, between):
     return found
 
 
-@compiled(void(PANEL_TYPE, JOINED_TYPE, CHANGE_TYPE, int64, int64, int64, int64, int64))
+@compiled(void(PANEL_TYPE, _JOINED_TYPE, CHANGE_TYPE, int64, int64, int64, int64, int64))
 def mask_tile(panel, joined, change, scores, here, n, between, noted):
     """Change the scores of n keys from the number `here` on, and set those to -inf that do not count."""
     run, start, own = joined.runs, -joined.skipped, (panel.n_rows, panel.lane, panel.n_lanes)

@@ -12,7 +12,7 @@ from numba import boolean, float32, float64, int32, int64, void
 from numba.extending import register_jitable
 from numba.types import UniTuple
 
-from cqs.kernels.compiled.amx import begin, end, has_amx
+from cqs.kernels.compiled.amx import HAS_TILES, begin, end, has_amx
 from cqs.kernels.compiled.amx_tiles import add_keys_by_amx, amx_room
 from cqs.kernels.compiled.dots import are_few
 from cqs.kernels.compiled.hiding import Keys, seen_where
@@ -24,7 +24,19 @@ from cqs.kernels.compiled.rounding import round_as_before, round_small_to_zero
 from cqs.kernels.compiled.scores import CHANGE_ITEMS, PLAIN_CHANGE_TYPE
 from cqs.kernels.compiled.sharing import next_item
 from cqs.kernels.compiled.tiles import add_keys, fill, fold
-from cqs.kernels.compiled.vectors import ITEM, LANES, LIFT, all_less, any_less, compiled, load, spread, store, transpose
+from cqs.kernels.compiled.vectors import (
+    ITEM,
+    LANES,
+    LIFT,
+    all_less,
+    any_less,
+    compiled,
+    inlined,
+    load,
+    spread,
+    store,
+    transpose,
+)
 from cqs.kernels.numba_scores import Change
 from cqs.schedule import LEAST_SPLIT_LANES, PANEL, TILE_KEYS
 
@@ -178,20 +190,36 @@ def _fill_panel(panel, queries, batch, head, first_row, factor, rows):
     return False
 
 
-@register_jitable
+@inlined
 def _add_keys(chunks, batch, head, runs, p, key, most_keys, block, room, bounds, hidden, change, factor, is_kept):
-    """Add keys from the number `key` of the run p on to sums, by vectors; return how many, and where the next are."""
+    """Do as `_add_next_keys` does by vectors, with keys of one run."""
     n_keys, kind, place = runs[p, 2], runs[p, 3], runs[p, 4]
     n, first = min(most_keys, n_keys - key), runs[p, 1] + key
-    seen = seen_where(kind, place, bounds, hidden)
-    is_few = are_few(block.n_lanes, block.depth)
+    seen, is_few = seen_where(kind, place, bounds, hidden), are_few(block.n_lanes, block.depth)
     k = readable(chunks, batch, runs[p, 0], 0, head, first, n, room.keys, block.depth, is_few)
     v = readable(chunks, batch, runs[p, 0], 1, head, first, n, room.values, block.width, is_few)
     round_small_to_zero()
     keys = Keys(*k, *v, key, n, kind, seen, runs[p, 5])
     for i in range(n_panels_of(block)):
         add_keys(panel_of(block, i), keys, change, room.tile, room.between, room.noted, factor, is_kept)
-    return (n, p, key + n) if key + n < n_keys else (n, p + 1, 0)
+    return (n, p, key + n, False) if key + n < n_keys else (n, p + 1, 0, False)
+
+
+@inlined
+def _add_next_keys(
+    chunks, batch, head, runs, p, key, end, most_keys, block, room, bounds, hidden, change, factor, is_kept
+):
+    """Add keys from the number `key` of the run p on to sums; return how many, where the next are, if any is small."""
+    if HAS_TILES and block.pieces > 0:  # where there are none, the compiler leaves this out
+        joined, p, key, are_small = join_keys(
+            chunks, batch, head, runs, p, key, end, most_keys, block, room, bounds, hidden
+        )
+        round_small_to_zero()
+        add_keys_by_amx(block, joined, change, room.weighing, room.between, room.noted, factor, is_kept)
+        return joined.n, p, key, are_small
+    return _add_keys(
+        chunks, batch, head, runs, p, key, most_keys, block, room, bounds, hidden, change, factor, is_kept
+    )  # fmt: skip
 
 
 @register_jitable
@@ -241,13 +269,14 @@ def _write_rows(panel, is_kept, rows, head, first_row, scale, out, lse, rest):
     return found
 
 
-@register_jitable
+@inlined
 def _attend_item(
     queries, chunks, query_factor, factor, scale, item, rows, runs, seen_at, change, tokens, room, most_keys, out, lse,
     rest, begins, ends, pieces,
 ):  # fmt: skip
     """Attend with the query heads of an item; return whether the result counts, and how many keys there were."""
     batch, kv_head, head, n_heads, _ = item
+    bounds_at, hidden_at = seen_at
     first_row, end_row, p, end_run = rows
     n_lanes = n_heads * (end_row - first_row)
     block = _block(n_lanes, end_row - first_row, queries[0, 5], out.shape[2], tokens, pieces, room)
@@ -259,17 +288,11 @@ def _attend_item(
     n_recent, n_keys, is_kept, key = 0, 0, not begins, 0  # keys since sums were folded, and all
     while p < end_run:
         round_as_before(rounding)  # small keys matter where queries are large
-        if block.pieces > 0:
-            joined, p, key, are_small = join_keys(
-                chunks, batch, kv_head, runs, p, key, end_run, most_keys, block, room, *seen_at
-            )
-            round_small_to_zero()
-            add_keys_by_amx(block, joined, change, room.weighing, room.between, room.noted, factor, is_kept)
-            n, is_small = joined.n, is_small or are_small
-        else:
-            n, p, key = _add_keys(
-                chunks, batch, kv_head, runs, p, key, most_keys, block, room, *seen_at, change, factor, is_kept
-            )
+        n, p, key, are_small = _add_next_keys(
+            chunks, batch, kv_head, runs, p, key, end_run, most_keys, block, room, bounds_at, hidden_at, change, factor,
+            is_kept,
+        )  # fmt: skip
+        is_small |= are_small
         n_recent, n_keys = n_recent + n, n_keys + n
         if n_recent >= _FOLD_KEYS:
             fold(room.sums, room.kept, n_sums, is_kept)

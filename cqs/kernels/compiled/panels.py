@@ -8,7 +8,7 @@ from numba.extending import register_jitable
 from cqs.kernels.compiled.reading import ROW, padded
 from cqs.schedule import TILE_WIDTH
 
-__all__ = ["BLOCK_TYPE", "PANEL_TYPE", "Block", "Panel", "n_panels_of", "panel_of"]
+__all__ = ["PANEL_TYPE", "Block", "Panel", "n_panels_of", "panel_of"]
 
 
 class Block(NamedTuple):
@@ -43,7 +43,6 @@ class Panel(NamedTuple):
     pieces: int
 
 
-BLOCK_TYPE = types.NamedUniTuple(int64, len(Block._fields), Block)
 PANEL_TYPE = types.NamedUniTuple(int64, len(Panel._fields), Panel)
 
 

@@ -5,11 +5,11 @@ from numba import boolean, float32, int64, njit, void
 from numba.extending import register_jitable
 
 from cqs.kernels.compiled.dots import are_few, score_few
-from cqs.kernels.compiled.hiding import KEYS_TYPE, hide, seen_by_lanes
+from cqs.kernels.compiled.hiding import hide, seen_by_lanes
 from cqs.kernels.compiled.panels import PANEL_TYPE
 from cqs.kernels.compiled.products import multiply, multiply_halves
 from cqs.kernels.compiled.reading import ROW, read
-from cqs.kernels.compiled.scores import CHANGE_TYPE, change_scores
+from cqs.kernels.compiled.scores import change_scores
 from cqs.kernels.compiled.vectors import (
     ITEM,
     LANES,
@@ -17,6 +17,7 @@ from cqs.kernels.compiled.vectors import (
     VECTOR_BYTES,
     any_less,
     compiled,
+    inlined,
     lifted_exp2,
     load,
     spread,
@@ -150,7 +151,7 @@ def rescale(panel, factors, grew, is_kept):
             store(load(total) * spread(_LOWER) * load(factors + place), total)
 
 
-@compiled(void(PANEL_TYPE, KEYS_TYPE, CHANGE_TYPE, int64, int64, int64, float32, boolean))
+@inlined
 def add_keys(panel, keys, change, tile, between, room, factor, is_kept):
     """Add some keys to the sums of a panel.
 

@@ -30,6 +30,7 @@ __all__ = [
     "any_less",
     "compiled",
     "exp",
+    "inlined",
     "interleaved",
     "lifted_exp2",
     "load",
@@ -61,6 +62,14 @@ _INTEGERS = ir.VectorType(ir.IntType(32), LANES)
 def compiled(signature):
     """Compile a function for one signature, and keep the result."""
     return njit(signature, nogil=True, error_model="numpy", cache=True)
+
+
+def inlined(function):
+    """Make a function part of the one that calls it: for a large one with one caller, which does not give it `*rest`.
+
+    What is compiled for a signature is compiled again within each caller, and each of theirs.
+    """
+    return njit(nogil=True, inline="always")(function)
 
 
 class _VectorType(types.Type):
