@@ -7,7 +7,7 @@ PyTorch.
 """
 
 from collections.abc import Callable
-from functools import reduce
+from functools import cache, reduce
 from importlib import import_module
 from typing import Any, cast
 
@@ -130,47 +130,90 @@ def _attention(options: dict[str, Any]) -> Callable[..., tuple[Array, None]]:
 
 def mask_of(
     *,
-    batch_size: int,
     q_length: int,
     kv_length: int,
     q_offset: int = 0,
     kv_offset: int = 0,
-    mask_function: Callable[..., Any],
-    attention_mask: Array | None = None,
-    **others: Any,
+    **how: Any,
 ) -> Array:
     """Return what layers are given as their mask: a tensor `(B, 1, T, S)` without data, see `_carrier`.
 
     What it carries is a rule, if one is known, or else the boolean tensor that PyTorch would be given. The arguments
     are those that `transformers` gives to `sdpa_mask`.
     """
-    theirs = import_module("transformers.masking_utils")
     queries = range(int(q_offset), int(q_offset) + q_length)
-    rule = _rule(mask_function, queries, range(int(kv_offset), int(kv_offset) + kv_length))
-    if rule is None:
-        others |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-        where = {"q_offset": q_offset, "kv_offset": kv_offset, "attention_mask": attention_mask}
-        sizes = {"batch_size": batch_size, "q_length": q_length, "kv_length": kv_length}
-        found = theirs.sdpa_mask(**sizes, **where, mask_function=mask_function, **others)
-        return _carrier(found, *found.shape)
-    if attention_mask is not None:
-        padded = theirs.prepare_padding_mask(attention_mask, kv_length, kv_offset)[:, kv_offset : kv_offset + kv_length]
-        padding = _of_keys(padded.bool())
-        rule = rule if padding is None else _both(rule, padding)
-    return _carrier(rule, batch_size, 1, q_length, kv_length)
+    return _carrier(queries, range(int(kv_offset), int(kv_offset) + kv_length), **how)
 
 
-def _carrier(mask: Mask | Array, *shape: int) -> Array:
-    """Return a boolean tensor without data that has a mask as its attribute.
+def _carrier(queries: range, keys: range, **how: Any) -> Array:
+    """Return a boolean tensor without data that has the mask of some tokens as its attribute, and of parts as theirs.
 
     A model that does not go through the attention interface, but adds the mask to scores of its own, then fails, and
-    does not go on with a mask of another kind than it takes.
+    does not go on with a mask of another kind than it takes. One may drop queries of which it needs no output.
     """
     import torch
 
-    carrier: Array = torch.empty(shape, dtype=torch.bool, device="meta")
+    mask = _mask(queries, keys, **how)
+    shape = (how["batch_size"], 1, len(queries), len(keys)) if isinstance(mask, Mask) else mask.shape
+    carrier: Array = torch.empty(shape, dtype=torch.bool, device="meta").as_subclass(_carriers())
     carrier.cqs_mask = mask
+
+    def part(rows: slice, columns: slice) -> Array:
+        return _carrier(queries[rows], keys[columns], **how)
+
+    carrier.cqs_part = part
     return carrier
+
+
+@cache
+def _carriers() -> Any:
+    """Return the type of what `_carrier` returns."""
+    import torch
+
+    class MaskCarrier(torch.Tensor):
+        """Tensors without data, whose slices along queries and keys carry masks, too."""
+
+        def __getitem__(self, index: Any) -> Any:
+            found, part, cuts = super().__getitem__(index), getattr(self, "cqs_part", None), _slices(index, self.ndim)
+            if part is None or cuts is None or found.shape[:2] != self.shape[:2]:
+                return found
+            return part(*cuts[2:])
+
+    return MaskCarrier
+
+
+def _slices(index: Any, n_axes: int) -> tuple[slice, ...] | None:
+    """Return what an index takes along each axis; None if that is not so many numbers next to each other."""
+    cuts = list(index) if isinstance(index, tuple) else [index]
+    place = next((n for n, cut in enumerate(cuts) if cut is ...), len(cuts))
+    cuts[place : place + 1] = [slice(None)] * (n_axes - len(cuts) + (place < len(cuts)))
+    is_sliced = all(isinstance(cut, slice) and cut.step in (None, 1) for cut in cuts)
+    return tuple(cuts) if is_sliced else None
+
+
+def _mask(
+    queries: range,
+    keys: range,
+    *,
+    batch_size: int,
+    mask_function: Callable[..., Any],
+    attention_mask: Array | None = None,
+    **others: Any,
+) -> Mask | Array:
+    """Return the mask of some tokens, as of `mask_of`."""
+    theirs = import_module("transformers.masking_utils")
+    rule = _rule(mask_function, queries, keys)
+    if rule is None:
+        others |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        where = {"q_offset": queries.start, "kv_offset": keys.start, "attention_mask": attention_mask}
+        sizes = {"batch_size": batch_size, "q_length": len(queries), "kv_length": len(keys)}
+        found: Array = theirs.sdpa_mask(**sizes, **where, mask_function=mask_function, **others)
+        return found
+    if attention_mask is not None:
+        padded = theirs.prepare_padding_mask(attention_mask, len(keys), keys.start)[:, keys.start : keys.stop]
+        padding = _of_keys(padded.bool())
+        rule = rule if padding is None else _both(rule, padding)
+    return rule
 
 
 def _carried(mask: Array | None, n_queries: int, n_keys: int) -> Mask | Array | None:

@@ -23,7 +23,11 @@ MODELS = {
     "gemma2": {"sliding_window": 9, "attn_logit_softcapping": 0.5, "query_pre_attn_scalar": 16},
     "gpt_oss": {"sliding_window": 9, "num_local_experts": 2, "num_experts_per_tok": 1},
     "qwen3": {},
-}
+    "gemma4_text": {  # layers that take the keys of others get a part of the mask
+        "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2,
+        "global_head_dim": 16, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 100, "sliding_window": 9,
+    },
+}  # fmt: skip
 
 pytestmark = pytest.mark.filterwarnings("default")  # what transformers warns of is not ours
 
@@ -36,7 +40,7 @@ def registered() -> None:
 
 def model_of(kind: str):
     model = transformers.AutoModelForCausalLM.from_config(
-        transformers.AutoConfig.for_model(kind, **SIZES, **MODELS[kind])
+        transformers.AutoConfig.for_model(kind, **(SIZES | MODELS[kind]))
     )
     for name, x in model.named_parameters():
         if "sinks" in name or x.ndim > 1:
@@ -262,9 +266,26 @@ def test_a_mask_that_a_model_has_changed_is_refused() -> None:
     attend = transformers.AttentionInterface()["cqs"]
     q = torch.zeros(1, 2, 4, 8)
     mask = huggingface.mask_of(batch_size=1, q_length=4, kv_length=5, mask_function=causal_mask_function)
-    for changed in (mask[..., :4], mask):  # derived from it; and for five keys
+    derived = [mask.clone()[..., :4], mask[..., [0, 1, 2, 3]], mask[:, :, :, ::2].expand(1, 1, 4, 3)]
+    for changed in [*derived, mask]:  # the last is for five keys
         with pytest.raises(BackendError, match="`attention_mask` must be the one that cqs made"):
             attend(torch.nn.Module(), q, q, q, changed)
+
+
+@pytest.mark.parametrize("function", ["causal_mask_function", "every second"])
+@pytest.mark.parametrize("cuts", [np.s_[:, :, -2:, :], np.s_[..., 1:4, 2:8], np.s_[:, :, :5], np.s_[..., :7]], ids=str)
+def test_a_part_of_a_mask_is_the_mask_of_these_tokens(function: str, cuts: tuple) -> None:
+    from transformers import masking_utils as masks
+
+    found_by = getattr(masks, function, lambda b, h, q, k: (q - k) % 2 == 0)
+    how = {"batch_size": 2, "q_length": 6, "kv_length": 9, "q_offset": 3, "mask_function": found_by}
+    how["attention_mask"] = torch.tensor([[True] * 9, [False] * 4 + [True] * 5])
+    part, expected = huggingface.mask_of(**how)[cuts], masks.sdpa_mask(**how)[cuts]
+    (q, k, v), (T, S) = torch.randn(3, 2, 2, 9, 8), expected.shape[-2:]
+    found, _ = transformers.AttentionInterface()["cqs"](torch.nn.Module(), q[:, :, :T], k[:, :, :S], v[:, :, :S], part)
+    own = torch.nn.functional.scaled_dot_product_attention(q[:, :, :T], k[:, :, :S], v[:, :, :S], attn_mask=expected)
+    sees = expected.any(-1).transpose(1, 2)[..., None]
+    near(torch.where(sees, found, 0), torch.where(sees, own.transpose(1, 2), 0))
 
 
 def test_masks_that_are_numbers_are_added() -> None:
