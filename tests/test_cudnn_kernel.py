@@ -326,6 +326,22 @@ def test_a_missing_library_is_refused(fake_gpu: Machine, monkeypatch: pytest.Mon
     assert "pip install" in (refusal(request()) or "")
 
 
+def test_the_runtime_is_loaded_before_the_frontend_looks_for_it(
+    fake_gpu: Machine,  # noqa: F811
+    cudnn: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import cupy  # noqa: F811
+
+    def fails() -> int:
+        raise RuntimeError("Failure finding libcudart.so.13")
+
+    monkeypatch.setattr(cupy.cuda, "get_local_runtime_version", fails)
+    cudnn_graphs.missing_libraries.cache_clear()
+    assert "cannot be loaded (Failure finding libcudart.so.13); pip install" in (refusal(request()) or "")
+    cudnn_graphs.missing_libraries.cache_clear()
+
+
 def test_each_device_is_asked_what_it_can_do(
     fake_gpu: Machine,  # noqa: F811
     cudnn: ModuleType,

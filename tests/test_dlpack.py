@@ -97,6 +97,7 @@ def test_out_is_given_back_as_it_is_beside_a_new_lse(cupy: ModuleType, taken: li
     into = on_device(cupy, np.zeros((4, 90, 8), DTYPES["bfloat16"]))
     out, lse = cqs.attention(*(on_device(cupy, x) for x in given), out=into, return_lse=True, backend="cupy", workers=7)
     assert out is into
+    assert [tuple(x.shape) for x in taken] == [(4, 90, 8), (4, 90)]  # the first so that torch waits for it
     assert lse.is_cuda
     assert_exact(on_host(out), *given, lse=lse.owner.get())
 

@@ -52,7 +52,12 @@ def borrowed(
         return tuple(given.values()), lambda array: array
     namespace_of(**{name: x for name, x in given.items() if is_array_api_obj(x)})
     views = tuple(_viewed(name, x, view) if is_torch_array(x) else x for name, x in given.items())
-    return views, lambda array: out if array is views[-1] else back(array) if _is_plain(array) else array
+
+    def hand_out(array: Array) -> Array:
+        found = back(array) if _is_plain(array) else array  # from here on torch's stream waits for what CuPy's writes
+        return out if array is views[-1] else found
+
+    return views, hand_out
 
 
 def _borrowed_from_jax(given: dict[str, Any]) -> tuple[tuple[Any, ...], Callable[[Array], Array]]:

@@ -238,8 +238,9 @@ def _lent(cupy: Any) -> Iterator[tuple[Any, _Runner]]:
 
 
 def _load() -> Any:
-    """Import the frontend, after the library that compiles its kernels, which it would not find by itself."""
+    """Import the frontend, after libraries that it would not find by itself: NVRTC, and the runtime, CuPy's part."""
     load_libraries()
+    import_cupy().cuda.get_local_runtime_version()
     return importlib.import_module("cudnn")
 
 
