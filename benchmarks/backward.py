@@ -3,7 +3,7 @@
     python benchmarks/backward.py            # a table, and benchmarks/results/backward-<CPU>-<BLAS kernel>.json
     python benchmarks/backward.py --bias     # with a bias for each pair, whose gradient is asked for, too
 
-All contestants run once in each round, in turn; figures are medians over rounds. PyTorch's time is that of `backward`
+Contestants take turns as in cpu.py; figures are medians over rounds. PyTorch's time is that of `backward`
 alone, whose forward pass has kept what it needs, as is `cqs.attention_backward`'s.
 """
 

@@ -112,8 +112,14 @@ def measure_shape(H: int, N: int, D: int, rounds: int, dtype: str) -> list[dict[
         after_pause, seconds = medians[name, is_causal]
         rows.append(
             {
-                **{"H": H, "N": N, "D": D, "name": name, "is_causal": is_causal},
-                **{"seconds": seconds, "gflops": flops / seconds / 1e9, "tokens_per_s": N / seconds},
+                "H": H,
+                "N": N,
+                "D": D,
+                "name": name,
+                "is_causal": is_causal,
+                "seconds": seconds,
+                "gflops": flops / seconds / 1e9,
+                "tokens_per_s": N / seconds,
                 "seconds_after_a_pause": after_pause,
             }
         )

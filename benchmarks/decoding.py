@@ -2,8 +2,8 @@
 
     python benchmarks/decoding.py            # a table, and benchmarks/results/decoding-<CPU>-<BLAS kernel>.json
 
-All contestants run once in each round, in turn; figures are medians over rounds. Keys are read once and used hardly
-more: what counts is how fast they come, so the bytes of keys and values a second are shown, too.
+Contestants take turns of one call, in an order by lot; figures are medians over rounds. Keys are read once and used
+hardly more: what counts is how fast they come, so the bytes of keys and values a second are shown, too.
 """
 
 import argparse

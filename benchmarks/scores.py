@@ -3,7 +3,7 @@
     python benchmarks/scores.py              # a table, and benchmarks/results/scores-<CPU>-<BLAS kernel>.json
 
 Contestants are the kernel that cqs takes by itself, its NumPy kernel, and torch where it is installed and has the like
-(a bias, scores that differ much). All run once in each round, in turn; figures are medians over rounds.
+(a bias, scores that differ much). They take turns as in cpu.py; figures are medians over rounds.
 """
 
 import argparse

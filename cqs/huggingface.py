@@ -146,10 +146,10 @@ def mask_of(
 
 
 def _carrier(queries: range, keys: range, **how: Any) -> Array:
-    """Return a boolean tensor without data that has the mask of some tokens as its attribute, and of parts as theirs.
+    """Return a boolean tensor without data that has the mask of some tokens as its attribute; its slices have theirs.
 
     A model that does not go through the attention interface, but adds the mask to scores of its own, then fails, and
-    does not go on with a mask of another kind than it takes. One may drop queries of which it needs no output.
+    does not go on with a mask of another kind than it takes. It may take some of the queries, or of the keys.
     """
     import torch
 
@@ -183,7 +183,7 @@ def _carriers() -> Any:
 
 
 def _slices(index: Any, n_axes: int) -> tuple[slice, ...] | None:
-    """Return what an index takes along each axis; None if that is not so many numbers next to each other."""
+    """Return the slice along each axis that an index stands for; None if it is anything but slices of step 1."""
     cuts = list(index) if isinstance(index, tuple) else [index]
     place = next((n for n, cut in enumerate(cuts) if cut is ...), len(cuts))
     cuts[place : place + 1] = [slice(None)] * (n_axes - len(cuts) + (place < len(cuts)))

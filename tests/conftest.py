@@ -34,9 +34,10 @@ os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"cqs
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow what `thinned` says: of the numbers of their values, those of sets that are kept add up to nothing.
+    """Mark as slow what `thinned` says.
 
-    So each value of each parameter is in some of them.
+    Values of each parameter are numbered in their order, and a set of n is kept if its numbers add up to a multiple
+    of n. So where two parameters have n values or more, each value of each is in some set.
     """
     numbers: dict[tuple[object, str], dict[int, int]] = {}  # of each parameter of each test its values, in their order
     for item in items:

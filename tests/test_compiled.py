@@ -158,13 +158,13 @@ def test_numbers_of_any_type_and_place_are_read(dtype: str, strides: int) -> Non
     rows = np.repeat(numbers, 2).reshape(1, 1 << 10, 128)[:, :, ::strides]
     target = np.full((1 << 10, rows.shape[-1] + 1), 7, np.float32)
     chunks = places([rows, rows], KINDS[dtype])[:, None]
-    room = len(target), target.ctypes.data
-    found = reading.readable(chunks, 0, 0, 1, 0, 0, *room, target.shape[1], True)  # which is wider
+    rows_and_room = len(target), target.ctypes.data
+    found = reading.readable(chunks, 0, 0, 1, 0, 0, *rows_and_room, target.shape[1], True)  # which is wider
     assert found == (target.ctypes.data, target.strides[0], FLOAT32)
     np.testing.assert_array_equal(target[:, :-1], rows[0].astype(np.float32))
     np.testing.assert_array_equal(target[:, -1], 0)
     for takes_halves in (False, True):
-        found = reading.readable(chunks, 0, 0, 1, 0, 0, *room, rows.shape[-1], takes_halves)
+        found = reading.readable(chunks, 0, 0, 1, 0, 0, *rows_and_room, rows.shape[-1], takes_halves)
         where_they_are = (rows.ctypes.data, rows.strides[1], KINDS[dtype])
         copied = (target.ctypes.data, rows.shape[-1] * 4, FLOAT32)
         assert found == (where_they_are if strides == 1 and (takes_halves or dtype == "float32") else copied)

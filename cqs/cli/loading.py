@@ -12,8 +12,9 @@ __all__ = ["load_kernel"]
 
 
 def load_kernel(plan: Plan, is_quiet: bool = False) -> None:
-    """Run the kernel of a plan once, if it is one for NumPy arrays; on a terminal, say so meanwhile."""
+    """Run the kernel of a plan once, if it is one for NumPy arrays; on a terminal, say so if it may be compiled."""
     if plan.setting.has_own_threads:
         x = np.ones((1, 1, 4), np.float32)
-        with nullcontext() if is_quiet else status("loading the kernel; Numba compiles it the first time"):
+        is_told = plan.setting.kernel == "numba" and not is_quiet
+        with status("loading the kernel; Numba compiles it the first time") if is_told else nullcontext():
             KERNELS[plan.setting.kernel].attend(x, [KeyChunk(x, x)], scale=1.0)

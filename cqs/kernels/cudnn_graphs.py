@@ -238,9 +238,9 @@ def _lent(cupy: Any) -> Iterator[tuple[Any, _Runner]]:
 
 
 def _load() -> Any:
-    """Import the frontend, after libraries that it would not find by itself: NVRTC, and the runtime, CuPy's part."""
+    """Import the frontend, after libraries that it would not find by itself: NVRTC, and the CUDA runtime."""
     load_libraries()
-    import_cupy().cuda.get_local_runtime_version()
+    import_cupy().cuda.get_local_runtime_version()  # which loads it
     return importlib.import_module("cudnn")
 
 

@@ -40,7 +40,7 @@ def are_few(n_queries, width):
 def _dots_of(kind):
     """Return a function for compiled code: the dot products of a query with rows of a type, a vector of them.
 
-    Rows and query are `width` numbers, whole vectors of them. If there are fewer, the last row stands for more.
+    Rows and query are `width` numbers, whole vectors of them. If there are fewer rows, the last one stands for more.
     """
 
     @intrinsic
@@ -110,6 +110,8 @@ def score_few(k, k_row, kind, n_keys, queries, n_queries, width, tile):
     ----------
     k, queries : address of arrays `(n_keys, width)` and `(n_queries, width)`
         Rows of adjacent numbers: of keys of a type, `k_row` bytes from one to the next, and of queries of float32.
+    kind : int
+        The type of the keys' numbers.
     n_keys, n_queries, width : int
         Sizes; the last is one of whole vectors.
     tile : address

@@ -192,7 +192,7 @@ def _fill_panel(panel, queries, batch, head, first_row, factor, rows):
 
 @inlined
 def _add_keys(chunks, batch, head, runs, p, key, most_keys, block, room, bounds, hidden, change, factor, is_kept):
-    """Do as `_add_next_keys` does by vectors, with keys of one run."""
+    """Do by vectors what `_add_next_keys` does, with keys of one run."""
     n_keys, kind, place = runs[p, 2], runs[p, 3], runs[p, 4]
     n, first = min(most_keys, n_keys - key), runs[p, 1] + key
     seen, is_few = seen_where(kind, place, bounds, hidden), are_few(block.n_lanes, block.depth)
@@ -209,7 +209,7 @@ def _add_keys(chunks, batch, head, runs, p, key, most_keys, block, room, bounds,
 def _add_next_keys(
     chunks, batch, head, runs, p, key, end, most_keys, block, room, bounds, hidden, change, factor, is_kept
 ):
-    """Add keys from the number `key` of the run p on to sums; return how many, where the next are, if any is small."""
+    """Add keys from the number `key` of the run p on; return how many, where the next are, and if AMX cannot do."""
     if HAS_TILES and block.pieces > 0:  # where there are none, the compiler leaves this out
         joined, p, key, are_small = join_keys(
             chunks, batch, head, runs, p, key, end, most_keys, block, room, bounds, hidden

@@ -35,7 +35,7 @@ _INTEGER = ir.IntType(64)
 
 
 def _in_registers(kind, heights):
-    """Return what does `multiply` for one of some numbers of rows, and at most `_MOST_VECTORS`; b is of some type."""
+    """Return what does `multiply` for `n_rows` among some heights, and at most `_MOST_VECTORS`; b is of a type."""
 
     @intrinsic
     def multiply_in_registers(typing, n_rows, n_vectors, a, a_row, a_depth, b, b_depth, c, c_row, depth, adds):

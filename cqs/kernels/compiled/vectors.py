@@ -65,9 +65,10 @@ def compiled(signature):
 
 
 def inlined(function):
-    """Make a function part of the one that calls it: for a large one with one caller, which does not give it `*rest`.
+    """Make a function part of those that call it: for one that is large, or calls what is, and has one or two callers.
 
-    What is compiled for a signature is compiled again within each caller, and each of theirs.
+    What is compiled for a signature is compiled again within each caller, and each of theirs. Numba cannot do so with
+    calls that have `*arguments`.
     """
     return njit(nogil=True, inline="always")(function)
 
@@ -185,7 +186,7 @@ def load_vector(builder, address, kind):
 
 
 def _loads(kind):
-    """Return a function for compiled code that does so; the address need not be a multiple of anything."""
+    """Return a function for compiled code that loads a vector of a type, as `load_vector` does, from any address."""
 
     @intrinsic
     def load_numbers(typing, address):
