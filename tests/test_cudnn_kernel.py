@@ -326,11 +326,8 @@ def test_a_missing_library_is_refused(fake_gpu: Machine, monkeypatch: pytest.Mon
     assert "pip install" in (refusal(request()) or "")
 
 
-def test_the_runtime_is_loaded_before_the_frontend_looks_for_it(
-    fake_gpu: Machine,  # noqa: F811
-    cudnn: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.usefixtures("fake_gpu", "cudnn")
+def test_the_runtime_is_loaded_before_the_frontend_looks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     import cupy  # noqa: F811
 
     def fails() -> int:
