@@ -176,3 +176,17 @@ def test_a_bar_moves_by_what_is_loaded_and_counts_it_in_no_rate(
     assert row.total == whole
     loaded = [shown["completed"] for shown in row.shown if shown["rate"] == "0FLOP/s"]
     assert max(loaded) == pytest.approx(4 / 7 * whole, rel=0.02)
+
+
+def test_what_takes_time_is_said_on_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cqs.cli.terminal import status
+
+    for is_terminal in (False, True):
+        monkeypatch.setenv("FORCE_COLOR", "1") if is_terminal else monkeypatch.delenv("FORCE_COLOR", raising=False)
+        with status("compiling the kernel"):
+            pass
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert ("compiling the kernel" in err) is is_terminal
